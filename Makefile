@@ -1,0 +1,45 @@
+# Everything a newcomer types. Each recipe has one line of comment.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+.PHONY: help setup setup-dev run test lint
+
+# Print this list of targets
+help:
+	@awk '/^# /{text=substr($$0,3)} /^[a-z-]+:/{sub(/:.*/,"",$$1); printf "  make %-10s %s\n", $$1, text; text=""}' Makefile
+
+# Make the virtual environment that serves (no torch)
+setup: $(VENV)/.base
+
+# Add what training, tests and lint need (PyTorch among it)
+setup-dev: $(VENV)/.dev
+
+# Serve the shipped models on http://127.0.0.1:$(PORT)
+run: setup
+	$(BIN)/sid serve --port $(PORT)
+
+# Run the whole test suite
+test: setup-dev
+	$(BIN)/pytest
+
+# Check style, types and the two import walls
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(VENV)/.python:
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}: say make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.base: pyproject.toml | $(VENV)/.python
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.python
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/.base

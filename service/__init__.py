@@ -1,0 +1,1 @@
+"""The online half: requests in, pictures out (FastAPI, no torch)."""
