@@ -1,0 +1,27 @@
+"""Pixels: from a network's output to uint8, and pictures of many images."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from distill.checkpoints import write_atomically
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Quantise float [N, C, H, W] in [-1, 1] to uint8 [N, H, W, C], truncating as EDM does."""
+    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def save_grid(path: Path, images: Tensor, columns: int = 10, scale: int = 2) -> None:
+    """Save uint8 [N, H, W, C] as one PNG, row by row, each pixel enlarged to scale x scale."""
+    n, height, width, channels = images.shape
+    rows = -(-n // columns)
+    sheet = np.zeros((rows * columns, height, width, channels), np.uint8)
+    sheet[:n] = images.cpu().numpy()
+    grid = sheet.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
+    grid = grid.reshape(rows * height, columns * width, channels).squeeze()
+    grid = grid.repeat(scale, axis=0).repeat(scale, axis=1)
+    write_atomically(path, lambda file: Image.fromarray(grid).save(file, format="PNG"))

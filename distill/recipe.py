@@ -1,0 +1,131 @@
+"""A recipe: every number of a training in one small TOML file (distill/recipes/)."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distill.errors import UserError
+from distill.losses import Weighting
+from distill.networks import NetworkConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class LoopConfig(_Section):
+    """What every training needs to know.
+
+    Attributes:
+        total_images: stop after this many images.
+        batch: images a step.
+        lr: Adam's learning rate.
+        betas: Adam's decay rates of the two moments.
+        ema_halflife: images after which a weight's share in the average has halved.
+        checkpoint_every: images between two checkpoints.
+        seed: start of every random stream; the same seed repeats the run to the bit.
+    """
+
+    total_images: int = Field(gt=0)
+    batch: int = Field(gt=0)
+    lr: float = Field(gt=0)
+    betas: tuple[float, float]
+    ema_halflife: float = Field(gt=0)
+    checkpoint_every: int = Field(gt=0)
+    seed: int = Field(default=0, ge=0)
+
+
+class TeacherConfig(LoopConfig):
+    """How to train a diffusion teacher (EDM, arXiv 2206.00364).
+
+    Attributes:
+        lr: its highest value; it rises over `warmup` images and falls to 0 on half a cosine.
+        warmup: images over which the learning rate rises.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup: int = Field(default=10_000, ge=0)
+
+
+class SidConfig(LoopConfig):
+    """How to distil it (SiD, arXiv 2404.04057); the defaults are the paper's.
+
+    Attributes:
+        alpha: see `distill.losses.generator_loss`; 1.0 is the safe start on new data.
+        t_max: see `distill.schedules.generator_sigmas`.
+        weighting: see `distill.losses.generator_loss`.
+        sigma_init: noise level at which the generator denoises pure noise.
+        fake_lr: learning rate of the fake-score network; None means `lr`.
+        generator_loss_scale: the generator's loss is multiplied by this.
+        fake_loss_scale: the fake-score network's loss is multiplied by this.
+    """
+
+    lr: float = Field(default=1e-5, gt=0)
+    fake_lr: float | None = Field(default=None, gt=0)
+    batch: int = Field(default=256, gt=0)
+    betas: tuple[float, float] = (0.0, 0.999)
+    ema_halflife: float = Field(default=500_000, gt=0)
+    alpha: float = 1.0
+    t_max: float = Field(default=800, gt=0, le=1000)
+    weighting: Weighting = "sid"
+    sigma_init: float = Field(default=2.5, gt=0)
+    generator_loss_scale: float = Field(default=100, gt=0)
+    fake_loss_scale: float = Field(default=1, gt=0)
+
+
+class Recipe(_Section):
+    """A network, its teacher's training and its distillation.
+
+    Attributes:
+        description: what it is for and how long it takes.
+        features: the shipped feature network over which a distance means something here.
+    """
+
+    description: str
+    features: str | None = None
+    network: NetworkConfig
+    teacher: TeacherConfig
+    sid: SidConfig
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read a recipe by the name of a shipped one ("fashion") or the path of a .toml file.
+
+    Raises:
+        UserError: there is none, or an entry is unknown, missing or out of range.
+    """
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
+        raise UserError(f"no recipe {name!r}: name a .toml file or one of: {shipped}")
+    try:
+        return Recipe.model_validate(tomllib.loads(path.read_text()))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first_error(error)}") from None
+
+
+Section = TypeVar("Section", bound=BaseModel)
+
+
+def override(section: Section, **changes: Any) -> Section:
+    """Return a section with the entries of `changes` that are not None replaced.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    try:
+        return type(section).model_validate(section.model_dump() | given)
+    except ValidationError as error:
+        raise UserError(_first_error(error)) from None
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"

@@ -1,0 +1,167 @@
+"""Real trainings of a tiny network: they learn, they resume to the bit, they stop cleanly."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+from distill.checkpoints import load_network, load_state
+from distill.data import Dataset
+from distill.errors import UserError
+from distill.evaluation.frechet import frechet_distance, statistics
+from distill.images import to_pixels
+from distill.networks import NetworkConfig
+from distill.recipe import SidConfig, TeacherConfig
+from distill.sampling import heun, one_step
+from distill.sid import SidTraining, drop_nan_samples
+from distill.teacher import TeacherTraining, learning_rate
+from distill.training import ema_beta, train
+
+CPU = torch.device("cpu")
+NETWORK = NetworkConfig(
+    img_resolution=8, img_channels=1, label_dim=2, model_channels=16, channel_mult=(1, 2),
+    num_blocks=1, attn_resolutions=(), dropout=0.1,
+)  # fmt: skip
+TEACHER = TeacherConfig(
+    total_images=38_400, batch=64, lr=4e-3, warmup=1000, ema_halflife=2000, checkpoint_every=10_000
+)
+SID = SidConfig(
+    total_images=25_600, batch=64, lr=3e-4, ema_halflife=1000, checkpoint_every=10_000, alpha=1.0
+)
+
+
+def bars():
+    """Two classes of 8x8 pictures: one bright row, one bright column, of varied brightness."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(2000) % 2
+    images = torch.zeros(2000, 1, 8, 8, dtype=torch.uint8)
+    places = torch.randint(8, (2000,), generator=generator)
+    levels = torch.randint(120, 256, (2000,), generator=generator).to(torch.uint8)
+    for i, (label, place) in enumerate(zip(labels.tolist(), places.tolist(), strict=True)):
+        line = images[i, 0, place] if label == 0 else images[i, 0, :, place]
+        line.fill_(levels[i].item())
+    return Dataset("bars", images, labels, ("row", "column"))
+
+
+def pixel_distance(draw):
+    """Fréchet distance between 1,000 drawn pictures and the real ones, over raw pixels."""
+    z = torch.randn(1000, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    labels = torch.nn.functional.one_hot(torch.arange(1000) % 2, 2).float()
+    with torch.no_grad():
+        drawn = to_pixels(draw(z, labels)).flatten(1).numpy() / 255
+    real = bars().images.flatten(1).numpy() / 255
+    return frechet_distance(statistics(drawn), statistics(real))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    train(TeacherTraining(NETWORK, TEACHER, bars(), CPU), folder, {"role": "teacher"})
+    return load_network(folder / "network.safetensors")[0]
+
+
+def test_the_teacher_learns_its_images(teacher):
+    untrained = TeacherTraining(NETWORK, TEACHER, bars(), CPU).ema
+    before = pixel_distance(lambda z, labels: heun(untrained, z, labels))
+    after = pixel_distance(lambda z, labels: heun(teacher, z, labels))
+    assert after < before / 10
+    assert after < 0.5
+
+
+def test_distillation_brings_the_distance_down(teacher, tmp_path):
+    """The teacher in one step is a blur; a few hundred SiD steps make it a generator."""
+
+    def distance(network):
+        draw = lambda z, labels: one_step(network, z, labels, SID.sigma_init)  # noqa: E731
+        return {"distance": pixel_distance(draw)}
+
+    before = distance(teacher)["distance"]
+    seen = train(SidTraining(teacher, SID, CPU), tmp_path, {"role": "generator"}, distance)
+    assert seen == SID.total_images
+    curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [point["images_seen"] for point in curve][-1] == SID.total_images
+    assert curve[-1]["distance"] < before / 3
+    assert curve[-1]["distance"] < curve[0]["distance"]
+    assert sorted((tmp_path / "samples").iterdir())
+
+
+def make_teacher(config):
+    return TeacherTraining(NETWORK, config, bars(), CPU)
+
+
+def make_sid(config):
+    torch.manual_seed(0)
+    from distill.networks import Denoiser
+
+    return SidTraining(Denoiser(NETWORK), config, CPU)
+
+
+@pytest.mark.parametrize(
+    ("make", "config"),
+    [
+        (make_teacher, TEACHER.model_copy(update={"total_images": 1024})),
+        (make_sid, SID.model_copy(update={"total_images": 1024})),
+    ],
+)
+def test_an_interrupted_run_resumes_to_the_bit(make, config, tmp_path):
+    """SIGTERM in the middle writes a checkpoint; going on equals never having stopped."""
+    train(make(config), tmp_path / "whole", {}, progress=False)
+
+    def interrupt(_network):
+        signal.raise_signal(signal.SIGTERM)
+        return {}
+
+    stopped_at = train(make(config), tmp_path / "parts", {}, interrupt, progress=False)
+    assert 0 < stopped_at < 1024
+    assert train(make(config), tmp_path / "parts", {}, progress=False) == 1024
+
+    whole = load_state(tmp_path / "whole" / "state.pt")
+    parts = load_state(tmp_path / "parts" / "state.pt")
+    assert_identical(whole, parts)
+
+
+def assert_identical(a, b, path=""):
+    assert type(a) is type(b), path
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_identical(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_identical(x, y, f"{path}/{i}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    else:
+        assert a == b, path
+
+
+def test_a_folder_of_another_configuration_is_not_overwritten(tmp_path):
+    config = SID.model_copy(update={"total_images": 128})
+    train(make_sid(config), tmp_path, {}, progress=False)
+    other = config.model_copy(update={"alpha": 0.5})
+    with pytest.raises(UserError, match="other settings"):
+        train(make_sid(other), tmp_path, {}, progress=False)
+
+
+def test_a_sample_with_nan_is_dropped():
+    loss = torch.ones(3, 1, 2, 2)
+    images, teacher = torch.zeros(3, 1, 2, 2), torch.zeros(3, 1, 2, 2)
+    images[0, 0, 0, 0] = float("nan")
+    teacher[2, 0, 1, 1] = float("nan")
+    assert drop_nan_samples(loss, images, teacher).shape == (1, 1, 2, 2)
+
+
+def test_the_average_forgets_half_in_its_halflife():
+    assert ema_beta(batch=100, halflife=100, images_seen=10**6) == pytest.approx(0.5)
+    assert ema_beta(batch=100, halflife=10**9, images_seen=2000) == pytest.approx(0.5)
+    assert ema_beta(batch=100, halflife=100, images_seen=0) == 0
+
+
+def test_the_learning_rate_rises_then_falls_to_nothing():
+    rates = [learning_rate(TEACHER, seen) for seen in range(0, TEACHER.total_images, TEACHER.batch)]
+    top = max(range(len(rates)), key=rates.__getitem__)
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[top] == pytest.approx(TEACHER.lr, rel=0.01)
+    assert rates[-1] < TEACHER.lr / 1000
