@@ -1,0 +1,1 @@
+"""How good the pictures are: features, distances and the protocol that draws them."""
