@@ -1,0 +1,40 @@
+"""The bundle: the one contract between the half that trains and the half that serves.
+
+Schema, verification and the seed contract. `distill` imports this package and nothing else
+of `service`, so it needs no more than numpy, pydantic and Pillow.
+"""
+
+from service.bundle.golden import Golden, GoldenImage, Image
+from service.bundle.load import (
+    Bundle,
+    BundleError,
+    list_bundles,
+    load_bundle,
+    load_manifest,
+    sha256_file,
+    write_manifest,
+)
+from service.bundle.manifest import MANIFEST_NAME, ClassLabelError, Manifest, Quality
+from service.bundle.seeds import SEED_CONTRACT, SEED_MAX, SeedError, check_seed, latents
+
+__all__ = [
+    "MANIFEST_NAME",
+    "SEED_CONTRACT",
+    "SEED_MAX",
+    "Bundle",
+    "BundleError",
+    "ClassLabelError",
+    "Golden",
+    "GoldenImage",
+    "Image",
+    "Manifest",
+    "Quality",
+    "SeedError",
+    "check_seed",
+    "latents",
+    "list_bundles",
+    "load_bundle",
+    "load_manifest",
+    "sha256_file",
+    "write_manifest",
+]

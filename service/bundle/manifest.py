@@ -1,0 +1,151 @@
+"""The schema of a bundle's manifest.json: what a model is, what it holds, how good it is.
+
+The publisher of `distill` writes it, the gateway trusts nothing else about a model.
+"""
+
+import re
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from service.bundle.golden import Golden
+from service.bundle.seeds import SEED_CONTRACT
+
+MANIFEST_NAME = "manifest.json"
+_NAMES_SHOWN = 20
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ClassLabelError(ValueError):
+    """A class label that the model does not have; the message says which it has."""
+
+
+class Quality(BaseModel):
+    """Measured quality of the one-step generator, its teacher's beside it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    distance: str = Field(description="Full name of the distance; lower is better.")
+    images: int = Field(ge=1, description="Generated images that were compared.")
+    reference: str = Field(description="What they were compared with.")
+    generator: float = Field(description="Distance of the generator, one step.")
+    teacher: float = Field(description="Distance of its teacher.")
+    teacher_evaluations: int = Field(ge=1, description="Network evaluations of the teacher.")
+    accuracy: float | None = Field(
+        default=None, ge=0, le=1, description="Share of generated images classified as asked."
+    )
+    real_accuracy: float | None = Field(
+        default=None, ge=0, le=1, description="The same classifier's accuracy on real images."
+    )
+
+
+class Manifest(BaseModel):
+    """One model: identity, shapes, classes, files with their digests, quality, golden images."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    format: Literal[1] = Field(default=1, description="Version of this schema.")
+    name: Name = Field(description="Name of the model and of its folder.")
+    version: int = Field(ge=1, description="Version, and the sub-folder that holds the graph.")
+    resolution: int = Field(ge=1, description="Height and width in pixels.")
+    channels: Literal[1, 3] = Field(description="1 is grey, 3 is RGB.")
+    classes: list[str] = Field(description="Class names by index; empty: unconditional.")
+    sigma_init: float = Field(gt=0, description="The graph multiplies its latents by this.")
+    seed_contract: Literal["philox4x32-cuda"] = SEED_CONTRACT
+    files: dict[str, Sha256] = Field(description="Relative path -> SHA-256, in hexadecimal.")
+    licence: str = Field(min_length=1, description="SPDX identifier or a sentence.")
+    description: str
+    training: dict[str, str | int | float] = Field(
+        default_factory=dict, description="Facts: data, teacher, recipe, images seen, ..."
+    )
+    quality: Quality | None = None
+    golden: Golden | None = None
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: list[str]) -> list[str]:
+        keys = [_key(name) for name in classes]
+        if not all(keys):
+            raise ValueError("a class name is empty")
+        if len(set(keys)) < len(keys):
+            raise ValueError("class names must differ, and by more than upper and lower case")
+        return classes
+
+    @field_validator("files")
+    @classmethod
+    def _inside_the_folder(cls, files: dict[str, str]) -> dict[str, str]:
+        for path in files:
+            pure = PurePosixPath(path)
+            if pure.is_absolute() or ".." in pure.parts or "\\" in path or str(pure) != path:
+                raise ValueError(f"{path!r} is not a plain path relative to the bundle")
+            if path == MANIFEST_NAME:
+                raise ValueError("the manifest cannot hold its own digest")
+        return files
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Manifest":
+        graphs = {f"{self.version}/model.onnx", f"{self.version}/model.plan"}
+        if not graphs & set(self.files):
+            raise ValueError(f"files must hold {' or '.join(sorted(graphs))}")
+        for image in self.golden.images if self.golden else []:
+            self.check_class(image.class_label)
+        return self
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W), the shape of one image's latents."""
+        return (self.channels, self.resolution, self.resolution)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C), the shape of one image."""
+        return (self.resolution, self.resolution, self.channels)
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {_key(name): index for index, name in enumerate(self.classes)}
+
+    def class_name(self, index: int | None) -> str | None:
+        """The name of a class index; None for None."""
+        return None if index is None else self.classes[index]
+
+    def resolve_class(self, label: int | str) -> int:
+        """Return the class index of an index or a name.
+
+        Names are compared without regard to case and outer blanks; a string of digits that is
+        no name is an index, as command lines and query strings spell it.
+
+        Raises:
+            ClassLabelError: there is no such class; the message states range and names.
+        """
+        if isinstance(label, str):
+            found = self._index.get(_key(label))
+            if found is not None:
+                return found
+            if not re.fullmatch(r"-?[0-9]{1,9}", label.strip()):
+                raise ClassLabelError(f"no class is named {label!r}: {self._choices()}")
+            label = int(label)
+        self.check_class(label)
+        return label
+
+    def check_class(self, index: int | None) -> None:
+        """Raise ClassLabelError unless `index` is a class (None when unconditional)."""
+        if index is None and not self.classes:
+            return
+        if index is None or not 0 <= index < len(self.classes):
+            raise ClassLabelError(f"class_label {index} is out of range: {self._choices()}")
+
+    def _choices(self) -> str:
+        if not self.classes:
+            return f"{self.name} is unconditional, so leave the class out"
+        names = ", ".join(self.classes[:_NAMES_SHOWN])
+        more = ", ..." if len(self.classes) > _NAMES_SHOWN else ""
+        return f"{self.name} has 0 to {len(self.classes) - 1} ({names}{more})"
+
+
+def _key(name: str) -> str:
+    return name.strip().casefold()

@@ -1,0 +1,114 @@
+"""The models of one server: opened together, found by name, closed together."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import structlog
+
+from service.bundle import Bundle, list_bundles, load_bundle
+from service.engines import EngineError
+from service.engines.onnx import OnnxEngine
+from service.generation import Model
+from service.settings import Settings
+from service.telemetry import Telemetry
+
+log = structlog.get_logger(__name__)
+
+
+class UnknownModelError(LookupError):
+    """No model of that name is served; the message names those that are."""
+
+
+class ModelRequiredError(ValueError):
+    """Several models are served and the request names none; the message names them."""
+
+
+def pick(names: Iterable[str], wanted: str | None) -> str:
+    """Return the model that a request means: the named one, or the only one.
+
+    Raises:
+        UnknownModelError: there is no model `wanted`.
+        ModelRequiredError: `wanted` is None and there are several models.
+    """
+    names = sorted(names)
+    if wanted is None:
+        if len(names) != 1:
+            raise ModelRequiredError(f"say which model: {', '.join(names)}")
+        return names[0]
+    if wanted not in names:
+        raise UnknownModelError(f"no model is named {wanted!r}: there is {', '.join(names)}")
+    return wanted
+
+
+def load_bundles(models: Path) -> list[Bundle]:
+    """Load and verify every bundle in a folder; raises BundleError for the first that fails."""
+    return [load_bundle(folder) for folder in list_bundles(models)]
+
+
+class Catalogue:
+    """The open models of one server, and whether they are ready."""
+
+    def __init__(self, models: Sequence[Model], *, canary_seconds: float) -> None:
+        self.models = {model.name: model for model in models}
+        self.draining = False
+        self._canary_seconds = canary_seconds
+        self._check: asyncio.Task[dict[str, str]] | None = None
+
+    def resolve(self, name: str | None) -> Model:
+        """The model of that name, or the only one; raises like `pick`."""
+        return self.models[pick(self.models, name)]
+
+    async def failures(self) -> dict[str, str]:
+        """Have every model draw its canary image; return those that fail, and why.
+
+        Probes that arrive together share one check, so that probing cannot pile up work.
+        """
+        if self._check is None or self._check.done():
+            self._check = asyncio.create_task(self._check_all())
+        return await asyncio.shield(self._check)
+
+    async def _check_all(self) -> dict[str, str]:
+        reasons = await asyncio.gather(*map(self._reason, self.models.values()))
+        return {name: why for name, why in zip(self.models, reasons, strict=True) if why}
+
+    async def _reason(self, model: Model) -> str | None:
+        try:
+            async with asyncio.timeout(self._canary_seconds):
+                await model.check()
+        except TimeoutError:
+            return f"{model.name}: no canary image within {self._canary_seconds:g} s"
+        except EngineError as error:
+            return str(error)
+        return None
+
+
+@asynccontextmanager
+async def open_catalogue(
+    bundles: Sequence[Bundle], settings: Settings, telemetry: Telemetry
+) -> AsyncIterator[Catalogue]:
+    """Open every bundle's engine, draw each canary once (which warms it up), close all at the end.
+
+    A failing canary does not stop the server: it is logged, and readiness stays red.
+
+    Raises:
+        EngineError: a graph cannot be loaded or breaks the bundle's contract.
+    """
+    models = []
+    async with AsyncExitStack() as stack:
+        for bundle in bundles:
+            model = Model(
+                bundle,
+                OnnxEngine(bundle, threads=settings.threads),
+                max_batch_size=settings.max_batch_size,
+                queue_size=settings.queue_size,
+                telemetry=telemetry,
+            )
+            stack.push_async_callback(model.close, settings.grace_seconds)
+            await model.open()
+            models.append(model)
+        catalogue = Catalogue(models, canary_seconds=settings.canary_seconds)
+        for reason in (await catalogue.failures()).values():
+            log.error("canary failed", reason=reason)
+        yield catalogue

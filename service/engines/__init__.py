@@ -1,0 +1,53 @@
+"""Engines: what turns latents into images. Each serves one bundle."""
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Latents = npt.NDArray[np.float32]
+ClassLabels = npt.NDArray[np.int64]
+Images = npt.NDArray[np.uint8]
+
+
+class EngineError(Exception):
+    """An engine that cannot open its model or compute; the message is one line for people."""
+
+
+class Engine(Protocol):
+    """The graph of one bundle, ready to run. Calls come from one event loop and never block it.
+
+    Attributes:
+        name: which engine this is, e.g. `onnxruntime`.
+        version: the version of the library or server that computes.
+    """
+
+    name: str
+    version: str
+
+    async def open(self) -> None:
+        """Load the graph and check its signature against the manifest.
+
+        Raises:
+            EngineError: the graph cannot be loaded or has another signature.
+        """
+
+    async def ready(self) -> bool:
+        """Whether the graph is loaded; cheap, and computes nothing."""
+
+    async def generate(self, latents: Latents, class_labels: ClassLabels | None) -> Images:
+        """Compute one batch.
+
+        Args:
+            latents: float32 [N, C, H, W], standard normal.
+            class_labels: int64 [N], or None for an unconditional model.
+
+        Returns:
+            uint8 [N, H, W, C]. Row i depends on row i of the arguments only, not on its batch.
+
+        Raises:
+            EngineError: the computation failed.
+        """
+
+    async def close(self) -> None:
+        """Free the graph; does nothing when it is not open."""

@@ -1,0 +1,126 @@
+"""The embedded engine: ONNX Runtime on this machine's processors, in this process."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from service.bundle import Bundle, Manifest
+from service.engines import ClassLabels, EngineError, Images, Latents
+
+_FILENAME = "model.onnx"
+
+
+class OnnxEngine:
+    """One ONNX Runtime session and the thread that runs it (see `engines.Engine`).
+
+    Args:
+        bundle: a verified bundle that holds a model.onnx.
+        threads: threads of one inference (intra-op).
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, *, threads: int) -> None:
+        self.version = version("onnxruntime")
+        self._bundle = bundle
+        self._threads = threads
+        self._session: Any = None
+        # One thread: batches of a model run one after the other, and a batch that hangs cannot
+        # take the threads that draw noise and encode pictures for other models.
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"onnx-{bundle.manifest.name}")
+
+    async def open(self) -> None:
+        """Load the graph and check its signature; raises EngineError naming the file."""
+        path = self._bundle.graph(_FILENAME)
+        loop = asyncio.get_running_loop()
+        session = await loop.run_in_executor(self._executor, open_session, path, self._threads)
+        check_signature(session, self._bundle.manifest, path)
+        self._session = session
+
+    async def ready(self) -> bool:
+        """Whether the session is open."""
+        return self._session is not None
+
+    async def generate(self, latents: Latents, class_labels: ClassLabels | None) -> Images:
+        """Compute uint8 [N, H, W, C] from float32 [N, C, H, W] and int64 [N] (or None)."""
+        if self._session is None:
+            raise EngineError(f"{self._bundle.manifest.name}: the engine is not open")
+        feeds: dict[str, Any] = {"latents": latents}
+        if class_labels is not None:
+            feeds["class_labels"] = class_labels
+        loop = asyncio.get_running_loop()
+        try:
+            (images,) = await loop.run_in_executor(
+                self._executor, self._session.run, ["images"], feeds
+            )
+        except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+            raise EngineError(f"{self._bundle.manifest.name}: {_first_line(error)}") from error
+        result: Images = images
+        return result
+
+    async def close(self) -> None:
+        """Free the session."""
+        self._session = None
+        # Not waited for: a batch that hangs must not hold up the shutdown of the others.
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def open_session(path: Path, threads: int) -> Any:
+    """Open an ONNX Runtime CPU session.
+
+    Raises:
+        EngineError: the file is no graph that this ONNX Runtime can run.
+    """
+    import onnxruntime  # here: half of the process's start-up time
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only; warnings are about the exporter's business
+    # Threads that spin between batches starve the web server when processors are few.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(
+            path, sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # see generate
+        raise EngineError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
+
+
+def check_signature(session: Any, manifest: Manifest, path: Path) -> None:
+    """Check that a session takes and gives what the bundle contract says.
+
+    Raises:
+        EngineError: an input or output is missing, extra, or of another type or shape.
+    """
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
+        "latents": ("tensor(float)", manifest.latent_shape),
+        "images": ("tensor(uint8)", manifest.image_shape),
+    }
+    if manifest.classes:
+        expected["class_labels"] = ("tensor(int64)", ())
+    found = {node.name: node for node in (*session.get_inputs(), *session.get_outputs())}
+    if set(found) != set(expected):
+        raise EngineError(
+            f"{path}: the graph's inputs and outputs are {', '.join(sorted(found))}; "
+            f"the manifest asks for {', '.join(sorted(expected))}"
+        )
+    for name, (dtype, shape) in expected.items():
+        node = found[name]
+        batch, *row = node.shape or [0]
+        if node.type != dtype or tuple(row) != shape or isinstance(batch, int):
+            raise EngineError(
+                f"{path}: {name} is {node.type} {_show(node.shape)}, "
+                f"the manifest asks for {dtype} {_show(['N', *shape])} with N free"
+            )
+
+
+def _show(shape: Sequence[object]) -> str:
+    return f"[{', '.join(str(size) for size in shape)}]"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

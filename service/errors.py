@@ -1,0 +1,156 @@
+"""Errors over HTTP: each one, whatever its cause, is an application/problem+json (RFC 9457).
+
+Domain code raises its own exceptions and knows no HTTP; the table here gives each its status.
+"""
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from service.batching import ClosedError, ComputeError, QueueFullError
+from service.bundle import ClassLabelError, SeedError
+from service.catalogue import ModelRequiredError, UnknownModelError
+
+PROBLEM = "application/problem+json"
+_RETRY_AFTER_SECONDS = "1"
+
+
+class Problem(BaseModel):
+    """The body of every error; some types add members of their own."""
+
+    type: str = Field(description="Which kind of problem: stable, for programs.")
+    title: str = Field(description="The kind, in words.")
+    status: int
+    detail: str = Field(description="What was wrong this time, what was expected, what to do.")
+
+
+class ProblemError(Exception):
+    """An error that a route answers with.
+
+    Args:
+        status: HTTP status.
+        kind: the last part of the problem's type.
+        detail: a sentence for the person who sent the request.
+        headers: additional headers.
+        members: additional members of the body.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **members: object,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.kind, self.detail = status, kind, detail
+        self.headers, self.members = dict(headers or {}), members
+
+
+# exception -> status, kind, what to say when the exception itself says nothing
+_DOMAIN: dict[type[Exception], tuple[int, str, str]] = {
+    UnknownModelError: (404, "model-not-found", ""),
+    ModelRequiredError: (422, "model-required", ""),
+    ClassLabelError: (422, "class-out-of-range", ""),
+    SeedError: (422, "seed-out-of-range", ""),
+    QueueFullError: (429, "queue-full", "too many requests wait for this model; try again later"),
+    ClosedError: (503, "draining", "the server is shutting down; try another, or again later"),
+    ComputeError: (503, "engine-failed", "the engine failed to draw the picture; try again later"),
+}
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe error answers for a route's OpenAPI entry."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {PROBLEM: {"schema": Problem.model_json_schema()}},
+        }
+        for status in statuses
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Have the application answer every exception with a problem."""
+    for domain_error in _DOMAIN:
+        app.add_exception_handler(domain_error, _domain_error)
+    app.add_exception_handler(ProblemError, _problem_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(Exception, _unexpected_error)
+
+
+def _answer(
+    status: int, kind: str, detail: str, headers: Mapping[str, str] | None = None, **members: object
+) -> Response:
+    body = {
+        "type": f"urn:sid-serve:problem:{kind}",
+        "title": kind.replace("-", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+        **members,
+    }
+    # ASCII, because a detail may quote what was sent: a lone surrogate has no UTF-8 form.
+    content = json.dumps(body, ensure_ascii=True).encode("ascii")
+    return Response(content, status, dict(headers or {}), media_type=PROBLEM)
+
+
+async def _problem_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ProblemError)
+    return _answer(error.status, error.kind, error.detail, error.headers, **error.members)
+
+
+async def _domain_error(_: Request, error: Exception) -> Response:
+    status, kind, fallback = next(
+        entry for domain_error, entry in _DOMAIN.items() if isinstance(error, domain_error)
+    )
+    headers = {"Retry-After": _RETRY_AFTER_SECONDS} if status in (429, 503) else None
+    return _answer(status, kind, fallback or str(error), headers)
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    """Bodies that FastAPI refuses: not JSON (400, 415) or not of the schema (422)."""
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    if found[0]["type"] == "json_invalid":
+        position = found[0]["loc"][-1]
+        reason = found[0]["ctx"]["error"]
+        return _answer(400, "malformed", f"the body is not JSON: {reason} at character {position}")
+    if isinstance(error.body, bytes):  # FastAPI left it unread because of its type
+        sent = request.headers.get("content-type", "none")
+        detail = f"the body's content-type must be application/json, not {sent}"
+        return _answer(415, "unsupported-media-type", detail)
+    fields: dict[str, str] = {}
+    for item in found:
+        field = ".".join(str(part) for part in item["loc"][1:2]) or "body"
+        message = "no such field" if item["type"] == "extra_forbidden" else item["msg"]
+        fields[field] = f"{fields[field]}; or {message}" if field in fields else message
+    detail = "; ".join(f"{field}: {message}" for field, message in fields.items())
+    return _answer(422, "invalid-request", detail, errors=fields)
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """What Starlette and FastAPI raise themselves: no such path, wrong method, unreadable body."""
+    assert isinstance(error, HTTPException)
+    phrase = HTTPStatus(error.status_code).phrase
+    details = {
+        400: f"the request cannot be read: {error.detail}",
+        404: f"there is nothing at {request.url.path}; see /docs",
+        405: f"{request.url.path} does not answer {request.method}",
+    }
+    detail = details.get(error.status_code, error.detail)
+    kind = "malformed" if error.status_code == 400 else phrase.lower().replace(" ", "-")
+    return _answer(error.status_code, kind, detail, error.headers)
+
+
+async def _unexpected_error(_: Request, __: Exception) -> Response:
+    # Starlette raises it again after this answer, so the server logs the traceback.
+    return _answer(500, "internal-error", "the server failed; its log says why")

@@ -1,0 +1,50 @@
+"""Probes and metrics, for the platform that runs the server."""
+
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+
+from service.catalogue import Catalogue
+from service.errors import ProblemError, responses
+from service.telemetry import Telemetry
+
+router = APIRouter()
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+class Ready(BaseModel):
+    """Every model answers."""
+
+    status: Literal["ready"] = "ready"
+    models: list[str]
+
+
+@router.get("/livez", summary="Is the process alive?")
+async def live() -> Alive:
+    """Restart the process when this fails."""
+    return Alive()
+
+
+@router.get("/readyz", summary="Should it get traffic?", responses=responses(503))
+async def ready(request: Request) -> Ready:
+    """Every model drew its canary image, and the server is not shutting down."""
+    catalogue: Catalogue = request.app.state.catalogue
+    if catalogue.draining:
+        raise ProblemError(503, "draining", "the server is shutting down")
+    if failures := await catalogue.failures():
+        raise ProblemError(503, "not-ready", "; ".join(failures.values()), models=failures)
+    return Ready(models=list(catalogue.models))
+
+
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Counters and histograms in Prometheus' text format."""
+    telemetry: Telemetry = request.app.state.telemetry
+    return Response(telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,118 @@
+"""Small real bundles for tests: a random network in ONNX, published through service.bundle."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper, save
+
+from service.bundle import Golden, GoldenImage, Manifest, latents, sha256_file, write_manifest
+
+CLOTHES = ["T-shirt/top", "Trouser", "Dress"]
+_WIDTH = 8
+
+
+def write_bundle(
+    models: Path,
+    name: str = "tiny",
+    *,
+    classes: list[str] | None = None,
+    resolution: int = 8,
+    channels: int = 1,
+    golden: bool = True,
+    **manifest: Any,
+) -> Path:
+    """Publish a random two-layer convolutional network of the bundle's signature.
+
+    Returns the bundle's folder, models/name. The network is the same for the same arguments.
+    """
+    classes = CLOTHES if classes is None else classes
+    folder = models / name
+    (folder / "1").mkdir(parents=True)
+    graph = folder / "1" / "model.onnx"
+    write_graph(graph, classes=len(classes), resolution=resolution, channels=channels)
+    facts: dict[str, Any] = {
+        "name": name,
+        "version": 1,
+        "resolution": resolution,
+        "channels": channels,
+        "classes": classes,
+        "sigma_init": 2.5,
+        "files": {"1/model.onnx": sha256_file(graph)},
+        "licence": "Apache-2.0",
+        "description": "Random weights, for tests.",
+        "training": {"data": "none", "kimg": 0},
+        "golden": _golden(graph, len(classes), channels, resolution) if golden else None,
+    }
+    write_manifest(folder, Manifest(**(facts | manifest)))
+    return folder
+
+
+def write_graph(
+    path: Path, *, classes: int, resolution: int = 8, channels: int = 1, batch: str | int = "N"
+) -> None:
+    """Write the network: convolution, class embedding, tanh, convolution, quantisation."""
+    random = np.random.default_rng(0)
+
+    def constant(name: str, value: np.ndarray) -> Any:
+        return numpy_helper.from_array(value, name)
+
+    def weights(name: str, *shape: int) -> Any:
+        return constant(name, random.normal(0, 0.3, shape).astype(np.float32))
+
+    values = [
+        constant("sigma", np.float32(2.5)),
+        constant("half", np.float32(127.5)),
+        constant("zero", np.float32(0)),
+        constant("top", np.float32(255)),
+        weights("in.weight", _WIDTH, channels, 3, 3),
+        weights("out.weight", channels, _WIDTH, 3, 3),
+    ]
+    inputs = [_tensor("latents", TensorProto.FLOAT, [batch, channels, resolution, resolution])]
+    nodes = [
+        helper.make_node("Mul", ["latents", "sigma"], ["x"]),
+        helper.make_node("Conv", ["x", "in.weight"], ["h0"], pads=[1, 1, 1, 1]),
+    ]
+    hidden = "h0"
+    if classes:
+        values += [weights("embedding", classes, _WIDTH), constant("axes", np.array([2, 3]))]
+        inputs.append(_tensor("class_labels", TensorProto.INT64, [batch]))
+        nodes += [
+            helper.make_node("Gather", ["embedding", "class_labels"], ["e0"]),
+            helper.make_node("Unsqueeze", ["e0", "axes"], ["e1"]),
+            helper.make_node("Add", ["h0", "e1"], ["h1"]),
+        ]
+        hidden = "h1"
+    nodes += [
+        helper.make_node("Tanh", [hidden], ["h2"]),
+        helper.make_node("Conv", ["h2", "out.weight"], ["y0"], pads=[1, 1, 1, 1]),
+        helper.make_node("Tanh", ["y0"], ["y1"]),
+        helper.make_node("Mul", ["y1", "half"], ["y2"]),
+        helper.make_node("Add", ["y2", "half"], ["y3"]),
+        helper.make_node("Round", ["y3"], ["y4"]),
+        helper.make_node("Clip", ["y4", "zero", "top"], ["y5"]),
+        helper.make_node("Cast", ["y5"], ["y6"], to=TensorProto.UINT8),
+        helper.make_node("Transpose", ["y6"], ["images"], perm=[0, 2, 3, 1]),
+    ]
+    outputs = [_tensor("images", TensorProto.UINT8, [batch, resolution, resolution, channels])]
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, values)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    save(model, path)
+
+
+def _tensor(name: str, dtype: int, shape: list[str | int]) -> Any:
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def _golden(graph: Path, classes: int, channels: int, resolution: int) -> Golden:
+    """Draw the golden image in a session of its own, so that tests compare two paths."""
+    import onnxruntime
+
+    seed, label = 7, classes - 1 if classes else None
+    feeds: dict[str, Any] = {"latents": latents([seed], (channels, resolution, resolution))}
+    if label is not None:
+        feeds["class_labels"] = np.array([label])
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    images: Any = session.run(["images"], feeds)[0]
+    image = GoldenImage.from_pixels(images[0], class_label=label, seed=seed)
+    return Golden(max_difference=1, max_differing_share=0.05, images=[image])

@@ -1,0 +1,63 @@
+"""Every error of the application has the same form."""
+
+import pytest
+
+from service.batching import ClosedError, ComputeError, QueueFullError
+from service.catalogue import Catalogue
+
+FIELDS = {"type", "title", "status", "detail"}
+
+
+def assert_problem(answer, status: int) -> None:
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert set(problem) >= FIELDS
+    assert problem["status"] == status
+    assert problem["type"].startswith("urn:sid-serve:problem:")
+    assert problem["title"]
+    assert problem["detail"]
+    assert "\n" not in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options", "status"),
+    [
+        ("POST", "/generate", {"content": b"{", "headers": {"content-type": "text/json"}}, 415),
+        ("POST", "/generate", {"json": {"seed": -1}}, 422),
+        ("POST", "/generate", {"json": {"extra": 1}}, 422),
+        ("POST", "/generate", {"json": {"model": "nope"}}, 404),
+        ("POST", "/generate", {"json": {}, "headers": {"accept": "image/webp"}}, 406),
+        ("POST", "/generate/", {"json": {}}, 404),
+        ("PUT", "/generate", {"json": {}}, 405),
+        ("GET", "/", {}, 404),
+        ("GET", "/models/nope", {}, 404),
+        ("DELETE", "/models", {}, 405),
+    ],
+)
+def test_what_a_client_can_get_wrong(client, method, path, options, status):
+    answer = client.request(method, path, **options)
+    assert_problem(answer, status)
+    if status == 405:
+        assert answer.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(QueueFullError(), 429), (ClosedError(), 503), (ComputeError("x"), 503), (OSError("x"), 500)],
+)
+def test_what_can_go_wrong_in_the_server(client, monkeypatch, error, status):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Catalogue, "resolve", fail)
+    answer = client.generate({})
+    assert_problem(answer, status)
+    assert ("retry-after" in answer.headers) == (status in (429, 503))
+    assert "x" not in answer.json()["detail"].split(), "the inside stays inside"
+
+
+def test_draining_is_not_ready(client):
+    client.app.state.catalogue.draining = True
+    assert_problem(client.get("/readyz"), 503)
+    assert client.get("/livez").status_code == 200

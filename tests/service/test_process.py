@@ -1,0 +1,126 @@
+"""The real server in a real process: start, pictures, metrics, an orderly end, and no torch."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+
+@contextmanager
+def serving(models, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """Run `sid serve` on a free port; yields the process and its URL once it is ready."""
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--models", str(models)]
+    process = subprocess.Popen(
+        [*command, *arguments],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        announced = process.stdout.readline()
+        assert announced, process.stderr.read()
+        yield process, re.search(r"http://[0-9.:]+", announced)[0]
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_it_starts_serves_and_ends_in_order(models):
+    body = {"class_label": "Dress", "seed": 7}
+    with serving(models) as (process, url), httpx.Client(base_url=url) as http:
+        picture = http.post("/generate", json=body)
+        metrics = http.get("/metrics").text
+        assert http.get("/readyz").status_code == 200
+        example = process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+        assert "Traceback" not in process.stderr.read()
+    assert picture.content.startswith(b"\x89PNG")
+    assert json.loads(re.search(r"-d '(.*)' -o", example)[1]) == body
+    # At most 3 s from start to first image: processor time, for tests share their machine.
+    assert float(re.search(r"^process_cpu_seconds_total (\S+)", metrics, re.M)[1]) < 3
+
+
+def test_readiness_fails_first_and_a_second_signal_ends_the_wait(models):
+    with serving(models, SID_DRAIN_SECONDS="60") as (process, url), httpx.Client() as http:
+        assert http.get(f"{url}/readyz").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 20
+        while http.get(f"{url}/readyz").status_code != 503:
+            assert time.monotonic() < deadline
+        assert http.post(f"{url}/generate", json={}).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+
+
+def test_logs_are_json_where_that_is_asked_for(models):
+    with serving(models, SID_LOG_FORMAT="json") as (process, url):
+        httpx.post(f"{url}/generate", json={"seed": -1})
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+        (line,) = process.stderr.read().splitlines()
+    logged = json.loads(line)
+    assert logged["event"] == "request"
+    assert logged["status"] == 422
+    assert logged["path"] == "/generate"
+
+
+def test_a_taken_port_is_one_line(models):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "service.cli", "serve", "--port", port, "--models", models],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: cannot listen on 127.0.0.1:{port}: Address already in")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("service.server", {"torch", "distill", "onnx"}),
+        ("service.bundle", {"torch", "fastapi", "onnxruntime", "PIL"}),
+        ("service.cli", {"torch", "fastapi", "numpy", "pydantic"}),
+    ],
+)
+def test_what_is_not_needed_is_not_imported(module, forbidden):
+    run_python(f"import sys, {module}; sys.exit(' '.join({forbidden} & set(sys.modules)) or 0)")
+
+
+def test_no_torch_after_a_picture(models):
+    """The whole path in one process: what is imported late would show here."""
+    run_python(f"""
+import sys
+from service.cli import main
+sys.argv = ["sid", "generate", "--models", {str(models)!r}, "-o", {str(models / "x.png")!r}]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+assert "onnxruntime" in sys.modules
+assert "torch" not in sys.modules
+""")
+
+
+def run_python(code: str) -> None:
+    """Run `code` in a new process, which must have nothing to say on standard error."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr == ""
