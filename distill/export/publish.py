@@ -1,0 +1,198 @@
+"""From a generator's weights to models/<name>/: graph, configuration, manifest."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from distill.checkpoints import load_network
+from distill.errors import UserError
+from distill.export.onnx import PixelGenerator, export_onnx
+from distill.export.triton import triton_config
+from distill.networks import Denoiser
+from service.bundle import (
+    BundleError,
+    Golden,
+    GoldenImage,
+    Manifest,
+    Quality,
+    latents,
+    load_bundle,
+    load_manifest,
+    sha256_file,
+    write_manifest,
+)
+from service.bundle.manifest import Name
+
+# An engine may differ from float32 torch by one level in a few pixels: sums are taken in
+# another order. Anything more is another picture.
+MAX_DIFFERENCE = 1
+MAX_DIFFERING_SHARE = 0.01
+GOLDEN_SEEDS = 10
+
+
+def load_generator(file: Path) -> tuple[Denoiser, dict[str, Any]]:
+    """Read a network and its facts; raise UserError unless it is a generator."""
+    network, facts = load_network(file)
+    if facts.get("role") != "generator":
+        raise UserError(f"{file} is a {facts.get('role')}: a generator is needed (sid-distill run)")
+    return network, facts
+
+
+def publish(
+    generator_file: Path,
+    teacher_file: Path | None,
+    name: str,
+    description: str,
+    licence: str,
+    models: Path,
+) -> Path:
+    """Export a generator and write its bundle, whole or not at all.
+
+    The graph is proved against float32 torch on the golden seeds first. The measured quality
+    comes from what `sid-distill evaluate` wrote beside the two networks' files. Publishing a
+    name again writes the next version; the folder is exchanged by two renames.
+
+    Args:
+        generator_file: the distilled network (.safetensors).
+        teacher_file: its teacher, for the quality beside the generator's; None for no quality.
+        name: of the bundle and its folder.
+        description: one sentence for the catalogue.
+        licence: of the weights.
+        models: the catalogue's folder.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        UserError: a file is missing or of the wrong kind, or the graph draws other pictures.
+    """
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError:
+        raise UserError(f"{name!r} cannot name a model: use a-z, 0-9, '.', '_', '-'") from None
+    generator, facts = load_generator(generator_file)
+    config = generator.config
+    shape = (config.img_channels, config.img_resolution, config.img_resolution)
+    quality = None if teacher_file is None else _quality(generator_file, teacher_file)
+    folder = models / name
+    version = _next_version(folder)
+    staging = models / f".{name}.partial"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        graph = staging / str(version) / "model.onnx"
+        export_onnx(generator, facts["sigma_init"], graph)
+        golden = _golden(PixelGenerator(generator, facts["sigma_init"]))
+        _prove(graph, golden, shape)
+        manifest = Manifest(
+            name=name,
+            version=version,
+            resolution=config.img_resolution,
+            channels=config.img_channels,  # type: ignore[arg-type]  # pydantic checks it
+            classes=facts["classes"],
+            sigma_init=facts["sigma_init"],
+            files={f"{version}/model.onnx": sha256_file(graph)},
+            licence=licence,
+            description=description,
+            training={k: v for k, v in facts.items() if k not in ("role", "classes")},
+            quality=quality,
+            golden=golden,
+        )
+        configuration = staging / "config.pbtxt"
+        configuration.write_text(triton_config(manifest))
+        files = manifest.files | {"config.pbtxt": sha256_file(configuration)}
+        write_manifest(staging, manifest.model_copy(update={"files": files}))
+        _exchange(staging, folder)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    load_bundle(folder)
+    return folder
+
+
+def _next_version(folder: Path) -> int:
+    try:
+        return load_manifest(folder).version + 1
+    except BundleError:
+        return 1
+
+
+def _exchange(staging: Path, folder: Path) -> None:
+    """Put `staging` in the place of `folder`."""
+    retired = folder.with_name(f".{folder.name}.retired")
+    shutil.rmtree(retired, ignore_errors=True)
+    if folder.exists():
+        folder.rename(retired)
+    staging.rename(folder)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def quality_file(network_file: Path) -> Path:
+    """Where `sid-distill evaluate` writes what it measured of a network."""
+    return network_file.with_suffix(".quality.json")
+
+
+def _quality(generator_file: Path, teacher_file: Path) -> Quality:
+    measured: list[dict[str, Any]] = []
+    for file in (generator_file, teacher_file):
+        if not quality_file(file).exists():
+            raise UserError(f"{quality_file(file)} is missing: run 'sid-distill evaluate {file}'")
+        measured.append(json.loads(quality_file(file).read_text()))
+    one_step, teacher = measured
+    if (one_step["features"], one_step["images"]) != (teacher["features"], teacher["images"]):
+        raise UserError("generator and teacher were measured differently: evaluate them alike")
+    return Quality(
+        distance=f"Fréchet distance over {one_step['features']} features",
+        images=one_step["images"],
+        reference=one_step["reference"],
+        generator=one_step["distance"],
+        teacher=teacher["distance"],
+        teacher_evaluations=teacher["evaluations"],
+        accuracy=one_step.get("accuracy"),
+        real_accuracy=one_step.get("real_accuracy"),
+    )
+
+
+def _golden(module: PixelGenerator) -> Golden:
+    """Draw one picture a class (ten without classes) by float32 torch."""
+    config = module.generator.config
+    seeds = range(max(config.label_dim, GOLDEN_SEEDS))
+    labels = [seed % config.label_dim if config.label_dim else None for seed in seeds]
+    shape = (config.img_channels, config.img_resolution, config.img_resolution)
+    z = torch.from_numpy(latents(seeds, shape))
+    with torch.no_grad():
+        pixels = module(z, torch.tensor(labels)) if config.label_dim else module(z)
+    images = [
+        GoldenImage.from_pixels(image, class_label=label, seed=seed)
+        for image, label, seed in zip(pixels.numpy(), labels, seeds, strict=True)
+    ]
+    return Golden(
+        max_difference=MAX_DIFFERENCE, max_differing_share=MAX_DIFFERING_SHARE, images=images
+    )
+
+
+def _prove(graph: Path, golden: Golden, shape: tuple[int, int, int]) -> None:
+    """Refuse a graph that draws other pictures than float32 torch, in a batch or alone."""
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+
+    def draw(references: list[GoldenImage]) -> NDArray[np.uint8]:
+        inputs: dict[str, Any] = {"latents": latents([r.seed for r in references], shape)}
+        if references[0].class_label is not None:
+            inputs["class_labels"] = np.array([r.class_label for r in references], np.int64)
+        return session.run(["images"], inputs)[0]
+
+    together = draw(golden.images)
+    for reference, pixels in zip(golden.images, together, strict=True):
+        difference = golden.mismatch(reference, pixels)
+        if difference is None and not np.array_equal(draw([reference])[0], pixels):
+            difference = f"seed {reference.seed} alone is not the picture it is in a batch"
+        if difference is not None:
+            raise UserError(f"the exported graph is refused: {difference}")

@@ -1,0 +1,121 @@
+"""Export and publish: the graph draws what torch draws, and the gateway serves the bundle."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from distill.checkpoints import save_network
+from distill.errors import UserError
+from distill.export.onnx import PixelGenerator, example_inputs, export_onnx
+from distill.export.publish import publish, quality_file
+from distill.networks import Denoiser, NetworkConfig
+from service.bundle import latents, load_bundle
+
+
+def network(label_dim):
+    torch.manual_seed(0)
+    config = NetworkConfig(
+        img_resolution=8, img_channels=3, label_dim=label_dim, model_channels=8,
+        channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), dropout=0.1,
+    )  # fmt: skip
+    denoiser = Denoiser(config).eval()
+    with torch.no_grad():  # an untrained network's output layer is near zero: wake it up
+        for parameter in denoiser.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return denoiser
+
+
+@pytest.mark.parametrize("label_dim", [0, 3])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_the_graph_draws_what_torch_draws(tmp_path, label_dim, batch):
+    denoiser = network(label_dim)
+    export_onnx(denoiser, 2.5, tmp_path / "model.onnx")
+    inputs = example_inputs(denoiser, batch)
+    with torch.no_grad():
+        expected = PixelGenerator(denoiser, 2.5)(*inputs).numpy()
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    names = ["latents", "class_labels"]
+    feed = {name: value.numpy() for name, value in zip(names, inputs, strict=False)}
+    (images,) = session.run(["images"], feed)
+    assert images.shape == (batch, 8, 8, 3)
+    assert images.dtype == np.uint8
+    assert images.std() > 10, "a flat picture would prove nothing"
+    difference = np.abs(images.astype(int) - expected.astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.01
+
+
+def test_the_graph_is_reproducible_and_tells_nothing_of_this_machine(tmp_path):
+    for name in ("a.onnx", "b.onnx"):
+        export_onnx(network(3), 2.5, tmp_path / name)
+    content = (tmp_path / "a.onnx").read_bytes()
+    assert content == (tmp_path / "b.onnx").read_bytes()
+    for trace in (b"site-packages", b"/work/", b"distill/", b".py"):
+        assert trace not in content
+    operators = {node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node}
+    assert "GroupNormalization" in operators
+    assert not operators & {"RandomNormal", "Dropout", "Sin", "Cos"}
+
+
+def save_generator(path, role="generator", label_dim=3):
+    facts = {"role": role, "classes": ["a", "b", "c"][:label_dim], "images_seen": 7}
+    save_network(path, network(label_dim), facts | {"sigma_init": 2.5, "data": "none"})
+    return path
+
+
+def measured(distance, evaluations):
+    return {
+        "distance": distance, "accuracy": 0.9, "real_accuracy": 0.91, "evaluations": evaluations,
+        "images": 1000, "features": "fashion-cnn", "reference": "60000 training images",
+    }  # fmt: skip
+
+
+def test_a_published_bundle_verifies_and_states_its_quality(tmp_path):
+    generator = save_generator(tmp_path / "generator.safetensors")
+    teacher = save_generator(tmp_path / "teacher.safetensors", role="teacher")
+    for file, distance, evaluations in ((generator, 1.5, 1), (teacher, 2.5, 35)):
+        quality_file(file).write_text(json.dumps(measured(distance, evaluations)))
+    models = tmp_path / "models"
+    for version in (1, 2):  # publishing again makes the next version
+        folder = publish(generator, teacher, "letters", "Letters.", "MIT", models)
+        manifest = load_bundle(folder).manifest
+        assert manifest.version == version
+    assert manifest.classes == ["a", "b", "c"]
+    assert manifest.quality is not None
+    assert (manifest.quality.generator, manifest.quality.teacher) == (1.5, 2.5)
+    assert manifest.quality.teacher_evaluations == 35
+    assert "fashion-cnn" in manifest.quality.distance
+    assert [path.name for path in models.iterdir()] == ["letters"], "nothing is left lying about"
+
+    assert manifest.golden is not None
+    session = onnxruntime.InferenceSession(folder / "2" / "model.onnx")
+    for reference in manifest.golden.images:
+        feed = {
+            "latents": latents([reference.seed], (3, 8, 8)),
+            "class_labels": np.array([reference.class_label], np.int64),
+        }
+        assert manifest.golden.mismatch(reference, session.run(None, feed)[0][0]) is None
+
+
+def test_an_unconditional_generator_is_published_without_classes(tmp_path):
+    generator = save_generator(tmp_path / "generator.safetensors", label_dim=0)
+    folder = publish(generator, None, "plain", "", "MIT", tmp_path / "models")
+    assert load_bundle(folder).manifest.classes == []
+    assert "class_labels" not in (folder / "config.pbtxt").read_text()
+
+
+def test_what_cannot_be_published_is_refused_and_leaves_the_catalogue_alone(tmp_path):
+    teacher = save_generator(tmp_path / "teacher.safetensors", role="teacher")
+    generator = save_generator(tmp_path / "generator.safetensors")
+    models = tmp_path / "models"
+    with pytest.raises(UserError, match="a generator is needed"):
+        publish(teacher, None, "x", "", "MIT", models)
+    with pytest.raises(UserError, match=r"quality.json is missing: run 'sid-distill evaluate"):
+        publish(generator, teacher, "x", "", "MIT", models)
+    with pytest.raises(UserError, match="cannot name a model"):
+        publish(generator, None, "../elsewhere", "", "MIT", models)
+    assert not models.exists() or not list(models.iterdir())
