@@ -117,7 +117,7 @@ def train_detector(
         raise UserError("a feature network learns to tell classes apart: the data set has none")
     torch.manual_seed(seed)
     network = FeatureNetwork(train.images.shape[1], len(train.classes))
-    steps = epochs * (len(train) // batch)
+    steps = epochs * -(-len(train) // batch)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     for _ in tqdm(range(steps), unit="step", desc="features"):

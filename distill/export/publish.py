@@ -140,13 +140,17 @@ def quality_file(network_file: Path) -> Path:
     return network_file.with_suffix(".quality.json")
 
 
+def read_quality(network_file: Path) -> dict[str, Any]:
+    """Read what `sid-distill evaluate` measured; raise UserError if it did not."""
+    file = quality_file(network_file)
+    if not file.exists():
+        raise UserError(f"{file} is missing: run 'sid-distill evaluate {network_file}'")
+    measured: dict[str, Any] = json.loads(file.read_text())
+    return measured
+
+
 def _quality(generator_file: Path, teacher_file: Path) -> Quality:
-    measured: list[dict[str, Any]] = []
-    for file in (generator_file, teacher_file):
-        if not quality_file(file).exists():
-            raise UserError(f"{quality_file(file)} is missing: run 'sid-distill evaluate {file}'")
-        measured.append(json.loads(quality_file(file).read_text()))
-    one_step, teacher = measured
+    one_step, teacher = read_quality(generator_file), read_quality(teacher_file)
     if (one_step["features"], one_step["images"]) != (teacher["features"], teacher["images"]):
         raise UserError("generator and teacher were measured differently: evaluate them alike")
     return Quality(
