@@ -126,6 +126,9 @@ def run(
     fake_lr: Annotated[
         float | None, _recipes_own("Learning rate of the fake-score network.")
     ] = None,
+    cooldown: Annotated[
+        int | None, _recipes_own("The last images, over which the learning rates fall to 0.")
+    ] = None,
     alpha: Annotated[
         float | None,
         _recipes_own("Weight of the squared score gap: 1.0 is safe, 1.2 the paper's on CIFAR-10."),
@@ -165,6 +168,7 @@ def run(
         batch=batch,
         lr=lr,
         fake_lr=fake_lr,
+        cooldown=cooldown,
         alpha=alpha,
         t_max=t_max,
         weighting=weighting,

@@ -60,12 +60,15 @@ class SidConfig(LoopConfig):
         weighting: see `distill.losses.generator_loss`.
         sigma_init: noise level at which the generator denoises pure noise.
         fake_lr: learning rate of the fake-score network; None means `lr`.
+        cooldown: the last images of the run, over which both learning rates fall on a line to
+            0; the paper has none and trains far longer.
         generator_loss_scale: the generator's loss is multiplied by this.
         fake_loss_scale: the fake-score network's loss is multiplied by this.
     """
 
     lr: float = Field(default=1e-5, gt=0)
     fake_lr: float | None = Field(default=None, gt=0)
+    cooldown: int = Field(default=0, ge=0)
     batch: int = Field(default=256, gt=0)
     betas: tuple[float, float] = (0.0, 0.999)
     ema_halflife: float = Field(default=500_000, gt=0)

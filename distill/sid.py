@@ -41,10 +41,15 @@ class SidTraining:
         self.generator_optimizer = self._adam(self.generator, config.lr)
 
     def _adam(self, network: Denoiser, lr: float) -> torch.optim.Adam:
-        return torch.optim.Adam(network.parameters(), lr=lr, betas=self.config.betas, fused=True)
+        parameters = [{"params": list(network.parameters()), "initial_lr": lr}]
+        return torch.optim.Adam(parameters, lr=lr, betas=self.config.betas, fused=True)
 
     def step(self, images_seen: int) -> dict[str, Tensor]:
         """One step of psi, one of theta, one of the average; `batch` images are counted."""
+        share = learning_rate_share(self.config, images_seen)
+        for optimizer in (self.fake_optimizer, self.generator_optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * share
         scalars = self._fake_score_step() | self._generator_step()
         beta = ema_beta(self.config.batch, self.config.ema_halflife, images_seen)
         update_ema(self.ema, self.generator, beta)
@@ -120,6 +125,13 @@ class SidTraining:
         """Ten pictures a class (a hundred without classes), each in one step."""
         latents, labels = sample_inputs(self.ema.config, self.device)
         return to_pixels(one_step(self.ema, latents, labels, self.config.sigma_init))
+
+
+def learning_rate_share(config: SidConfig, images_seen: int) -> float:
+    """1, then a line down to 0 over the last `cooldown` images of the run."""
+    if not config.cooldown:
+        return 1.0
+    return min(1.0, max(0.0, (config.total_images - images_seen) / config.cooldown))
 
 
 def drop_nan_samples(loss: Tensor, *parts: Tensor) -> Tensor:

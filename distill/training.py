@@ -1,5 +1,6 @@
 """The loop around every training: resume, step, log, evaluate, checkpoint, stop cleanly."""
 
+import fcntl
 import json
 import math
 import signal
@@ -62,7 +63,8 @@ def train(
     events of TensorBoard, and at images seen that grow by sqrt(2): snapshots/, samples/ and a
     line of curve.jsonl with what `evaluate` measured. A folder that holds a state is resumed:
     every random draw is a function of (seed, images seen), so that the resumed run is the same
-    run. A run resumed under another configuration is refused.
+    run. A run resumed under another configuration is refused, except that it may be given
+    another end: more images, or a cooldown from where it is.
 
     Args:
         training: what to step.
@@ -75,11 +77,24 @@ def train(
         Images seen, less than the total when asked to stop.
 
     Raises:
-        UserError: the folder holds another configuration's run, or a damaged state.
+        UserError: the folder holds another configuration's run or a damaged state, or another
+            process trains in it.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        return _train(training, folder, facts, evaluate, progress)
+
+
+def _train(
+    training: Training,
+    folder: Path,
+    facts: dict[str, Any],
+    evaluate: Evaluate | None,
+    progress: bool,
+) -> int:
     config = training.config
     state_file = folder / "state.pt"
-    fingerprint = config.model_dump_json(exclude={"total_images", "checkpoint_every"})
+    fingerprint = config.model_dump_json(exclude={"total_images", "cooldown", "checkpoint_every"})
     seen = 0
     if state_file.exists():
         state = load_state(state_file)
@@ -116,7 +131,6 @@ def train(
                 f"{seen:>9} images: " + ", ".join(f"{k} {v:.4g}" for k, v in measured.items())
             )
 
-    folder.mkdir(parents=True, exist_ok=True)
     bar = tqdm(
         total=config.total_images, initial=seen, unit="img", unit_scale=True, disable=not progress
     )
@@ -175,6 +189,20 @@ def clean_gradients(network: Denoiser) -> None:
     for parameter in network.parameters():
         if parameter.grad is not None:
             torch.nan_to_num(parameter.grad, nan=0, posinf=1e5, neginf=-1e5, out=parameter.grad)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the lock dies with the process, however it ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"another process trains in {folder}: wait for it or stop it, or name another "
+                "folder with --out"
+            ) from None
+        yield
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from distill.images import to_pixels
 from distill.networks import NetworkConfig
 from distill.recipe import SidConfig, TeacherConfig
 from distill.sampling import heun, one_step
-from distill.sid import SidTraining, drop_nan_samples
+from distill.sid import SidTraining, drop_nan_samples, learning_rate_share
 from distill.teacher import TeacherTraining, learning_rate
 from distill.training import ema_beta, train
 
@@ -144,6 +144,17 @@ def test_a_folder_of_another_configuration_is_not_overwritten(tmp_path):
         train(make_sid(other), tmp_path, {}, progress=False)
 
 
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
+    config = SID.model_copy(update={"total_images": 1024})
+
+    def second_run(_network):
+        with pytest.raises(UserError, match="another process trains in"):
+            train(make_sid(config), tmp_path, {}, progress=False)
+        return {}
+
+    assert train(make_sid(config), tmp_path, {}, second_run, progress=False) == 1024
+
+
 def test_a_sample_with_nan_is_dropped():
     loss = torch.ones(3, 1, 2, 2)
     images, teacher = torch.zeros(3, 1, 2, 2), torch.zeros(3, 1, 2, 2)
@@ -156,6 +167,20 @@ def test_the_average_forgets_half_in_its_halflife():
     assert ema_beta(batch=100, halflife=100, images_seen=10**6) == pytest.approx(0.5)
     assert ema_beta(batch=100, halflife=10**9, images_seen=2000) == pytest.approx(0.5)
     assert ema_beta(batch=100, halflife=100, images_seen=0) == 0
+
+
+def test_a_cooldown_brings_the_learning_rate_of_a_distillation_to_nothing():
+    config = SID.model_copy(update={"total_images": 1000, "cooldown": 400})
+    shares = [learning_rate_share(config, seen) for seen in (0, 600, 800, 1000)]
+    assert shares == [1, 1, 0.5, 0]
+    assert learning_rate_share(SID, SID.total_images) == 1
+
+
+def test_a_run_may_be_given_another_end(tmp_path):
+    config = SID.model_copy(update={"total_images": 128})
+    train(make_sid(config), tmp_path, {}, progress=False)
+    longer = config.model_copy(update={"total_images": 256, "cooldown": 128})
+    assert train(make_sid(longer), tmp_path, {}, progress=False) == 256
 
 
 def test_the_learning_rate_rises_then_falls_to_nothing():
