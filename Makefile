@@ -16,7 +16,7 @@ setup: $(VENV)/.base
 # Add what training, tests and lint need (PyTorch among it)
 setup-dev: $(VENV)/.dev
 
-# Serve the shipped models on http://127.0.0.1:$(PORT)
+# Serve the models in models/ on http://127.0.0.1:8000 (PORT=... to change)
 run: setup
 	$(BIN)/sid serve --port $(PORT)
 

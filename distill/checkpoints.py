@@ -5,15 +5,16 @@ run needs to go on to the bit. Both are written beside their place and moved the
 that a kill at any moment leaves the previous file.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 
 from distill.errors import UserError
@@ -24,10 +25,32 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, flush it to disk and move it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:  # a full disk, Ctrl-C: leave nothing half written about
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class Facts(BaseModel):
+    """What a network's file must say of its origin; it may say more.
+
+    Attributes:
+        role: what the network is.
+        classes: class names in label order.
+        images_seen: images in its own training.
+        sigma_init: the noise level at which a generator denoises.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["teacher", "generator"]
+    classes: list[str]
+    images_seen: int
+    sigma_init: float | None = None
 
 
 def save_network(path: Path, network: Denoiser, facts: Mapping[str, Any]) -> None:
@@ -52,10 +75,16 @@ def load_network(path: Path) -> tuple[Denoiser, dict[str, Any]]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         network = Denoiser(NetworkConfig.model_validate_json(header["config"]))
         network.load_state_dict(weights)
-        return network.eval(), json.loads(header["facts"])
-    except (SafetensorError, KeyError, ValidationError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is not a whole network of sid-distill's: {reason}") from None
+        facts = Facts.model_validate_json(header["facts"])
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{path} is not a whole network of sid-distill's: {first_line(error)}"
+        ) from None
+    if len(facts.classes) != network.config.label_dim:
+        raise UserError(
+            f"{path} names {len(facts.classes)} classes, its network has {network.config.label_dim}"
+        )
+    return network.eval(), facts.model_dump(exclude_none=True)
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -64,14 +93,32 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read a training state onto the CPU, executing nothing in it.
+    """Read a training state (`distill.training`) onto the CPU, executing nothing in it.
 
     Raises:
-        UserError: the file is damaged; the message says how to go on.
+        UserError: the file is damaged or no such state; the message says how to go on.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:  # unreadable, not damaged: main() says so
+        raise
     except Exception as error:  # torch raises a different type for each kind of damage
         raise UserError(
-            f"{path} is damaged ({str(error).splitlines()[0]}): delete it to start anew"
+            f"{path} is damaged ({first_line(error)}): delete it to start anew"
         ) from None
+    if not {"settings", "images_seen", "training"} <= state.keys():
+        raise UserError(f"{path} is of another version of sid-distill: delete it to start anew")
+    return state
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, or its type where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def sha256_of_weights(network: torch.nn.Module) -> str:
+    """SHA-256 over a network's parameters and buffers, in order."""
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,13 +1,18 @@
 """`sid-distill`: train a teacher, distil it, measure, export and publish."""
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from distill.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from distill.networks import Denoiser
+    from distill.recipe import LoopConfig
 
 # torch takes seconds to import: each command imports what it needs, so that --help does not.
 
@@ -31,7 +36,7 @@ DataOption = Annotated[
 ]
 OutFolder = Annotated[
     Path,
-    typer.Option(help="The run's folder. One that holds a run is resumed, to the bit."),
+    typer.Option(help="The run's folder. One that holds a run is resumed; on a CPU to the bit."),
 ]
 DeviceOption = Annotated[
     str, typer.Option(help="'auto' takes CUDA where there is one; or 'cpu', 'cuda', 'cuda:1'.")
@@ -57,9 +62,6 @@ def teacher(
     out: OutFolder,
     recipe: RecipeOption = "fashion",
     data: DataOption = None,
-    resolution: Annotated[
-        int | None, _recipes_own("Size in pixels to which your images are scaled.")
-    ] = None,
     images: ImagesOption = None,
     batch: BatchOption = None,
     lr: LrOption = None,
@@ -69,7 +71,8 @@ def teacher(
 ) -> None:
     """Train a diffusion teacher on images.
 
-    Channels and classes are those of the data. The result is OUT/network.safetensors.
+    Channels and classes are those of the data; images of your own are scaled to the recipe's
+    resolution. The result is OUT/network.safetensors.
     """
     from distill.data import load_dataset
     from distill.recipe import load_recipe, override
@@ -78,7 +81,7 @@ def teacher(
 
     chosen = load_recipe(recipe)
     target = _device(device)
-    size = resolution or chosen.network.img_resolution
+    size = chosen.network.img_resolution
     dataset = load_dataset(data, resolution=size)
     if dataset.images.shape[-1] != size:
         raise UserError(
@@ -86,7 +89,6 @@ def teacher(
         )
     network = override(
         chosen.network,
-        img_resolution=size,
         img_channels=dataset.images.shape[1],
         label_dim=len(dataset.classes),
     )
@@ -176,24 +178,29 @@ def run(
         ema_halflife=ema_halflife,
         seed=seed,
     )
-    facts = origin | {
-        "role": "generator",
-        "recipe": recipe,
-        "teacher_images_seen": origin["images_seen"],
-        "sigma_init": config.sigma_init,
-        "alpha": config.alpha,
-        "batch": config.batch,
-        "lr": config.lr,
-    }
-    evaluate = None
+    numbers = config.model_dump(exclude_none=True, exclude={"betas", "checkpoint_every"})
+    facts = (
+        origin
+        | numbers
+        | {
+            "role": "generator",
+            "recipe": recipe,
+            "teacher_images_seen": origin["images_seen"],
+        }
+    )
+    detector = None
     detector_name = features or chosen.features or "none"
     if detector_name != "none":
         detector = load_detector(detector_name)
-        detector.check_fits(network)
+        detector.check_fits(network, origin["classes"])
+        detector.network.to(target)
 
-        def evaluate(generator):  # type: ignore[no-untyped-def]
-            return measure(one_step_sampler(generator, config.sigma_init), generator, detector)
+    def distance(generator: "Denoiser") -> dict[str, float]:
+        if detector is None:
+            return {}
+        return measure(one_step_sampler(generator, config.sigma_init), generator, detector)
 
+    evaluate = None if detector is None else distance
     _report(train(SidTraining(network, config, target), out, facts, evaluate), config, out)
 
 
@@ -206,8 +213,13 @@ def evaluate(
     images: Annotated[int, typer.Option(min=256, help="Pictures to draw.")] = 10_000,
     first_seed: Annotated[int, typer.Option(min=0, help="Picture i has this seed + i.")] = 0,
     steps: Annotated[
-        int, typer.Option(min=2, help="Heun steps of a teacher: 18 steps are 35 evaluations.")
-    ] = 18,
+        int | None,
+        typer.Option(
+            min=2,
+            help="Heun steps of a teacher, 2 x steps - 1 evaluations. Left out: 18.",
+            show_default=False,
+        ),
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure a teacher (Heun's sampler) or a generator (one step).
@@ -217,30 +229,39 @@ def evaluate(
     """
     from distill.checkpoints import load_network
     from distill.evaluation.evaluate import heun_sampler, measure, one_step_sampler
-    from distill.evaluation.features import load_detector
-    from distill.export.publish import quality_file
+    from distill.evaluation.features import detector_file, load_detector
+    from distill.evaluation.measurement import Measurement, save_measurement
+    from service.bundle import sha256_file
 
     denoiser, facts = load_network(network)
+    weights = sha256_file(network)
     detector = load_detector(features)
-    detector.check_fits(denoiser)
-    denoiser = denoiser.to(_device(device))
-    detector.network.to(_device(device))
+    detector.check_fits(denoiser, facts["classes"])
+    target = _device(device)
+    denoiser, _ = denoiser.to(target), detector.network.to(target)
     if facts["role"] == "generator":
+        if steps is not None:
+            raise UserError(f"{network} is a generator: it takes one step, leave out --steps")
         sampler, evaluations = one_step_sampler(denoiser, facts["sigma_init"]), 1
     else:
+        steps = steps or 18
         sampler, evaluations = heun_sampler(denoiser, steps), 2 * steps - 1
     measured = measure(sampler, denoiser, detector, images, first_seed, progress=True)
-    result = measured | {
-        "evaluations": evaluations,
-        "images": images,
-        "first_seed": first_seed,
-        "features": detector.name,
-        "reference": f"{detector.facts['train_images']} training images",
-        "real_distance": detector.facts.get("test_distance"),
-        "real_accuracy": detector.facts.get("test_accuracy"),
-    }
-    quality_file(network).write_text(json.dumps(result, indent=2) + "\n")
-    typer.echo(json.dumps(result, indent=2))
+    result = Measurement(
+        role=facts["role"],
+        network_sha256=weights,
+        features=detector.name,
+        features_sha256=sha256_file(detector_file(features)),
+        reference=f"{detector.facts.train_images} training images",
+        images=images,
+        first_seed=first_seed,
+        evaluations=evaluations,
+        real_distance=detector.facts.test_distance,
+        real_accuracy=detector.facts.test_accuracy,
+        **measured,
+    )
+    typer.echo(result.model_dump_json(indent=2))
+    save_measurement(network, result)
 
 
 @app.command()
@@ -259,12 +280,12 @@ def analyze(
 ) -> None:
     """Draw a run's distance against images seen in log-log, and fit its slope."""
     from distill.evaluation.curve import fit_power_law, plot_curve, read_curve
-    from distill.export.publish import read_quality
+    from distill.evaluation.measurement import load_measurement
 
     images, distances = read_curve(run)
     late = images >= from_images
     law = fit_power_law(images[late], distances[late])
-    line = None if teacher is None else read_quality(teacher)["distance"]
+    line = None if teacher is None else load_measurement(teacher, "teacher").distance
     picture = out or run / "curve.png"
     plot_curve(picture, images, distances, law, images[late][0], line)
     for count, distance in zip(images, distances, strict=True):
@@ -278,7 +299,9 @@ def features(
         Path, typer.Option(help="The .safetensors file to write; its stem is its name.")
     ],
     data: DataOption = None,
-    resolution: Annotated[int, typer.Option(help="Size to which your images are scaled.")] = 28,
+    resolution: Annotated[
+        int, typer.Option(min=8, help="Size to which your images are scaled: the recipe's.")
+    ] = 28,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Start of the random stream.")] = 0,
 ) -> None:
@@ -290,7 +313,7 @@ def features(
     test_set = load_dataset(data, "test", resolution) if has_test_split(data) else None
     detector = train_detector(out.stem, train_set, test_set, epochs, seed)
     save_detector(out.with_suffix(".safetensors"), detector)
-    typer.echo(json.dumps(detector.facts, indent=2))
+    typer.echo(detector.facts.model_dump_json(indent=2))
 
 
 @app.command()
@@ -330,7 +353,7 @@ def publish(
     typer.echo(f"{folder} is published: sid generate --models {models} --model {name} --seed 0")
 
 
-def _device(name: str) -> Any:
+def _device(name: str) -> "torch.device":
     import torch
 
     if name == "auto":
@@ -344,7 +367,7 @@ def _device(name: str) -> Any:
     return device
 
 
-def _report(seen: int, config: Any, out: Path) -> None:
+def _report(seen: int, config: "LoopConfig", out: Path) -> None:
     if seen < config.total_images:
         typer.echo(f"stopped at {seen} images; the same command goes on from there")
         raise typer.Exit(130)
@@ -356,5 +379,13 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        message = str(error)
+    except ModuleNotFoundError as error:
+        message = f"{error.name} is not installed: training needs 'make setup-dev', or pip's extra "
+        message += "'distill'"
+    except OSError as error:  # a folder that cannot be written, a full disk
+        message = f"{error.filename or 'input or output'}: {error.strerror or error}"
+    else:
+        return
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(2)

@@ -4,8 +4,11 @@ A data set is held in memory as uint8 [N, C, H, W] with an int64 class per image
 """
 
 import gzip
+import hashlib
+import io
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,7 +16,7 @@ from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from distill.errors import UserError
@@ -45,6 +48,13 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    def digest(self) -> str:
+        """SHA-256 over pixels, labels and class names."""
+        digest = hashlib.sha256(self.images.numpy().tobytes())
+        digest.update(self.labels.numpy().tobytes())
+        digest.update("\n".join(self.classes).encode())
+        return digest.hexdigest()
+
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         """Pick images as float32 in [-1, 1] and their one-hot labels (None without classes)."""
         images = self.images[indices].float() / 127.5 - 1
@@ -62,9 +72,9 @@ def load_dataset(path: Path | None, split: str = "train", resolution: int | None
     """Read a data set, of whichever kind lies at `path`.
 
     Args:
-        path: a folder with Fashion-MNIST's four idx files (gzipped or not); or a folder or zip
-            of images, one sub-folder a class, or all at the top for no classes. None looks
-            where Debian's package puts Fashion-MNIST.
+        path: a folder with Fashion-MNIST's four idx files (gzipped or not; any files of those
+            names are taken for them); or a folder or zip of images, one sub-folder a class, or
+            all at the top for no classes. None looks where Debian's package puts Fashion-MNIST.
         split: "train" or "test", for idx files only; an image folder is one split.
         resolution: size to which an image folder's pictures are cropped and scaled.
 
@@ -94,8 +104,12 @@ def has_test_split(path: Path | None) -> bool:
 def _load_fashion(folder: Path, prefix: str) -> Dataset:
     images = _read_idx(folder, f"{prefix}-images-idx3-ubyte")
     labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte")
-    if len(images) != len(labels):
-        raise UserError(f"{folder}: {len(images)} {prefix} images but {len(labels)} labels")
+    fits = images.ndim == 3 and labels.ndim == 1 and len(images) == len(labels)
+    if not fits or labels.max(initial=0) >= len(FASHION_CLASSES):
+        raise UserError(
+            f"{folder} is not Fashion-MNIST: {prefix} images of shape {images.shape}, labels of "
+            f"shape {labels.shape} up to {labels.max(initial=0)}"
+        )
     return Dataset(
         folder.name,
         torch.from_numpy(images)[:, None],
@@ -115,9 +129,9 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
         )
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
-    rank = raw[3] if raw[:3] == b"\0\0\x08" else 0
+    rank = raw[3] if raw[:3] == b"\0\0\x08" and len(raw) > 3 else 0
     header = 4 + 4 * rank
     shape = struct.unpack(f">{rank}I", raw[4:header]) if len(raw) >= header else ()
     if not shape or len(raw) - header != int(np.prod(shape)):
@@ -131,38 +145,61 @@ def _load_images(path: Path, resolution: int) -> Dataset:
     for name, opened in _image_files(path):
         try:
             with Image.open(opened) as image:
-                images.append(_square(image.convert("RGB"), resolution))
-        except (UnidentifiedImageError, OSError) as error:
+                images.append(_square(ImageOps.exif_transpose(image).convert("RGB"), resolution))
+        except Exception as error:  # Pillow and zipfile raise many types for damaged files
             raise UserError(f"{path}: {name} is not a readable image ({error})") from None
-        names.append(name)
+        names.append(PurePosixPath(name))
     if not images:
         raise UserError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    folders = [PurePosixPath(name).parent.name for name in names]
-    classes = tuple(sorted(set(folders)))
-    if "" in classes and len(classes) > 1:
-        raise UserError(f"{path} mixes images at its top with sub-folders: use one or the other")
-    labels = torch.tensor([classes.index(folder) for folder in folders])
+    classes = _classes_of(path, names)
+    labels = torch.tensor([classes.index(name.parent.name) for name in names])
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     if (pixels == pixels[:, :1]).all():  # every picture is grey: one channel says it all
         pixels = pixels[:, :1]
-    return Dataset(path.stem, pixels.contiguous(), labels, () if classes == ("",) else classes)
+    return Dataset(path.stem, pixels.contiguous(), labels, () if len(classes) == 1 else classes)
+
+
+def _classes_of(path: Path, names: list[PurePosixPath]) -> tuple[str, ...]:
+    """The folders that directly hold images; a single one (a zip's top folder) is no class."""
+    folders = {name.parent for name in names}
+    if len({len(folder.parts) for folder in folders}) > 1:
+        raise UserError(f"{path} mixes images at several depths: put one sub-folder a class")
+    if len({folder.parent for folder in folders}) > 1:
+        raise UserError(f"{path} nests folders in folders: put one sub-folder a class")
+    classes = tuple(sorted(folder.name for folder in folders))
+    if len({name.casefold() for name in classes}) < len(classes):
+        raise UserError(f"{path} has class folders that differ by upper and lower case alone")
+    return classes
 
 
 def _image_files(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield each image file's relative name and its bytes to read, sorted by name."""
     if path.is_dir():
         for file in sorted(path.rglob("*")):
-            if file.suffix.lower() in IMAGE_SUFFIXES:
+            name = file.relative_to(path).as_posix()
+            if _is_image(name) and file.is_file():
                 with file.open("rb") as opened:
-                    yield file.relative_to(path).as_posix(), opened
+                    yield name, opened
     elif zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            for name in sorted(archive.namelist()):
-                if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
-                    with archive.open(name) as opened:
-                        yield name, opened
+            for name in sorted(filter(_is_image, archive.namelist())):
+                yield name, io.BytesIO(_read_member(path, archive, name))
     else:
         raise UserError(f"{path} is neither a folder nor a zip file")
+
+
+def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error) as error:
+        raise UserError(f"{path}: {name} cannot be unpacked ({error})") from None
+
+
+def _is_image(name: str) -> bool:
+    """Whether a name is an image's, and not a hidden file or a Mac's shadow of one."""
+    parts = PurePosixPath(name).parts
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return not hidden and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _square(image: Image.Image, resolution: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.checkpoints import sha256_of_weights
 from distill.data import one_hot
 from distill.images import to_pixels
 from distill.losses import fake_score_loss, generator_loss, sample_weight
@@ -43,6 +44,10 @@ class SidTraining:
     def _adam(self, network: Denoiser, lr: float) -> torch.optim.Adam:
         parameters = [{"params": list(network.parameters()), "initial_lr": lr}]
         return torch.optim.Adam(parameters, lr=lr, betas=self.config.betas, fused=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The teacher, by its weights."""
+        return {"teacher": sha256_of_weights(self.teacher)}
 
     def step(self, images_seen: int) -> dict[str, Tensor]:
         """One step of psi, one of theta, one of the average; `batch` images are counted."""

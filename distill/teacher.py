@@ -31,6 +31,10 @@ class TeacherTraining:
             self.network.parameters(), lr=config.lr, betas=config.betas, fused=True
         )
 
+    def identity(self) -> dict[str, Any]:
+        """The network's shape and the data set."""
+        return {"network": self.ema.config.model_dump(mode="json"), "data": self.dataset.digest()}
+
     def step(self, images_seen: int) -> dict[str, Tensor]:
         """One Adam step on EDM's denoising loss, and one of the average."""
         config = self.config

@@ -34,6 +34,9 @@ class Training(Protocol):
     def config(self) -> LoopConfig:
         """How long, how fast, in what batches."""
 
+    def identity(self) -> dict[str, Any]:
+        """Return what a resumed run must share besides its configuration, as JSON values."""
+
     def step(self, images_seen: int) -> dict[str, Tensor]:
         """Take one optimiser step; return scalars to log."""
 
@@ -94,24 +97,28 @@ def _train(
 ) -> int:
     config = training.config
     state_file = folder / "state.pt"
-    fingerprint = config.model_dump_json(exclude={"total_images", "cooldown", "checkpoint_every"})
+    settings = config.model_dump(
+        mode="json", exclude={"total_images", "cooldown", "checkpoint_every"}
+    )
+    settings |= training.identity()
     seen = 0
     if state_file.exists():
         state = load_state(state_file)
-        if state["config"] != fingerprint:
-            raise UserError(
-                f"{folder} holds a run with other settings: resume it with those, "
-                "or name another folder with --out"
-            )
+        _check_same_run(folder, json.loads(state["settings"]), settings)
         training.load_state(state["training"])
         seen = state["images_seen"]
 
     def checkpoint() -> None:
+        # The state last: a kill in between makes a resumed run write the network again.
+        save_network(folder / "network.safetensors", training.ema, facts | {"images_seen": seen})
         save_state(
             state_file,
-            {"config": fingerprint, "images_seen": seen, "training": training.state()},
+            {
+                "settings": json.dumps(settings),
+                "images_seen": seen,
+                "training": training.state(),
+            },
         )
-        save_network(folder / "network.safetensors", training.ema, facts | {"images_seen": seen})
 
     def measure() -> None:
         kimg = f"{seen / 1000:09.1f}"
@@ -151,10 +158,20 @@ def _train(
             if before // config.checkpoint_every != seen // config.checkpoint_every:
                 checkpoint()
         if seen != began_at:
-            checkpoint()
             if seen >= config.total_images:
                 measure()
+            checkpoint()
     return seen
+
+
+def _check_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on with a run under other settings, naming those that differ."""
+    differing = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
+    if differing:
+        raise UserError(
+            f"{folder} holds a run with another {', '.join(differing)}: resume it with its own, "
+            "or name another folder with --out"
+        )
 
 
 def _crosses(before: int, after: int, marks: np.ndarray) -> bool:
@@ -163,7 +180,7 @@ def _crosses(before: int, after: int, marks: np.ndarray) -> bool:
 
 def step_seed(seed: int, images_seen: int) -> int:
     """Return the 63-bit seed of one step's random draws, a hash of its arguments."""
-    return int(np.random.SeedSequence([seed, images_seen]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, images_seen]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def channels_last(network: Denoiser) -> Denoiser:

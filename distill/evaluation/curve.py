@@ -30,16 +30,21 @@ class PowerLaw:
 
 
 def read_curve(run: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Read a run's images seen and distances.
+    """Read a run's images seen and distances; a mark measured twice counts once.
 
     Raises:
-        UserError: the run measured no distance.
+        UserError: the run measured no distance, or its file is damaged.
     """
     file = run / "curve.jsonl"
     if not file.exists():
         raise UserError(f"{file} is missing: 'sid-distill run' writes it unless --features none")
-    points = [json.loads(line) for line in file.read_text().splitlines()]
-    by_images = {point["images_seen"]: point["distance"] for point in points}
+    by_images: dict[int, float] = {}
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        try:
+            point = json.loads(line)
+            by_images[point["images_seen"]] = point["distance"]
+        except (ValueError, KeyError):
+            raise UserError(f"{file}, line {number}, is damaged: remove that line") from None
     images = sorted(by_images)
     return np.array(images, float), np.array([by_images[n] for n in images])
 

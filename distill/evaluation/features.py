@@ -5,30 +5,21 @@ trains its own network on the real images (`sid-distill features`), ships it and
 distance over it is called by its name, never FID.
 """
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from distill.checkpoints import write_atomically
+from distill.checkpoints import first_line, write_atomically
 from distill.data import Dataset
 from distill.errors import UserError
-from distill.evaluation.frechet import (
-    Array,
-    Statistics,
-    frechet_distance,
-    load_statistics,
-    save_statistics,
-    statistics,
-)
+from distill.evaluation.frechet import Array, Statistics, frechet_distance, statistics
 from distill.networks import Denoiser
 
 ASSETS = Path(__file__).parent / "assets"
@@ -45,7 +36,6 @@ class FeatureNetwork(nn.Module):
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
-        self.channels, self.classes = channels, classes
 
         def stage(cin: int, cout: int) -> nn.Sequential:
             return nn.Sequential(
@@ -69,7 +59,30 @@ class FeatureNetwork(nn.Module):
         return self.classifier(F.dropout(self.features(pixels), 0.3, self.training))
 
 
-@dataclass
+class DetectorFacts(BaseModel):
+    """What a feature network was trained on, and how well.
+
+    Attributes:
+        channels, resolution, classes: of the images it knows.
+        train_images: how many it saw; `Detector.reference` are their statistics.
+        epochs, seed: how it was trained.
+        test_accuracy: its accuracy on held-out real images; None where there were none.
+        test_distance: their Fréchet distance to the training images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channels: int
+    resolution: int
+    classes: list[str]
+    train_images: int
+    epochs: int
+    seed: int
+    test_accuracy: float | None = None
+    test_distance: float | None = None
+
+
+@dataclass(frozen=True)
 class Detector:
     """A trained feature network with the statistics of the real images it saw.
 
@@ -77,32 +90,42 @@ class Detector:
         name: what a distance over it is called by.
         network: in eval mode.
         reference: statistics of the training images.
-        facts: how it was trained; `test_accuracy` and `test_distance` among them.
+        facts: what it was trained on.
     """
 
     name: str
     network: FeatureNetwork
-    reference: Statistics = field(default_factory=lambda: Statistics(np.empty(0), np.empty(0)))
-    facts: dict[str, Any] = field(default_factory=dict)
+    reference: Statistics
+    facts: DetectorFacts
 
-    def check_fits(self, denoiser: Denoiser) -> None:
+    def check_fits(self, denoiser: Denoiser, classes: list[str]) -> None:
         """Raise UserError unless `denoiser` draws what this network was trained on."""
-        drawn = (denoiser.config.img_channels, denoiser.config.label_dim)
-        known = (self.network.channels, self.network.classes)
+        config = denoiser.config
+        drawn = (config.img_channels, config.img_resolution, classes or self.facts.classes)
+        known = (self.facts.channels, self.facts.resolution, self.facts.classes)
         if drawn != known:
             raise UserError(
-                f"the feature network {self.name} knows {known[0]}-channel images of {known[1]} "
-                f"classes, this network draws {drawn[0]} channels and {drawn[1]} classes: train "
-                "one on your data with 'sid-distill features' and name it with --features"
+                f"the feature network {self.name} knows {_described(*known)}, this network draws "
+                f"{_described(*drawn)}: train one on your data with 'sid-distill features' and "
+                "name it with --features"
             )
 
-    @torch.no_grad()
-    def embed(self, pixels: Tensor, batch: int = 500) -> tuple[Array, Tensor]:
+    def embed(self, pixels: Tensor) -> tuple[Array, Tensor]:
         """Map uint8 [N, C, H, W] to features float64 [N, 128] and predicted classes int64 [N]."""
-        device = self.network.classifier.weight.device
-        features = [self.network.features(part.to(device)) for part in pixels.split(batch)]
-        predicted = [self.network.classifier(part).argmax(dim=1).cpu() for part in features]
-        return torch.cat(features).cpu().double().numpy(), torch.cat(predicted)
+        return _embed(self.network, pixels)
+
+
+def _described(channels: int, resolution: int, classes: list[str]) -> str:
+    names = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+    return f"{resolution}x{resolution} pictures of {channels} channels in classes {names}"
+
+
+@torch.no_grad()
+def _embed(network: FeatureNetwork, pixels: Tensor, batch: int = 500) -> tuple[Array, Tensor]:
+    device = network.classifier.weight.device
+    features = [network.features(part.to(device)) for part in pixels.split(batch)]
+    predicted = [network.classifier(part).argmax(dim=1).cpu() for part in features]
+    return torch.cat(features).cpu().double().numpy(), torch.cat(predicted)
 
 
 def train_detector(
@@ -111,10 +134,15 @@ def train_detector(
     """Train a feature network on labelled images, shifted by up to two pixels.
 
     Raises:
-        UserError: the images carry no classes.
+        UserError: the images carry no classes, or are too few.
     """
     if not train.classes:
         raise UserError("a feature network learns to tell classes apart: the data set has none")
+    if len(train) < 2 * FEATURES:
+        raise UserError(
+            f"{len(train)} images are too few for the covariance of {FEATURES} features: "
+            f"at least {2 * FEATURES} are needed"
+        )
     torch.manual_seed(seed)
     network = FeatureNetwork(train.images.shape[1], len(train.classes))
     steps = epochs * -(-len(train) // batch)
@@ -128,16 +156,25 @@ def train_detector(
         loss.backward()
         optimizer.step()
         schedule.step()
-    detector = Detector(name, network.eval())
-    features, _ = detector.embed(train.images)
-    detector.reference = statistics(features)
-    detector.facts = {"epochs": epochs, "seed": seed, "train_images": len(train)}
+    network.eval()
+    features, _ = _embed(network, train.images)
+    reference = statistics(features)
+    accuracy = distance = None
     if test is not None:
-        features, predicted = detector.embed(test.images)
+        features, predicted = _embed(network, test.images)
         accuracy = (predicted == test.labels).double().mean().item()
-        distance = frechet_distance(statistics(features), detector.reference)
-        detector.facts |= {"test_accuracy": accuracy, "test_distance": distance}
-    return detector
+        distance = frechet_distance(statistics(features), reference)
+    facts = DetectorFacts(
+        channels=train.images.shape[1],
+        resolution=train.images.shape[2],
+        classes=list(train.classes),
+        train_images=len(train),
+        epochs=epochs,
+        seed=seed,
+        test_accuracy=accuracy,
+        test_distance=distance,
+    )
+    return Detector(name, network, reference, facts)
 
 
 def _shifted(pixels: Tensor, reach: int = 2) -> Tensor:
@@ -149,21 +186,19 @@ def _shifted(pixels: Tensor, reach: int = 2) -> Tensor:
 
 
 def save_detector(path: Path, detector: Detector) -> None:
-    """Write weights and facts to `path` (.safetensors), the reference statistics beside it."""
-    network = detector.network
-    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    shape = {"channels": network.channels, "classes": network.classes}
-    header = {"shape": json.dumps(shape), "facts": json.dumps(detector.facts)}
-    content = safetensors.torch.save(weights, header)
+    """Write network, reference statistics and facts as one .safetensors file."""
+    tensors = {name: tensor.contiguous() for name, tensor in detector.network.state_dict().items()}
+    tensors["reference.mu"] = torch.from_numpy(detector.reference.mu)
+    tensors["reference.sigma"] = torch.from_numpy(detector.reference.sigma)
+    content = safetensors.torch.save(tensors, {"facts": detector.facts.model_dump_json()})
     write_atomically(path, lambda file: file.write_bytes(content))
-    save_statistics(path.with_suffix(".npz"), detector.reference)
 
 
-def load_detector(name: str) -> Detector:
-    """Read a detector by the name of a shipped one ("fashion-cnn") or a .safetensors path.
+def detector_file(name: str) -> Path:
+    """The file of a shipped detector ("fashion-cnn"), or the .safetensors path that was named.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is none.
     """
     path = Path(name) if name.endswith(".safetensors") else ASSETS / f"{name}.safetensors"
     if not path.is_file():
@@ -172,18 +207,25 @@ def load_detector(name: str) -> Detector:
             f"no feature network {name!r}: name a .safetensors file made by "
             f"'sid-distill features', or one of: {shipped}"
         )
+    return path
+
+
+def load_detector(name: str) -> Detector:
+    """Read a detector by a name that `detector_file` understands.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = detector_file(name)
     try:
         with safetensors.safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        network = FeatureNetwork(**json.loads(header["shape"]))
-        network.load_state_dict(weights)
-    except (SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is not a feature network of sid-distill's: {reason}") from None
-    return Detector(
-        path.stem,
-        network.eval(),
-        load_statistics(path.with_suffix(".npz")),
-        json.loads(header["facts"]),
-    )
+            facts = DetectorFacts.model_validate_json((file.metadata() or {})["facts"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        mu, sigma = tensors.pop("reference.mu"), tensors.pop("reference.sigma")
+        network = FeatureNetwork(facts.channels, len(facts.classes))
+        network.load_state_dict(tensors)
+    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a feature network of sid-distill's: {first_line(error)}"
+        ) from None
+    return Detector(path.stem, network.eval(), Statistics(mu.numpy(), sigma.numpy()), facts)

@@ -1,13 +1,10 @@
 """The Fréchet distance between two clouds of features. Pure functions, float64."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
-
-from distill.errors import UserError
 
 Array = NDArray[np.float64]
 
@@ -37,21 +34,3 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     eigenvalues = linalg.eigvalsh(root @ b.sigma @ root).clip(min=0)
     mean_term = np.square(a.mu - b.mu).sum()
     return float(mean_term + np.trace(a.sigma + b.sigma) - 2 * np.sqrt(eigenvalues).sum())
-
-
-def save_statistics(path: Path, stats: Statistics) -> None:
-    """Write the usual .npz of `mu` and `sigma`."""
-    np.savez(path, mu=stats.mu, sigma=stats.sigma)
-
-
-def load_statistics(path: Path) -> Statistics:
-    """Read the usual .npz of `mu` and `sigma`.
-
-    Raises:
-        UserError: the file is missing or holds something else.
-    """
-    try:
-        with np.load(path) as file:
-            return Statistics(file["mu"], file["sigma"])
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is not an .npz of mu and sigma: {error}") from None

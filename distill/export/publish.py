@@ -1,6 +1,5 @@
 """From a generator's weights to models/<name>/: graph, configuration, manifest."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from distill.checkpoints import load_network
 from distill.errors import UserError
+from distill.evaluation.measurement import load_measurement
 from distill.export.onnx import PixelGenerator, export_onnx
 from distill.export.triton import triton_config
 from distill.networks import Denoiser
 from service.bundle import (
+    MANIFEST_NAME,
     BundleError,
     Golden,
     GoldenImage,
@@ -34,7 +35,7 @@ from service.bundle.manifest import Name
 # another order. Anything more is another picture.
 MAX_DIFFERENCE = 1
 MAX_DIFFERING_SHARE = 0.01
-GOLDEN_SEEDS = 10
+GOLDEN_IMAGES = 10
 
 
 def load_generator(file: Path) -> tuple[Denoiser, dict[str, Any]]:
@@ -82,6 +83,9 @@ def publish(
     shape = (config.img_channels, config.img_resolution, config.img_resolution)
     quality = None if teacher_file is None else _quality(generator_file, teacher_file)
     folder = models / name
+    _recover(folder)
+    if folder.exists() and not (folder / MANIFEST_NAME).exists():
+        raise UserError(f"{folder} exists and is no bundle: name another model, or move it away")
     version = _next_version(folder)
     staging = models / f".{name}.partial"
     shutil.rmtree(staging, ignore_errors=True)
@@ -125,50 +129,52 @@ def _next_version(folder: Path) -> int:
         return 1
 
 
+def _retired(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.retired")
+
+
+def _recover(folder: Path) -> None:
+    """Undo an exchange that a kill cut in half: the old bundle goes back to its place."""
+    retired = _retired(folder)
+    if retired.exists() and not folder.exists():
+        retired.rename(folder)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
 def _exchange(staging: Path, folder: Path) -> None:
-    """Put `staging` in the place of `folder`."""
-    retired = folder.with_name(f".{folder.name}.retired")
-    shutil.rmtree(retired, ignore_errors=True)
-    if folder.exists():
-        folder.rename(retired)
-    staging.rename(folder)
-    shutil.rmtree(retired, ignore_errors=True)
-
-
-def quality_file(network_file: Path) -> Path:
-    """Where `sid-distill evaluate` writes what it measured of a network."""
-    return network_file.with_suffix(".quality.json")
-
-
-def read_quality(network_file: Path) -> dict[str, Any]:
-    """Read what `sid-distill evaluate` measured; raise UserError if it did not."""
-    file = quality_file(network_file)
-    if not file.exists():
-        raise UserError(f"{file} is missing: run 'sid-distill evaluate {network_file}'")
-    measured: dict[str, Any] = json.loads(file.read_text())
-    return measured
+    """Put `staging` in the place of `folder`; whatever happens, one of the two is there."""
+    try:
+        if folder.exists():
+            folder.rename(_retired(folder))
+        staging.rename(folder)
+    finally:
+        _recover(folder)
 
 
 def _quality(generator_file: Path, teacher_file: Path) -> Quality:
-    one_step, teacher = read_quality(generator_file), read_quality(teacher_file)
-    if (one_step["features"], one_step["images"]) != (teacher["features"], teacher["images"]):
-        raise UserError("generator and teacher were measured differently: evaluate them alike")
+    one_step = load_measurement(generator_file, "generator")
+    teacher = load_measurement(teacher_file, "teacher")
+    if not one_step.is_comparable(teacher):
+        raise UserError(
+            "generator and teacher were measured differently: evaluate both over the same "
+            "--features, --images and --first-seed"
+        )
     return Quality(
-        distance=f"Fréchet distance over {one_step['features']} features",
-        images=one_step["images"],
-        reference=one_step["reference"],
-        generator=one_step["distance"],
-        teacher=teacher["distance"],
-        teacher_evaluations=teacher["evaluations"],
-        accuracy=one_step.get("accuracy"),
-        real_accuracy=one_step.get("real_accuracy"),
+        distance=f"Fréchet distance over {one_step.features} features",
+        images=one_step.images,
+        reference=one_step.reference,
+        generator=one_step.distance,
+        teacher=teacher.distance,
+        teacher_evaluations=teacher.evaluations,
+        accuracy=one_step.accuracy,
+        real_accuracy=one_step.real_accuracy,
     )
 
 
 def _golden(module: PixelGenerator) -> Golden:
-    """Draw one picture a class (ten without classes) by float32 torch."""
+    """Draw a few pictures, of as many classes as there are, by float32 torch."""
     config = module.generator.config
-    seeds = range(max(config.label_dim, GOLDEN_SEEDS))
+    seeds = range(GOLDEN_IMAGES)
     labels = [seed % config.label_dim if config.label_dim else None for seed in seeds]
     shape = (config.img_channels, config.img_resolution, config.img_resolution)
     z = torch.from_numpy(latents(seeds, shape))

@@ -1,4 +1,4 @@
-"""EDM networks: a denoiser around a U-Net, and its file format."""
+"""EDM networks: a denoiser around a U-Net."""
 
 from distill.networks.denoiser import Denoiser, NetworkConfig
 

@@ -67,11 +67,21 @@ class Conv2d(nn.Module):
         return x
 
 
+def group_count(channels: int) -> int:
+    """Groups of at least four channels, at most 32."""
+    return min(32, channels // 4)
+
+
+def group_count_misfits(channels: int) -> bool:
+    """Whether `channels` cannot be divided into `group_count` equal groups."""
+    return channels < 4 or channels % group_count(channels) != 0
+
+
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation over groups of at least four channels, at most 32 groups."""
+    """Group normalisation over `group_count` groups."""
 
     def __init__(self, channels: int, eps: float) -> None:
-        super().__init__(min(32, channels // 4), channels, eps=eps)
+        super().__init__(group_count(channels), channels, eps=eps)
 
 
 def self_attention(qkv: Tensor, heads: int) -> Tensor:

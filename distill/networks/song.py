@@ -44,11 +44,6 @@ class SongUNet(nn.Module):
         dropout: float = 0.10,
     ) -> None:
         super().__init__()
-        if img_resolution % 2 ** (len(channel_mult) - 1):
-            raise ValueError(
-                f"resolution {img_resolution} cannot be halved {len(channel_mult) - 1} times: "
-                f"choose one divisible by {2 ** (len(channel_mult) - 1)}, or fewer channel_mult"
-            )
         emb_channels = 4 * model_channels
         self.label_dim = label_dim
         self.map_noise = PositionalEmbedding(model_channels)

@@ -58,7 +58,8 @@ def list_bundles(models: Path) -> list[Path]:
     hint = "run from the repository root, or say --models DIR (or SID_MODELS=DIR)"
     if not models.is_dir():
         raise BundleError(f"{models}: there is no such folder; {hint}")
-    folders = sorted(path.parent for path in models.glob(f"*/{MANIFEST_NAME}"))
+    # A hidden folder is a publish that is under way, or was killed: no bundle (yet).
+    folders = sorted(path.parent for path in models.glob(f"[!.]*/{MANIFEST_NAME}"))
     if not folders:
         raise BundleError(f"{models}: no model in it (no */{MANIFEST_NAME}); {hint}")
     return folders

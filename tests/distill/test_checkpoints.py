@@ -17,12 +17,14 @@ TINY = NetworkConfig(
     num_blocks=1, attn_resolutions=(), dropout=0,
 )  # fmt: skip
 
+FACTS = {"role": "teacher", "classes": ["a", "b"], "images_seen": 7}
 WRITER = """
 import sys, torch
 from pathlib import Path
 from distill.checkpoints import save_state
 for count in range(10**6):
-    save_state(Path(sys.argv[1]), {"count": count, "weights": torch.full((4_000_000,), count)})
+    weights = torch.full((4_000_000,), count)
+    save_state(Path(sys.argv[1]), {"settings": "", "images_seen": count, "training": weights})
     print(count, flush=True)
 """
 
@@ -35,21 +37,25 @@ def test_a_kill_during_a_checkpoint_leaves_the_previous_one_whole(tmp_path):
         assert writer.stdout is not None
         assert writer.stdout.readline() == "0\n"
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:  # until a write is under way
-            if (tmp_path / ".state.pt.partial").exists():
+        partial = tmp_path / ".state.pt.partial"
+        while time.monotonic() < deadline:  # stop it in the middle of a write, then kill it
+            writer.send_signal(signal.SIGSTOP)
+            if partial.exists():
                 break
+            writer.send_signal(signal.SIGCONT)
+            time.sleep(0.001)
         writer.send_signal(signal.SIGKILL)
-    assert (tmp_path / ".state.pt.partial").exists(), "the kill fell between two writes"
+    assert partial.exists(), "no write was caught in the middle"
     state = load_state(path)
-    assert (state["weights"] == state["count"]).all()
+    assert (state["training"] == state["images_seen"]).all()
 
 
 def test_a_network_survives_its_file(tmp_path):
     torch.manual_seed(0)
     network = Denoiser(TINY).eval()
-    save_network(tmp_path / "n.safetensors", network, {"role": "teacher"})
+    save_network(tmp_path / "n.safetensors", network, FACTS | {"data": "bars"})
     again, facts = load_network(tmp_path / "n.safetensors")
-    assert facts == {"role": "teacher"}
+    assert facts == FACTS | {"data": "bars"}
     assert again.config == TINY
     x, sigma, labels = torch.randn(2, 1, 8, 8), torch.ones(2), torch.eye(2)
     assert torch.equal(again(x, sigma, labels), network(x, sigma, labels))
@@ -59,12 +65,15 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
     path = tmp_path / "n.safetensors"
     with pytest.raises(UserError, match=r"no network at .*n.safetensors"):
         load_network(path)
-    save_network(path, Denoiser(TINY), {})
+    save_network(path, Denoiser(TINY), FACTS)
     whole = path.read_bytes()
     for damage in (b"", b"garbage" * 100, whole[: len(whole) // 2]):
         path.write_bytes(damage)
         with pytest.raises(UserError, match=r"n.safetensors is not a whole network"):
             load_network(path)
+    save_network(path, Denoiser(TINY), FACTS | {"classes": ["a"]})
+    with pytest.raises(UserError, match="names 1 classes, its network has 2"):
+        load_network(path)
     (tmp_path / "state.pt").write_bytes(b"garbage")
     with pytest.raises(UserError, match=r"state.pt is damaged.*delete it"):
         load_state(tmp_path / "state.pt")

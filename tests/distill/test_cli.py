@@ -15,6 +15,31 @@ from distill.cli import app
 BIN = Path(sys.executable).parent
 
 
+RECIPE = """
+description = "tiny"
+[network]
+img_resolution = 8
+img_channels = 1
+model_channels = 8
+channel_mult = [1]
+num_blocks = 1
+attn_resolutions = []
+dropout = 0.0
+[teacher]
+total_images = 640
+batch = 32
+lr = 1e-3
+ema_halflife = 500
+checkpoint_every = 500
+[sid]
+total_images = 640
+batch = 32
+lr = 1e-4
+ema_halflife = 500
+checkpoint_every = 500
+"""
+
+
 def sid_distill(*arguments, check=True):
     """Run the installed command as a person would."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
@@ -47,11 +72,14 @@ def test_every_command_and_option_is_explained():
         (["analyze", "run"], "curve.jsonl is missing"),
         (["features", "--out", "f.safetensors", "--data", "nowhere"], "dataset-fashion-mnist"),
         (["teacher", "--out", "run", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
+        (["teacher", "--out", "run", "--recipe", "bad.toml"], "network: Value error, model"),
+        (["export", "/proc", "-o", "m.onnx"], "no network at /proc"),
     ],
 )
 def test_a_users_mistake_ends_in_one_line(arguments, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.safetensors").write_bytes(b"broken")
+    (tmp_path / "bad.toml").write_text(RECIPE.replace("model_channels = 8", "model_channels = 9"))
     result = sid_distill(*arguments, check=False)
     assert result.returncode == 2
     assert said in result.stderr
@@ -59,37 +87,12 @@ def test_a_users_mistake_ends_in_one_line(arguments, said, tmp_path, monkeypatch
     assert result.stderr.startswith("error: ")
 
 
-RECIPE = """
-description = "tiny"
-[network]
-img_resolution = 8
-img_channels = 1
-model_channels = 8
-channel_mult = [1]
-num_blocks = 1
-attn_resolutions = []
-dropout = 0.0
-[teacher]
-total_images = 640
-batch = 32
-lr = 1e-3
-ema_halflife = 500
-checkpoint_every = 500
-[sid]
-total_images = 640
-batch = 32
-lr = 1e-4
-ema_halflife = 500
-checkpoint_every = 500
-"""
-
-
 def test_from_a_folder_of_pictures_to_a_served_picture(tmp_path):
     """One's own data, every command in turn, and `sid generate` on what they published."""
     rng = np.random.default_rng(0)
     for name in ("left", "right"):
         (tmp_path / "data" / name).mkdir(parents=True)
-        for i in range(40):
+        for i in range(130):
             pixels = rng.integers(0, 60, (8, 8, 3), np.uint8)
             pixels[:, :4] += 150 * (name == "left")
             pixels[:, 4:] += 150 * (name == "right")

@@ -102,5 +102,29 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
 def test_pictures_beside_class_folders_are_refused(tmp_path):
     write_images(tmp_path / "pets")
     Image.new("L", (8, 8)).save(tmp_path / "pets" / "stray.png")
-    with pytest.raises(UserError, match="mixes images at its top with sub-folders"):
+    with pytest.raises(UserError, match="mixes images at several depths"):
         load_dataset(tmp_path / "pets", resolution=8)
+
+
+def test_nested_folders_are_refused_not_merged(tmp_path):
+    write_images(tmp_path / "pets" / "train")
+    write_images(tmp_path / "pets" / "test")
+    with pytest.raises(UserError, match="nests folders in folders"):
+        load_dataset(tmp_path / "pets", resolution=8)
+
+
+def test_a_macs_shadow_files_are_passed_over(tmp_path):
+    write_images(tmp_path / "pets")
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
+        for file in (tmp_path / "pets").rglob("*.png"):
+            archive.write(file, file.relative_to(tmp_path))
+            shadow = file.relative_to(tmp_path).with_name(f"._{file.name}")
+            archive.writestr(f"__MACOSX/{shadow.as_posix()}", b"shadow")
+    dataset = load_dataset(tmp_path / "pets.zip", resolution=8)
+    assert dataset.classes == ("cats", "dogs")
+
+
+def test_idx_files_that_are_not_fashion_mnist_are_refused(fashion):
+    write_idx(fashion / "train-labels-idx1-ubyte.gz", np.arange(10, 16, dtype=np.uint8))
+    with pytest.raises(UserError, match=r"is not Fashion-MNIST.*up to 15"):
+        load_dataset(fashion)

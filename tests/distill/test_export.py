@@ -1,7 +1,5 @@
 """Export and publish: the graph draws what torch draws, and the gateway serves the bundle."""
 
-import json
-
 import numpy as np
 import onnx
 import onnxruntime
@@ -10,10 +8,11 @@ import torch
 
 from distill.checkpoints import save_network
 from distill.errors import UserError
+from distill.evaluation.measurement import Measurement, save_measurement
 from distill.export.onnx import PixelGenerator, example_inputs, export_onnx
-from distill.export.publish import publish, quality_file
+from distill.export.publish import publish
 from distill.networks import Denoiser, NetworkConfig
-from service.bundle import latents, load_bundle
+from service.bundle import latents, load_bundle, sha256_file
 
 
 def network(label_dim):
@@ -62,23 +61,25 @@ def test_the_graph_is_reproducible_and_tells_nothing_of_this_machine(tmp_path):
 
 
 def save_generator(path, role="generator", label_dim=3):
-    facts = {"role": role, "classes": ["a", "b", "c"][:label_dim], "images_seen": 7}
+    facts = {"role": role, "classes": ["a", "b", "c"][:label_dim], "images_seen": 7, "lr": 1e-4}
     save_network(path, network(label_dim), facts | {"sigma_init": 2.5, "data": "none"})
     return path
 
 
-def measured(distance, evaluations):
-    return {
-        "distance": distance, "accuracy": 0.9, "real_accuracy": 0.91, "evaluations": evaluations,
-        "images": 1000, "features": "fashion-cnn", "reference": "60000 training images",
-    }  # fmt: skip
+def measure(file, role, distance, evaluations):
+    measurement = Measurement(
+        role=role, network_sha256=sha256_file(file), features="fashion-cnn", features_sha256="f",
+        reference="60000 training images", images=1000, first_seed=0, evaluations=evaluations,
+        distance=distance, accuracy=0.9,
+    )  # fmt: skip
+    save_measurement(file, measurement)
 
 
 def test_a_published_bundle_verifies_and_states_its_quality(tmp_path):
     generator = save_generator(tmp_path / "generator.safetensors")
     teacher = save_generator(tmp_path / "teacher.safetensors", role="teacher")
-    for file, distance, evaluations in ((generator, 1.5, 1), (teacher, 2.5, 35)):
-        quality_file(file).write_text(json.dumps(measured(distance, evaluations)))
+    measure(generator, "generator", 1.5, 1)
+    measure(teacher, "teacher", 2.5, 35)
     models = tmp_path / "models"
     for version in (1, 2):  # publishing again makes the next version
         folder = publish(generator, teacher, "letters", "Letters.", "MIT", models)
@@ -119,3 +120,34 @@ def test_what_cannot_be_published_is_refused_and_leaves_the_catalogue_alone(tmp_
     with pytest.raises(UserError, match="cannot name a model"):
         publish(generator, None, "../elsewhere", "", "MIT", models)
     assert not models.exists() or not list(models.iterdir())
+
+
+def test_quality_is_stated_of_these_weights_only(tmp_path):
+    generator = save_generator(tmp_path / "generator.safetensors")
+    teacher = save_generator(tmp_path / "teacher.safetensors", role="teacher")
+    measure(generator, "generator", 1.5, 1)
+    measure(teacher, "generator", 2.5, 35)
+    with pytest.raises(UserError, match="is a generator, not a teacher"):
+        publish(generator, teacher, "x", "", "MIT", tmp_path / "models")
+    save_network(generator, network(3), {"role": "generator", "classes": list("abc"),
+                                         "images_seen": 8, "sigma_init": 2.5})  # fmt: skip
+    with pytest.raises(UserError, match=r"measured before generator.safetensors changed"):
+        publish(generator, teacher, "x", "", "MIT", tmp_path / "models")
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path):
+    generator = save_generator(tmp_path / "generator.safetensors")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "precious").touch()
+    with pytest.raises(UserError, match="exists and is no bundle"):
+        publish(generator, None, "runs", "", "MIT", tmp_path)
+    assert (tmp_path / "runs" / "precious").exists()
+
+
+def test_a_publish_that_was_killed_half_way_is_undone_by_the_next(tmp_path):
+    generator = save_generator(tmp_path / "generator.safetensors")
+    folder = publish(generator, None, "letters", "", "MIT", tmp_path)
+    folder.rename(tmp_path / ".letters.retired")  # as after the first of the two renames
+    publish(generator, None, "letters", "", "MIT", tmp_path)
+    assert load_bundle(folder).manifest.version == 2
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["letters"]

@@ -3,14 +3,7 @@
 import numpy as np
 import pytest
 
-from distill.errors import UserError
-from distill.evaluation.frechet import (
-    Statistics,
-    frechet_distance,
-    load_statistics,
-    save_statistics,
-    statistics,
-)
+from distill.evaluation.frechet import Statistics, frechet_distance, statistics
 
 
 def random_statistics(rng, dims=6):
@@ -48,14 +41,3 @@ def test_statistics_are_the_sample_mean_and_unbiased_covariance():
     stats = statistics(np.array([[1.0, 0.0], [3.0, 0.0], [5.0, 3.0]], np.float32))
     np.testing.assert_allclose(stats.mu, [3, 1])
     np.testing.assert_allclose(stats.sigma, [[4, 3], [3, 3]])
-
-
-def test_statistics_survive_a_file_and_anything_else_is_refused(tmp_path):
-    stats = random_statistics(np.random.default_rng(0))
-    save_statistics(tmp_path / "a.npz", stats)
-    assert frechet_distance(stats, load_statistics(tmp_path / "a.npz")) == pytest.approx(
-        0, abs=1e-9
-    )
-    np.savez(tmp_path / "b.npz", other=np.zeros(3))
-    with pytest.raises(UserError, match=r"b.npz is not an .npz of mu and sigma"):
-        load_statistics(tmp_path / "b.npz")

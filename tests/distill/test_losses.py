@@ -70,7 +70,7 @@ def test_generator_gradient_equals_the_closed_form_for_gaussian_data(alpha):
 
 
 def test_the_weight_is_a_constant_to_the_gradient():
-    """Doubling x - a through a constant factor leaves the direction of the gradient alone."""
+    """Weighted and plain gradients differ by one factor a sample."""
     torch.manual_seed(0)
     images, teacher, fake = torch.randn(3, 2, 1, 4, 4)
     images.requires_grad_()

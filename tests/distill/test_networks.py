@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 
 from distill.networks import Denoiser, NetworkConfig
 
@@ -42,6 +43,23 @@ def test_one_noise_level_serves_the_whole_batch(ddpmpp):
     torch.testing.assert_close(broadcast, repeated)
 
 
-def test_a_resolution_that_cannot_be_halved_is_refused():
-    with pytest.raises(ValueError, match="divisible by 4"):
-        Denoiser(NetworkConfig(img_resolution=30, img_channels=1, channel_mult=(1, 2, 2)))
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"img_resolution": 30}, "divisible by 4"),
+        ({"channel_mult": ()}, "channel_mult"),
+        ({"channel_mult": (1, 0, 2)}, "cannot be normalised in groups"),
+        ({"model_channels": 9}, "cannot be normalised in groups"),
+        (
+            {"attn_resolutions": (16, 7)},
+            r"\[7\] are no level of this network: it has \[32, 16, 8\]",
+        ),
+        ({"dropout": 2}, "dropout"),
+        ({"num_blocks": 0}, "num_blocks"),
+        ({"colours": 3}, "colours"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_refused(changes, said):
+    shape = {"img_resolution": 32, "img_channels": 1, "model_channels": 16} | changes
+    with pytest.raises(ValidationError, match=said):
+        NetworkConfig(**shape)

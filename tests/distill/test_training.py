@@ -11,7 +11,7 @@ from distill.data import Dataset
 from distill.errors import UserError
 from distill.evaluation.frechet import frechet_distance, statistics
 from distill.images import to_pixels
-from distill.networks import NetworkConfig
+from distill.networks import Denoiser, NetworkConfig
 from distill.recipe import SidConfig, TeacherConfig
 from distill.sampling import heun, one_step
 from distill.sid import SidTraining, drop_nan_samples, learning_rate_share
@@ -29,6 +29,16 @@ TEACHER = TeacherConfig(
 SID = SidConfig(
     total_images=25_600, batch=64, lr=3e-4, ema_halflife=1000, checkpoint_every=10_000, alpha=1.0
 )
+
+
+# loss of the fake score and gap of the scores, five steps; torch 2.13.0 on a CPU
+GOLDEN_LOSSES = [
+    [0.668329, 4.13351e-05],
+    [0.666040, 2.04652e-04],
+    [0.536631, 4.23665e-04],
+    [0.565048, 7.13667e-04],
+    [0.608817, 1.41837e-03],
+]
 
 
 def bars():
@@ -57,7 +67,8 @@ def pixel_distance(draw):
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
-    train(TeacherTraining(NETWORK, TEACHER, bars(), CPU), folder, {"role": "teacher"})
+    facts = {"role": "teacher", "classes": ["row", "column"]}
+    train(TeacherTraining(NETWORK, TEACHER, bars(), CPU), folder, facts)
     return load_network(folder / "network.safetensors")[0]
 
 
@@ -90,10 +101,8 @@ def make_teacher(config):
     return TeacherTraining(NETWORK, config, bars(), CPU)
 
 
-def make_sid(config):
-    torch.manual_seed(0)
-    from distill.networks import Denoiser
-
+def make_sid(config, seed=0):
+    torch.manual_seed(seed)
     return SidTraining(Denoiser(NETWORK), config, CPU)
 
 
@@ -140,8 +149,52 @@ def test_a_folder_of_another_configuration_is_not_overwritten(tmp_path):
     config = SID.model_copy(update={"total_images": 128})
     train(make_sid(config), tmp_path, {}, progress=False)
     other = config.model_copy(update={"alpha": 0.5})
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match="another alpha: resume"):
         train(make_sid(other), tmp_path, {}, progress=False)
+    with pytest.raises(UserError, match="another teacher: resume"):
+        train(make_sid(config, seed=1), tmp_path, {}, progress=False)
+
+
+def test_a_teachers_folder_does_not_go_on_with_other_data(tmp_path):
+    config = TEACHER.model_copy(update={"total_images": 128})
+    train(make_teacher(config), tmp_path, {}, progress=False)
+    other = bars()
+    other.images[0, 0, 0, 0] += 1
+    with pytest.raises(UserError, match="another data: resume"):
+        train(TeacherTraining(NETWORK, config, other, CPU), tmp_path, {}, progress=False)
+
+
+def test_each_half_of_a_step_trains_one_network_in_the_papers_modes():
+    """psi learns from a generator at rest; theta moves, dropout on, between frozen judges."""
+    training = make_sid(SID)
+    calls = []
+    for name in ("teacher", "fake_score", "generator"):
+        network = getattr(training, name)
+
+        def note(module, _inputs, name=name):
+            trained = next(module.parameters()).requires_grad
+            calls.append((name, "train" if module.training else "eval", trained))
+
+        network.register_forward_pre_hook(note)
+    training.step(0)
+    assert calls == [
+        ("generator", "eval", False),
+        ("fake_score", "train", True),
+        ("generator", "train", True),
+        ("teacher", "eval", False),
+        ("fake_score", "eval", False),
+    ]
+
+
+def test_the_loop_repeats_its_golden_losses():
+    """A change of the loop that means to change nothing must leave these alone."""
+    training = make_sid(SID)
+    losses = []
+    for step in range(5):
+        torch.manual_seed(step)
+        scalars = training.step(step * SID.batch)
+        losses.append([scalars["loss/fake_score"].item(), scalars["score gap"].item()])
+    assert losses == [pytest.approx(golden, rel=1e-2) for golden in GOLDEN_LOSSES], losses
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):

@@ -126,6 +126,12 @@ def test_models_are_listed_by_name_and_other_folders_ignored(models):
     assert [folder.name for folder in list_bundles(models)] == ["a-first", "tiny"]
 
 
+def test_a_publish_under_way_is_no_model_yet(models):
+    (models / "tiny").rename(models / ".tiny.partial")
+    with pytest.raises(BundleError, match="no model in it"):
+        list_bundles(models)
+
+
 @pytest.mark.parametrize("create", [True, False])
 def test_a_folder_without_models_says_what_to_do(tmp_path, create):
     folder = tmp_path / "empty"
