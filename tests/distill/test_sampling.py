@@ -59,7 +59,8 @@ def test_pixels_are_truncated_not_rounded_and_channels_come_last():
 
 def test_a_sheet_has_a_row_for_each_class():
     latents, labels = sample_inputs(
-        NetworkConfig(img_resolution=8, img_channels=1, label_dim=3), torch.device("cpu")
+        NetworkConfig(img_resolution=8, img_channels=1, label_dim=3, attn_resolutions=()),
+        torch.device("cpu"),
     )
     assert latents.shape == (30, 1, 8, 8)
     assert labels is not None
