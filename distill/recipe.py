@@ -138,4 +138,6 @@ def override(section: Section, **changes: Any) -> Section:
 
 def _first_error(error: ValidationError) -> str:
     first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    place = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")  # pydantic's, before our own words
+    return f"{place}: {message}" if place else message
