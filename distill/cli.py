@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 RecipeOption = Annotated[
-    str, typer.Option(help="A shipped recipe's name, or a .toml file: every number of a training.")
+    str, typer.Option(help="A shipped recipe's name, or a .toml file: network, length and rates.")
 ]
 DataOption = Annotated[
     Path | None,

@@ -1,4 +1,4 @@
-"""A recipe: every number of a training in one small TOML file (distill/recipes/)."""
+"""A recipe: network, length and rates of a training in one small TOML file (distill/recipes/)."""
 
 import tomllib
 from pathlib import Path
@@ -32,7 +32,7 @@ class LoopConfig(_Section):
         betas: Adam's decay rates of the two moments.
         ema_halflife: images after which a weight's share in the average has halved.
         checkpoint_every: images between two checkpoints.
-        seed: start of every random stream; the same seed repeats the run to the bit.
+        seed: start of every random stream; the same seed repeats the run (on a CPU to the bit).
     """
 
     total_images: int = Field(gt=0)
