@@ -1,12 +1,16 @@
 """The seed contract: the paper's noise, whatever shares the batch."""
 
+import math
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.bundle import SEED_MAX, SeedError, latents
-from service.bundle.seeds import philox4x32
+
+LOW = np.uint64(0xFFFFFFFF)
+ZERO = np.uint64(0)
 
 # torch.randn of a CUDA generator with seed 0 (facts/sid.md, section 9), computed in float32.
 CUDA_SEED_0 = [
@@ -44,6 +48,35 @@ RANDOM123 = [
 ]
 
 
+def philox4x32(counter, key):
+    """Philox4x32-10 as the paper defines it, 32-bit words in uint64."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0 = c0 * np.uint64(0xD2511F53)
+        p1 = c2 * np.uint64(0xCD9E8D57)
+        c0, c1 = (p1 >> np.uint64(32)) ^ c1 ^ k0, p1 & LOW
+        c2, c3 = (p0 >> np.uint64(32)) ^ c3 ^ k1, p0 & LOW
+        k0 = (k0 + np.uint64(0x9E3779B9)) & LOW
+        k1 = (k1 + np.uint64(0xBB67AE85)) & LOW
+    return c0, c1, c2, c3
+
+
+def plain_latents(seeds, shape):
+    """The contract in its plainest form, which `latents` must give to the bit."""
+    index = np.arange(math.prod(shape), dtype=np.uint64)
+    key = np.array(seeds, np.uint64)[:, None] & LOW
+    word0, word1, _, _ = philox4x32((ZERO, ZERO, index, ZERO), (key, ZERO))
+    u = word0 * 2.0**-32 + 2.0**-33
+    v = word1 * (2 * np.pi * 2.0**-32) + np.pi * 2.0**-32
+    normals = np.sqrt(-2.0 * np.log(u)) * np.sin(v)
+    return normals.astype(np.float32).reshape(len(seeds), *shape)
+
+
+def same_bits(a, b):
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
 def words(values: tuple[int, ...]) -> tuple[np.uint64, ...]:
     return tuple(np.uint64(value) for value in values)
 
@@ -59,6 +92,32 @@ def test_seed_0_gives_the_noise_of_the_papers_sampler():
     assert noise.shape == (1, 1, 3, 4)
     # float32 on the GPU, float64 rounded once here: 1e-6 of the value, 2e-6 in the tails.
     np.testing.assert_allclose(noise.ravel(), CUDA_SEED_0, rtol=1e-6, atol=1e-6)
+
+
+@given(
+    st.lists(st.integers(0, SEED_MAX), max_size=12),
+    st.lists(st.integers(0, 40), min_size=1, max_size=3),
+)
+@example([0, 1, 2**32 - 1, 2**32, SEED_MAX], [1])
+@example([3], [0, 2])
+def test_the_noise_is_that_of_the_plain_form_to_the_bit(seeds, shape):
+    assert same_bits(latents(seeds, shape), plain_latents(seeds, shape))
+
+
+@pytest.mark.parametrize(
+    ("count", "shape"),
+    [
+        (1, (1, 28, 28)),
+        (64, (1, 28, 28)),  # several blocks of rows, the last one short
+        (17, (3, 32, 32)),
+        (3, (3, 64, 64)),
+        (2, (3, 128, 128)),  # a row larger than a block
+        (20_000, (1,)),
+    ],
+)
+def test_the_noise_of_many_rows_is_that_of_the_plain_form_to_the_bit(count, shape):
+    seeds = np.random.default_rng(count).integers(0, SEED_MAX, count, np.uint64, endpoint=True)
+    assert same_bits(latents(seeds, shape), plain_latents(seeds, shape))
 
 
 @given(st.lists(st.integers(0, SEED_MAX), min_size=1, max_size=8), st.data())
