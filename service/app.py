@@ -8,8 +8,9 @@ from fastapi import FastAPI
 
 from service import errors
 from service.catalogue import load_bundles, open_catalogue
-from service.middleware import RequestTelemetry
+from service.middleware import ApiKeys, BodyLimit, RequestTelemetry
 from service.routes import generate, health, models
+from service.security import TokenBuckets, load_keys
 from service.settings import Settings
 from service.telemetry import Telemetry
 
@@ -18,8 +19,12 @@ def create_app(settings: Settings) -> FastAPI:
     """Make the application; its lifespan loads, opens and closes the models.
 
     The lifespan raises BundleError or EngineError when a model cannot be served.
+
+    Raises:
+        KeysError: the file of API keys cannot be used.
     """
     telemetry = Telemetry()
+    keys = load_keys(settings.keys) if settings.keys else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -34,9 +39,15 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
+    app.state.settings = settings
     app.state.telemetry = telemetry
+    app.state.buckets = TokenBuckets(settings.rate, settings.burst) if settings.rate else None
     errors.install(app)
+    # The last one added is the outermost: every answer is counted and has a request id.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    if keys:
+        app.add_middleware(ApiKeys, keys=keys)
     app.add_middleware(RequestTelemetry, telemetry=telemetry)
-    for module in (generate, models, health):
-        app.include_router(module.router)
+    for router in (generate.router, generate.cacheable_router, models.router, health.router):
+        app.include_router(router)
     return app

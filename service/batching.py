@@ -1,95 +1,158 @@
-"""Continuous batching: while one batch is computed, the next gathers in the queue.
+"""Continuous batching: while batches are computed, the next one gathers in the queue.
 
-There is no window and no timer: a batch is whatever waits when the engine frees up, up to the
-limit. Alone, a request starts at once; under load, batches grow by themselves.
+There is no window and no timer: a batch is whatever waits when the engine has room, up to the
+limit. Alone, a request starts at once; under load, batches grow by themselves. An engine that
+computes several batches at a time shares what waits between the places it has free.
 
-What holds, whatever is cancelled or fails (tests/service/test_batching.py):
-every submit ends exactly once, with its own result or one exception; first in, first out; a
-cancelled item that still waits is never computed, and a cancel never touches its batch-mates;
+What holds, whatever is cancelled, late or broken (tests/service/test_batching.py):
+every submit ends exactly once, with its own results or one exception; first in, first out; a
+cancelled or expired item that still waits is never computed, and never touches its batch-mates;
 a batch never exceeds the limit; the queue is bounded; a failing computation fails its batch
 only; an idle batcher costs nothing; closing resolves everything.
 
 One event loop owns a batcher, so between two awaits nothing else runs and no lock is needed.
-The module knows no HTTP, no engine and no clock.
+The module knows no HTTP and no engine; its only clock is the event loop's.
 """
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# Why a batch starts: a place was free when its first item came; a place came free and less, or
+# at least as much, waited as a batch may hold.
+Reason = Literal["idle", "freed", "full"]
+
+_LATEST = 0.2  # weight of the latest batch in the running mean of durations
+
 
 class QueueFullError(Exception):
-    """The queue holds as many items as it may."""
+    """The queue has no room; `retry_after` seconds from now what waits will have been computed."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("too many requests wait for this model; try again later")
+        self.retry_after = retry_after
+
+
+class DeadlineError(Exception):
+    """Not computed by the deadline; `early`: refused at once, for it could not have been."""
+
+    def __init__(self, detail: str, *, early: bool) -> None:
+        super().__init__(detail)
+        self.early = early
 
 
 class ClosedError(Exception):
-    """The batcher takes no more items, or was closed before it computed this one."""
+    """The batcher takes no more items, or was closed before it computed these."""
 
 
 class ComputeError(Exception):
-    """The computation of the item's batch failed; the reason is chained as __cause__."""
+    """The computation of an item's batch failed; the reason is chained as __cause__."""
+
+
+class _Ticket(Generic[Item, Result]):
+    """The items of one submit, how many have left the queue, and their results."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+        self.taken = 0
+        self.results: dict[int, Result] = {}
+        # Resolves to the failure, if any: an exception that nobody retrieves would be logged.
+        self.future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+
+_Batch = list[tuple[_Ticket[Item, Result], int]]  # which item of which ticket
 
 
 class Batcher(Generic[Item, Result]):
-    """Groups items that are submitted one by one and computes them batch by batch.
+    """Groups items that are submitted few at a time and computes them batch by batch.
 
     Args:
-        compute: awaited with 1 to `max_batch_size` items, one call at a time; returns as many
-            results, in order. It must not block the event loop.
+        compute: awaited with a batch and why it starts; returns as many results, in order.
         max_batch_size: largest batch.
-        queue_size: how many items may wait, those in computation not counted.
+        queue_size: how many items may wait while all places are taken.
+        concurrency: how many batches may be in computation at a time.
     """
 
     def __init__(
         self,
-        compute: Callable[[list[Item]], Awaitable[Sequence[Result]]],
+        compute: Callable[[list[Item], Reason], Awaitable[Sequence[Result]]],
         *,
         max_batch_size: int,
         queue_size: int,
+        concurrency: int = 1,
     ) -> None:
-        if max_batch_size < 1 or queue_size < 1:
-            raise ValueError("max_batch_size and queue_size must be at least 1")
+        if min(max_batch_size, queue_size, concurrency) < 1:
+            raise ValueError("max_batch_size, queue_size and concurrency must be at least 1")
         self._compute = compute
         self._max_batch_size = max_batch_size
         self._queue_size = queue_size
-        # Ordered by arrival; keyed by future so that a cancelled item leaves in O(1).
-        self._queue: OrderedDict[asyncio.Future[Result], Item] = OrderedDict()
-        self._running: dict[asyncio.Future[Result], Item] = {}
-        self._worker: asyncio.Task[None] | None = None
+        self._concurrency = concurrency
+        # Ordered by arrival; a dictionary so that a cancelled ticket leaves in O(1).
+        self._queue: OrderedDict[_Ticket[Item, Result], None] = OrderedDict()
+        self._tickets: set[_Ticket[Item, Result]] = set()
+        self._workers: set[asyncio.Task[None]] = set()
+        self._running = 0
+        self._batch_seconds = 0.0  # running mean; 0 until a batch has ended
         self._closed = False
+        self.waiting = 0  # items in the queue; for others to read
 
-    @property
-    def waiting(self) -> int:
-        """How many items wait in the queue."""
-        return len(self._queue)
+    def expected_seconds(self, more: int = 0) -> float:
+        """Seconds until all that waits, and `more` items behind it, will have been computed.
 
-    async def submit(self, item: Item) -> Result:
-        """Queue `item` and return its result.
-
-        Cancelling the caller withdraws the item if it still waits. If its batch is being
-        computed, that goes on for the others and only this result is dropped.
-
-        Raises:
-            QueueFullError: the queue is full; nothing was queued.
-            ClosedError: the batcher was closed before or while the item waited.
-            ComputeError: the batch failed.
+        The mean duration of recent batches times the batches to come: too low while load rises.
         """
+        batches = self._running - (-(self.waiting + more) // self._max_batch_size)
+        return self._batch_seconds * -(-batches // self._concurrency)
+
+    def admit(self, count: int, deadline: float | None = None) -> None:
+        """Raise what `submit` would raise at once for `count` items; queue nothing."""
         if self._closed:
             raise ClosedError
-        if len(self._queue) >= self._queue_size:
-            raise QueueFullError
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue[future] = item
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
+        # What free places will take in the loop's next turn does not count as waiting.
+        room = self._queue_size + (self._concurrency - self._running) * self._max_batch_size
+        if self.waiting + count > room:
+            raise QueueFullError(self.expected_seconds())
+        # An idle engine always tries: after one slow batch nothing else would mend the estimate.
+        if deadline is None or not (self.waiting or self._running):
+            return
+        expected = self.expected_seconds(count)
+        if asyncio.get_running_loop().time() + expected > deadline:
+            detail = f"the queue leaves no time: it would take about {expected * 1000:.0f} ms"
+            raise DeadlineError(detail, early=True)
+
+    async def submit(self, items: Sequence[Item], deadline: float | None = None) -> list[Result]:
+        """Queue `items` and return their results, in order; they may be computed in pieces.
+
+        Cancelling the caller, or reaching the deadline (a time of the event loop's clock),
+        withdraws what still waits. What is being computed goes on for its batch-mates.
+
+        Raises:
+            QueueFullError: refused at once; nothing was queued.
+            DeadlineError: refused at once, or the deadline came first.
+            ClosedError: the batcher was closed before or while the items waited.
+            ComputeError: a batch with one of the items failed.
+        """
+        self.admit(len(items), deadline)
+        ticket: _Ticket[Item, Result] = _Ticket(items)
+        self._tickets.add(ticket)
+        self._queue[ticket] = None
+        self.waiting += len(items)
+        self._start_workers()
         try:
-            return await future
+            async with asyncio.timeout_at(deadline):
+                error = await ticket.future
+        except TimeoutError:
+            raise DeadlineError("the picture was not drawn in time", early=False) from None
         finally:
-            self._queue.pop(future, None)  # still there only if the caller was cancelled
+            self._tickets.discard(ticket)
+            self._withdraw(ticket)
+        if error:
+            raise error
+        return [ticket.results[index] for index in range(len(items))]
 
     async def drain(self) -> None:
         """Take no more items and return when every accepted submit has ended.
@@ -97,43 +160,64 @@ class Batcher(Generic[Item, Result]):
         Cancelling it (a grace period that ran out) stops the waiting, not the work.
         """
         self._closed = True
-        if pending := self._pending():
-            await asyncio.wait(pending)
+        if self._tickets:
+            await asyncio.wait([ticket.future for ticket in self._tickets])
 
     async def close(self) -> None:
         """Take no more items and end the waiting and running ones with ClosedError."""
         self._closed = True
-        # Resolved before the worker has ended, so that a computation that hangs holds nobody.
-        for future in self._pending():
-            future.set_exception(ClosedError())
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.wait([self._worker])
+        # Resolved before the workers have ended: a computation that hangs holds nobody.
+        for ticket in self._tickets:
+            self._end(ticket, ClosedError())
+        for worker in (workers := list(self._workers)):
+            worker.cancel()
+        if workers:
+            await asyncio.wait(workers)
+
+    def _start_workers(self) -> None:
+        """Have a worker for each free place that an item can fill; it ends when none waits."""
+        places = min(self.waiting, self._concurrency - self._running)
+        for _ in range(places - (len(self._workers) - self._running)):
+            self._workers.add(asyncio.create_task(self._work()))
 
     async def _work(self) -> None:
-        """Compute batches until the queue is empty; a later submit starts the next worker."""
-        while batch := self._take():
-            self._running = batch
-            await self._run(batch)
-        self._running = {}
-        self._worker = None
+        reason: Reason = "idle"
+        try:
+            while batch := self._take():
+                await self._run(batch, reason)
+                reason = "full" if self.waiting >= self._max_batch_size else "freed"
+        finally:
+            # Here and not in a callback: the next submit must see that it has to start another.
+            self._workers.discard(asyncio.current_task())
 
-    def _pending(self) -> list[asyncio.Future[Result]]:
-        return [future for future in (*self._running, *self._queue) if not future.done()]
-
-    def _take(self) -> dict[asyncio.Future[Result], Item]:
-        """Remove the next batch from the queue, oldest first, leaving cancelled items out."""
-        batch: dict[asyncio.Future[Result], Item] = {}
-        while self._queue and len(batch) < self._max_batch_size:
-            future, item = self._queue.popitem(last=False)
-            if not future.done():
-                batch[future] = item
+    def _take(self) -> _Batch[Item, Result]:
+        """Remove the next batch from the queue, oldest first: a fair share for each free place."""
+        share = -(-self.waiting // (self._concurrency - self._running))
+        batch: _Batch[Item, Result] = []
+        while self._queue and len(batch) < min(share, self._max_batch_size):
+            ticket = next(iter(self._queue))
+            if ticket.future.done():  # cancelled, and its submit had no turn yet to withdraw it
+                self._withdraw(ticket)
+                continue
+            batch.append((ticket, ticket.taken))
+            ticket.taken += 1
+            self.waiting -= 1
+            if ticket.taken == len(ticket.items):
+                del self._queue[ticket]
         return batch
 
-    async def _run(self, batch: dict[asyncio.Future[Result], Item]) -> None:
-        """Compute one batch and resolve its futures; only a cancel of the worker escapes."""
+    def _withdraw(self, ticket: _Ticket[Item, Result]) -> None:
+        if ticket in self._queue:
+            del self._queue[ticket]
+            self.waiting -= len(ticket.items) - ticket.taken
+
+    async def _run(self, batch: _Batch[Item, Result], reason: Reason) -> None:
+        """Compute one batch and resolve its tickets; only a cancel of the worker escapes."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        self._running += 1
         try:
-            results = await self._compute(list(batch.values()))
+            results = await self._compute([ticket.items[index] for ticket, index in batch], reason)
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} items")
         except asyncio.CancelledError as error:
@@ -144,14 +228,23 @@ class Batcher(Generic[Item, Result]):
         except Exception as error:
             self._fail(batch, error)
         else:
-            for future, result in zip(batch, results, strict=True):
-                if not future.done():
-                    future.set_result(result)
+            change = loop.time() - started - self._batch_seconds
+            self._batch_seconds += change * (_LATEST if self._batch_seconds else 1)
+            for (ticket, index), result in zip(batch, results, strict=True):
+                ticket.results[index] = result
+                if len(ticket.results) == len(ticket.items):
+                    self._end(ticket)
+        finally:
+            self._running -= 1
 
-    def _fail(self, batch: dict[asyncio.Future[Result], Item], error: BaseException) -> None:
-        for future in batch:
-            if not future.done():
-                # One exception each: a raised exception object belongs to a single traceback.
-                failure = ComputeError(f"{type(error).__name__}: {error}")
-                failure.__cause__ = error
-                future.set_exception(failure)
+    def _fail(self, batch: _Batch[Item, Result], error: BaseException) -> None:
+        for ticket, _ in batch:
+            # One exception each: a raised exception object belongs to a single traceback.
+            failure = ComputeError(f"{type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self._end(ticket, failure)
+
+    def _end(self, ticket: _Ticket[Item, Result], error: Exception | None = None) -> None:
+        """Resolve a ticket, once; what of it still waits is passed over from now on."""
+        if not ticket.future.done():
+            ticket.future.set_result(error)

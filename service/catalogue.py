@@ -5,16 +5,12 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import structlog
-
 from service.bundle import Bundle, list_bundles, load_bundle
 from service.engines import EngineError
 from service.engines.onnx import OnnxEngine
 from service.generation import Model
 from service.settings import Settings
-from service.telemetry import Telemetry
-
-log = structlog.get_logger(__name__)
+from service.telemetry import ModelMetrics, Telemetry
 
 
 class UnknownModelError(LookupError):
@@ -50,10 +46,9 @@ def load_bundles(models: Path) -> list[Bundle]:
 class Catalogue:
     """The open models of one server, and whether they are ready."""
 
-    def __init__(self, models: Sequence[Model], *, canary_seconds: float) -> None:
+    def __init__(self, models: Sequence[Model]) -> None:
         self.models = {model.name: model for model in models}
         self.draining = False
-        self._canary_seconds = canary_seconds
         self._check: asyncio.Task[dict[str, str]] | None = None
 
     def resolve(self, name: str | None) -> Model:
@@ -69,16 +64,17 @@ class Catalogue:
             self._check = asyncio.create_task(self._check_all())
         return await asyncio.shield(self._check)
 
+    async def give_up(self) -> None:
+        """End all work that is still accepted, unfinished, with ClosedError."""
+        await asyncio.gather(*(model.give_up() for model in self.models.values()))
+
     async def _check_all(self) -> dict[str, str]:
         reasons = await asyncio.gather(*map(self._reason, self.models.values()))
         return {name: why for name, why in zip(self.models, reasons, strict=True) if why}
 
     async def _reason(self, model: Model) -> str | None:
         try:
-            async with asyncio.timeout(self._canary_seconds):
-                await model.check()
-        except TimeoutError:
-            return f"{model.name}: no canary image within {self._canary_seconds:g} s"
+            await model.supervisor.check()
         except EngineError as error:
             return str(error)
         return None
@@ -100,15 +96,15 @@ async def open_catalogue(
         for bundle in bundles:
             model = Model(
                 bundle,
-                OnnxEngine(bundle, threads=settings.threads),
+                OnnxEngine(
+                    bundle, threads=settings.threads, concurrency=settings.batches_at_a_time
+                ),
                 max_batch_size=settings.max_batch_size,
                 queue_size=settings.queue_size,
-                telemetry=telemetry,
+                engine_seconds=settings.engine_seconds,
+                metrics=ModelMetrics(telemetry, bundle.manifest.name),
             )
             stack.push_async_callback(model.close, settings.grace_seconds)
             await model.open()
             models.append(model)
-        catalogue = Catalogue(models, canary_seconds=settings.canary_seconds)
-        for reason in (await catalogue.failures()).values():
-            log.error("canary failed", reason=reason)
-        yield catalogue
+        yield Catalogue(models)

@@ -59,9 +59,9 @@ def serve(
     from service import logs, server
 
     settings = _settings(host=host, port=port, models=models)
-    logs.configure(settings.log_format)
+    logs.configure(settings.log_format, settings.log_level)
 
-    asyncio.run(server.serve(settings, _announce))
+    server.run(settings, _announce)
 
 
 @app.command()
@@ -74,27 +74,31 @@ def generate(
         int | None,
         typer.Option(help="0 to 2^64-1; the same seed draws the same picture. Default: random."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG file to write.")] = Path(
-        "picture.png"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file to write: .png, .webp or .jpg.")
+    ] = Path("picture.png"),
     model: Annotated[
         str | None, typer.Option(help="Which model, where the folder holds several.")
     ] = None,
     models: ModelsOption = None,
 ) -> None:
     """Draw one picture in this process; no server is needed."""
+    from service.encoding import JPEG, PNG, WEBP
+
     settings = _settings(models=models)
-    if output.suffix.lower() != ".png":
-        raise CommandError(f"{output}: only PNG files are written; name it {output.stem}.png")
+    types = {".png": PNG, ".webp": WEBP, ".jpg": JPEG, ".jpeg": JPEG}
+    if (media_type := types.get(output.suffix.lower())) is None:
+        raise CommandError(f"{output}: the name must end in {', '.join(types)}")
     if not output.parent.is_dir():
         raise CommandError(f"{output.parent}: there is no such folder")
-    picture = asyncio.run(_draw(settings, model, class_label, seed))
+    picture, tag = asyncio.run(_draw(settings, model, class_label, seed, media_type))
     try:
-        output.write_bytes(picture.png)
+        output.write_bytes(picture.file)
     except OSError as error:
         raise CommandError(f"{output}: {error.strerror}") from error
-    shown = f"{picture.class_name} (class {picture.class_label}), " if picture.class_name else ""
-    print(f"{output}: {shown}seed {picture.seed}, model {picture.model}")
+    order = picture.order
+    shown = f"{picture.class_name} (class {order.class_label}), " if picture.class_name else ""
+    print(f"{output}: {shown}seed {order.seed}, model {tag}")
 
 
 @app.command("models")
@@ -119,6 +123,107 @@ def list_models(models: ModelsOption = None) -> None:
     Console().print(table)
 
 
+@app.command()
+def bench(
+    url: Annotated[
+        str, typer.Argument(help="The server, http://host:port.")
+    ] = "http://127.0.0.1:8000",
+    connections: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--connections",
+            "-c",
+            help="Closed loop: requests kept under way; repeat it for more loads. "
+            "Default, without --rate: 1, 16 and 64.",
+        ),
+    ] = None,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--rate", "-r", help="Open loop: requests a second; repeat it for more loads."
+        ),
+    ] = None,
+    arrivals: Annotated[
+        str, typer.Option(help="Open loop: poisson (as independent users send) or even.")
+    ] = "poisson",
+    max_connections: Annotated[
+        int,
+        typer.Option(help="Open loop: an arrival that finds so many busy is counted as not sent."),
+    ] = 512,
+    warmup: Annotated[float, typer.Option(help="Seconds of load before anything counts.")] = 1.0,
+    duration: Annotated[float, typer.Option(help="Seconds that count, for each load.")] = 5.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that unanswered requests are waited for at the end.")
+    ] = 10.0,
+    model: Annotated[str | None, typer.Option(help="Which model to ask for.")] = None,
+    class_label: Annotated[
+        str | None, typer.Option(help="Class name or index; left out: random classes.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the first request; each has the next one.")
+    ] = 0,
+    n: Annotated[
+        int | None, typer.Option("--n", help="Images a request; left out: one, unasked.")
+    ] = None,
+    path: Annotated[
+        str, typer.Option(help="Where to post; {seed} in path, body or header is the seed.")
+    ] = "/generate",
+    body: Annotated[
+        str | None,
+        typer.Option(help="The whole JSON body, for other servers: '{\"seed\": {seed}}'."),
+    ] = None,
+    header: Annotated[
+        list[str] | None, typer.Option("--header", "-H", help="One more 'Name: value'; repeat it.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for all figures; - is standard output.")
+    ] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="File for a picture: .png or .svg.")
+    ] = None,
+) -> None:
+    """Put load on a server and report rates and latencies, as its clients see them."""
+    from service.bench import command
+
+    target = command.make_target(
+        url,
+        path=path,
+        body=body,
+        model=model,
+        class_label=class_label,
+        images=n,
+        headers=header or [],
+        seed=seed,
+    )
+    command.run(
+        target,
+        connections or [],
+        rate or [],
+        arrivals=arrivals,
+        max_connections=max_connections,
+        warmup=warmup,
+        duration=duration,
+        timeout=timeout,
+        json_file=json_file,
+        plot_file=plot_file,
+    )
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Whose key: shown in logs, and no secret.")],
+) -> None:
+    """Make an API key: its line for the file SID_KEYS on stdout, the key itself on stderr.
+
+    So `sid key alice >> keys` adds the line, and the key is shown this once.
+    """
+    from service.security import new_key
+
+    made = new_key(name)
+    print(made.line, flush=True)
+    print(f"the key of {name}, shown only now: {made.secret}", file=sys.stderr)
+
+
 def _announce(url: str, catalogue: "Catalogue") -> None:
     """Say where the server is, with a request that works on what it serves."""
     name, model = next(iter(catalogue.models.items()))
@@ -140,8 +245,13 @@ class CommandError(Exception):
 
 
 async def _draw(
-    settings: "Settings", name: str | None, class_label: str | None, seed: int | None
-) -> "Picture":
+    settings: "Settings",
+    name: str | None,
+    class_label: str | None,
+    seed: int | None,
+    media_type: str,
+) -> tuple["Picture", str]:
+    """The picture, and the model that drew it."""
     from service.bundle import list_bundles, load_bundle
     from service.catalogue import open_catalogue, pick
     from service.telemetry import Telemetry
@@ -149,7 +259,9 @@ async def _draw(
     folders = {folder.name: folder for folder in list_bundles(settings.models)}
     bundle = load_bundle(folders[pick(folders, name)])
     async with open_catalogue([bundle], settings, Telemetry()) as catalogue:
-        return await catalogue.resolve(None).generate(class_label, seed)
+        model = catalogue.resolve(None)
+        (picture,) = await model.generate(model.orders(class_label, seed, 1, media_type))
+    return picture, bundle.tag
 
 
 def _settings(**given: Any) -> "Settings":
@@ -161,6 +273,8 @@ def _settings(**given: Any) -> "Settings":
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # of several settings together, which the message names
+            raise CommandError(str(first["ctx"]["error"])) from error
         name = str(first["loc"][0])
         raise CommandError(f"SID_{name.upper()}: {first['msg']}, got {first['input']!r}") from error
 
@@ -168,17 +282,21 @@ def _settings(**given: Any) -> "Settings":
 def _user_errors() -> tuple[type[Exception], ...]:
     """Exceptions whose message is written for the user; anything else is a defect of ours."""
     from service.batching import ComputeError
+    from service.bench import BenchError
     from service.bundle import BundleError, ClassLabelError, SeedError
     from service.catalogue import ModelRequiredError, UnknownModelError
     from service.engines import EngineError
+    from service.security import KeysError
     from service.server import ListenError
 
     return (
+        BenchError,
         BundleError,
         ClassLabelError,
         CommandError,
         ComputeError,
         EngineError,
+        KeysError,
         ListenError,
         ModelRequiredError,
         SeedError,

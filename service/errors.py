@@ -4,6 +4,7 @@ Domain code raises its own exceptions and knows no HTTP; the table here gives ea
 """
 
 import json
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -12,13 +13,16 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
-from service.batching import ClosedError, ComputeError, QueueFullError
+from service.batching import ClosedError, ComputeError, DeadlineError, QueueFullError
 from service.bundle import ClassLabelError, SeedError
 from service.catalogue import ModelRequiredError, UnknownModelError
+from service.security import BurstError, RateLimitedError
+from service.supervision import EngineDownError
 
 PROBLEM = "application/problem+json"
-_RETRY_AFTER_SECONDS = "1"
+_RETRY_AFTER_SECONDS = 1  # for errors that know no better
 
 
 class Problem(BaseModel):
@@ -61,9 +65,13 @@ _DOMAIN: dict[type[Exception], tuple[int, str, str]] = {
     ModelRequiredError: (422, "model-required", ""),
     ClassLabelError: (422, "class-out-of-range", ""),
     SeedError: (422, "seed-out-of-range", ""),
-    QueueFullError: (429, "queue-full", "too many requests wait for this model; try again later"),
+    BurstError: (413, "above-burst", ""),
+    RateLimitedError: (429, "rate-limited", ""),
+    QueueFullError: (429, "queue-full", ""),
     ClosedError: (503, "draining", "the server is shutting down; try another, or again later"),
+    EngineDownError: (503, "engine-down", "the model's engine is down; try again later"),
     ComputeError: (503, "engine-failed", "the engine failed to draw the picture; try again later"),
+    DeadlineError: (504, "deadline", ""),
 }
 
 
@@ -88,9 +96,10 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected_error)
 
 
-def _answer(
+def problem(
     status: int, kind: str, detail: str, headers: Mapping[str, str] | None = None, **members: object
 ) -> Response:
+    """The answer for an error, which is an ASGI application too, so that middleware can send it."""
     body = {
         "type": f"urn:sid-serve:problem:{kind}",
         "title": kind.replace("-", " ").capitalize(),
@@ -105,36 +114,31 @@ def _answer(
 
 async def _problem_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
-    return _answer(error.status, error.kind, error.detail, error.headers, **error.members)
+    return problem(error.status, error.kind, error.detail, error.headers, **error.members)
 
 
 async def _domain_error(_: Request, error: Exception) -> Response:
     status, kind, fallback = next(
         entry for domain_error, entry in _DOMAIN.items() if isinstance(error, domain_error)
     )
-    headers = {"Retry-After": _RETRY_AFTER_SECONDS} if status in (429, 503) else None
-    return _answer(status, kind, fallback or str(error), headers)
+    headers = None
+    if status in (429, 503):
+        seconds = getattr(error, "retry_after", _RETRY_AFTER_SECONDS)
+        headers = {"Retry-After": str(max(1, math.ceil(seconds)))}
+    return problem(status, kind, fallback or str(error), headers)
 
 
-async def _validation_error(request: Request, error: Exception) -> Response:
-    """Bodies that FastAPI refuses: not JSON (400, 415) or not of the schema (422)."""
+async def _validation_error(_: Request, error: Exception) -> Response:
+    """Bodies and queries that are not of the schema."""
     assert isinstance(error, RequestValidationError)
     found = error.errors()
-    if found[0]["type"] == "json_invalid":
-        position = found[0]["loc"][-1]
-        reason = found[0]["ctx"]["error"]
-        return _answer(400, "malformed", f"the body is not JSON: {reason} at character {position}")
-    if isinstance(error.body, bytes):  # FastAPI left it unread because of its type
-        sent = request.headers.get("content-type", "none")
-        detail = f"the body's content-type must be application/json, not {sent}"
-        return _answer(415, "unsupported-media-type", detail)
     fields: dict[str, str] = {}
     for item in found:
         field = ".".join(str(part) for part in item["loc"][1:2]) or "body"
         message = "no such field" if item["type"] == "extra_forbidden" else item["msg"]
         fields[field] = f"{fields[field]}; or {message}" if field in fields else message
     detail = "; ".join(f"{field}: {message}" for field, message in fields.items())
-    return _answer(422, "invalid-request", detail, errors=fields)
+    return problem(422, "invalid-request", detail, errors=fields)
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
@@ -148,9 +152,26 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     }
     detail = details.get(error.status_code, error.detail)
     kind = "malformed" if error.status_code == 400 else phrase.lower().replace(" ", "-")
-    return _answer(error.status_code, kind, detail, error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # Starlette names the methods of the first route at that path
+        headers["Allow"] = ", ".join(_allowed_methods(request))
+    return problem(error.status_code, kind, detail, headers)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    found = set()
+    for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"):
+        scope = {**request.scope, "method": method}
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
+            found.add(method)
+    return sorted(found)
+
+
+def internal_error() -> Response:
+    """The answer for an exception that nothing handled; what it was stays in the log."""
+    return problem(500, "internal-error", "the server failed; its log says why")
 
 
 async def _unexpected_error(_: Request, __: Exception) -> Response:
-    # Starlette raises it again after this answer, so the server logs the traceback.
-    return _answer(500, "internal-error", "the server failed; its log says why")
+    # Only what RequestTelemetry does not see. Starlette raises it again after this answer.
+    return internal_error()

@@ -1,4 +1,4 @@
-"""One served model: what is asked (class, seed) to a picture, through the queue and the engine."""
+"""One served model: what is asked (class, seed) to pictures, through the queue and the engine."""
 
 import asyncio
 import secrets
@@ -9,11 +9,21 @@ from time import perf_counter
 import numpy as np
 import structlog
 
-from service.batching import Batcher, ClosedError, QueueFullError
+from service.batching import (
+    Batcher,
+    ClosedError,
+    ComputeError,
+    DeadlineError,
+    QueueFullError,
+    Reason,
+)
 from service.bundle import Bundle, check_seed, latents
-from service.encoding import encode_png
-from service.engines import Engine, EngineError, Images, Latents
-from service.telemetry import Telemetry, Timings
+from service.encoding import PIXELS, encode
+from service.engines import ClassLabels, Engine, EngineError, Images, Latents
+from service.engines.threads import DaemonThreads
+from service.singleflight import SingleFlight
+from service.supervision import EngineDownError, Supervisor
+from service.telemetry import ModelMetrics, Timings
 
 log = structlog.get_logger(__name__)
 
@@ -22,39 +32,64 @@ log = structlog.get_logger(__name__)
 _RANDOM_SEED_BITS = 32
 
 
-@dataclass(eq=False)
-class Job:
-    """One picture to draw, resolved and checked."""
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One picture to draw, resolved and checked.
+
+    Attributes:
+        class_label: class index; None when the model is unconditional.
+        seed: 0..2^64-1.
+        media_type: how to encode it (see `encoding.encode`).
+    """
 
     class_label: int | None
     seed: int
-    submitted: float
-    running: bool = False
+    media_type: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """One picture, and everything needed to draw it again.
 
     Attributes:
-        png: the encoded picture.
-        class_label: class index; None when the model is unconditional.
-        class_name: the name of that class.
-        seed: the seed it was drawn from.
-        model: `name:version:digest` of the bundle.
+        order: what was asked for.
+        class_name: the name of its class.
+        pixels: uint8 [H, W, C].
+        file: the encoded picture; empty for the media type PIXELS.
         timings: where its time went.
     """
 
-    png: bytes
-    class_label: int | None
+    order: Order
     class_name: str | None
-    seed: int
-    model: str
+    pixels: Images
+    file: bytes
     timings: Timings
 
 
+class _Job:
+    """An order in the batcher."""
+
+    __slots__ = ("order", "running", "submitted")
+
+    def __init__(self, order: Order, submitted: float) -> None:
+        self.order = order
+        self.submitted = submitted
+        self.running = False
+
+
 class Model:
-    """A bundle, the engine that computes it and the queue in front of that engine."""
+    """A bundle, the watched engine that computes it and the queue in front of that engine.
+
+    `metrics` counts what happens to it, `flights` holds the drawings that requests may share.
+
+    Args:
+        bundle: what is served.
+        engine: what computes it.
+        max_batch_size: largest batch.
+        queue_size: pictures that may wait.
+        engine_seconds: how long a batch may take before the engine counts as hanging.
+        metrics: where this model's figures go.
+    """
 
     def __init__(
         self,
@@ -63,82 +98,110 @@ class Model:
         *,
         max_batch_size: int,
         queue_size: int,
-        telemetry: Telemetry,
+        engine_seconds: float,
+        metrics: ModelMetrics,
     ) -> None:
         self.bundle = bundle
         self.engine = engine
-        self._telemetry = telemetry
-        self._batcher: Batcher[Job, Picture] = Batcher(
-            self._draw, max_batch_size=max_batch_size, queue_size=queue_size
+        self.supervisor = Supervisor(
+            engine, bundle, seconds=engine_seconds, on_change=metrics.set_engine_up
         )
-        manifest = bundle.manifest
-        telemetry.watch_queue(self.name, lambda: self._batcher.waiting)
-        telemetry.model_info.labels(
-            self.name, str(manifest.version), bundle.digest, engine.name, engine.version
-        ).set(1)
+        self.metrics = metrics
+        self.flights: SingleFlight[list[Picture]] = SingleFlight()
+        self._batcher: Batcher[_Job, Picture] = Batcher(
+            self._draw,
+            max_batch_size=max_batch_size,
+            queue_size=queue_size,
+            concurrency=engine.concurrency,
+        )
+        # Noise and files are made beside the event loop, and apart from the engine's threads.
+        self._threads = DaemonThreads(engine.concurrency, f"draw-{self.name}")
+        metrics.watch_queue(lambda: self._batcher.waiting)
+        metrics.describe(bundle, engine)
 
     @property
     def name(self) -> str:
         """The model's name."""
         return self.bundle.manifest.name
 
-    @property
-    def _conditional(self) -> bool:
-        return bool(self.bundle.manifest.classes)
-
     async def open(self) -> None:
         """Open the engine; raises EngineError when its graph cannot be served."""
-        await self.engine.open()
+        await self.supervisor.open()
 
-    async def generate(
-        self, class_label: int | str | None = None, seed: int | None = None
-    ) -> Picture:
-        """Draw one picture.
+    def orders(
+        self, class_label: int | str | None, seed: int | None, n: int, media_type: str
+    ) -> list[Order]:
+        """Resolve what is asked: picture i has seed + i.
 
         Args:
-            class_label: class index or name. None draws a random class, or is what an
-                unconditional model asks for.
-            seed: 0..2^64-1; None draws a random one. The picture reports what was drawn.
+            class_label: class index or name. None: each picture's seed modulo the number of
+                classes; or what an unconditional model asks for.
+            seed: the first seed; None draws a random one.
+            n: how many pictures.
+            media_type: how to encode them.
 
         Raises:
-            ClassLabelError, SeedError: the model has no such class, or the seed is out of range.
-            QueueFullError, ClosedError: not accepted now; nothing was computed.
+            ClassLabelError, SeedError: the model has no such class, or a seed is out of range.
+        """
+        manifest = self.bundle.manifest
+        label = None if class_label is None else manifest.resolve_class(class_label)
+        first = secrets.randbits(_RANDOM_SEED_BITS) if seed is None else check_seed(seed)
+        check_seed(first + n - 1)
+        return [
+            Order(
+                one % len(manifest.classes) if label is None and manifest.classes else label,
+                one,
+                media_type,
+            )
+            for one in range(first, first + n)
+        ]
+
+    def admit(self, count: int, deadline: float | None = None) -> None:
+        """Raise at once what `generate` would raise at once; draw nothing."""
+        try:
+            self.supervisor.require_up()
+            self._batcher.admit(count, deadline)
+        except Exception as error:
+            self.metrics.reject(_REJECTIONS[type(error)])
+            raise
+
+    async def generate(
+        self, orders: Sequence[Order], deadline: float | None = None
+    ) -> list[Picture]:
+        """Draw pictures, all or none.
+
+        Args:
+            orders: what `orders` returned.
+            deadline: time of the event loop's clock by which they are wanted.
+
+        Raises:
+            QueueFullError, ClosedError, EngineDownError: not accepted now; nothing was computed.
+            DeadlineError: refused for want of time, or not drawn in time.
             ComputeError: the engine failed.
         """
-        job = Job(self._resolve_class(class_label), _resolve_seed(seed), perf_counter())
+        self.admit(len(orders), deadline)
+        submitted = perf_counter()
+        jobs = [_Job(order, submitted) for order in orders]
         try:
-            picture = await self._batcher.submit(job)
-        except QueueFullError:
-            self._telemetry.rejections.labels(self.name, "queue_full").inc()
+            pictures = await self._batcher.submit(jobs, deadline)
+        except (asyncio.CancelledError, DeadlineError) as error:
+            self.metrics.give_up(
+                "deadline" if isinstance(error, DeadlineError) else "disconnect",
+                "running" if any(job.running for job in jobs) else "queued",
+            )
             raise
-        except ClosedError:
-            self._telemetry.rejections.labels(self.name, "draining").inc()
+        except ComputeError as error:
+            if isinstance(error.__cause__, EngineDownError):
+                raise error.__cause__ from None
             raise
-        except asyncio.CancelledError:
-            phase = "running" if job.running else "queued"
-            self._telemetry.cancellations.labels(self.name, phase).inc()
-            raise
-        self._telemetry.observe_picture(self.name, picture.timings, perf_counter() - job.submitted)
-        return picture
+        total = perf_counter() - submitted
+        for picture in pictures:
+            self.metrics.observe_picture(picture.timings, total)
+        return pictures
 
-    async def check(self) -> None:
-        """Draw a canary image beside the queue, and compare it when the bundle has a golden one.
-
-        Beside the queue, because a full queue is no reason to call a model broken.
-
-        Raises:
-            EngineError: the engine is not ready, fails, or draws another picture.
-        """
-        if not await self.engine.ready():
-            raise EngineError(f"{self.name}: {self.engine.name} is not ready")
-        golden = self.bundle.manifest.golden
-        if golden is None:
-            await self._compute(await self._noise([0]), [0 if self._conditional else None])
-            return
-        canary = golden.images[0]
-        images = await self._compute(await self._noise([canary.seed]), [canary.class_label])
-        if mismatch := golden.mismatch(canary, images[0]):
-            raise EngineError(f"{self.name}: {mismatch}")
+    async def give_up(self) -> None:
+        """Take no more work, and end what was accepted and is not finished with ClosedError."""
+        await self._batcher.close()
 
     async def close(self, grace_seconds: float) -> None:
         """Finish accepted work, give up what is left after `grace_seconds`, free the engine."""
@@ -149,59 +212,63 @@ class Model:
             log.warning("work given up at shutdown", model=self.name, grace=grace_seconds)
         finally:
             await self._batcher.close()
-            await self.engine.close()
+            await self.supervisor.close()
+            await self._threads.stop()
 
-    def _resolve_class(self, label: int | str | None) -> int | None:
-        manifest = self.bundle.manifest
-        if label is not None:
-            return manifest.resolve_class(label)
-        return secrets.randbelow(len(manifest.classes)) if self._conditional else None
-
-    async def _draw(self, jobs: list[Job]) -> list[Picture]:
+    async def _draw(self, jobs: list[_Job], reason: Reason) -> list[Picture]:
         """Compute and encode one batch (the batcher's `compute`)."""
+        self.supervisor.require_up()
         started = perf_counter()
         for job in jobs:
             job.running = True
-        self._telemetry.batch_size.labels(self.name).observe(len(jobs))
+        orders = [job.order for job in jobs]
         try:
-            noise = await self._noise([job.seed for job in jobs])
+            noise, labels = await self._threads.run(self._inputs, orders)
             drawn = perf_counter()
-            images = await self._compute(noise, [job.class_label for job in jobs])
+            images = await self.supervisor.generate(noise, labels)
             computed = perf_counter()
-            files = await asyncio.to_thread(_encode, images)
+            files = await self._threads.run(_encode, images, orders)
             encoded = perf_counter()
-        except Exception:
-            self._telemetry.batch_failures.labels(self.name).inc()
-            log.exception("batch failed", model=self.name, size=len(jobs))
+        except Exception as error:
+            self.metrics.batch_failures.inc()
+            if not isinstance(error, EngineError):  # those are the supervisor's, which logs them
+                log.exception("batch failed", model=self.name, size=len(jobs))
             raise
+        timings = [
+            Timings(started - job.submitted, drawn - started, computed - drawn, encoded - computed)
+            for job in jobs
+        ]
+        self.metrics.observe_batch(len(jobs), reason, timings[0])
         return [
             Picture(
-                png=file,
-                class_label=job.class_label,
-                class_name=self.bundle.manifest.class_name(job.class_label),
-                seed=job.seed,
-                model=self.bundle.tag,
-                timings=Timings(
-                    queue=started - job.submitted,
-                    latents=drawn - started,
-                    engine=computed - drawn,
-                    encode=encoded - computed,
-                ),
+                order=order,
+                class_name=self.bundle.manifest.class_name(order.class_label),
+                pixels=pixels,
+                file=file,
+                timings=timing,
             )
-            for job, file in zip(jobs, files, strict=True)
+            for order, pixels, file, timing in zip(orders, images, files, timings, strict=True)
         ]
 
-    async def _noise(self, seeds: list[int]) -> Latents:
-        return await asyncio.to_thread(latents, seeds, self.bundle.manifest.latent_shape)
-
-    async def _compute(self, noise: Latents, labels: Sequence[int | None]) -> Images:
-        class_labels = np.array(labels, dtype=np.int64) if self._conditional else None
-        return await self.engine.generate(noise, class_labels)
-
-
-def _resolve_seed(seed: int | None) -> int:
-    return secrets.randbits(_RANDOM_SEED_BITS) if seed is None else check_seed(seed)
+    def _inputs(self, orders: list[Order]) -> tuple[Latents, ClassLabels | None]:
+        manifest = self.bundle.manifest
+        noise = latents([order.seed for order in orders], manifest.latent_shape)
+        if not manifest.classes:
+            return noise, None
+        return noise, np.array([order.class_label for order in orders], dtype=np.int64)
 
 
-def _encode(images: Images) -> list[bytes]:
-    return [encode_png(image) for image in images]
+# Why a request was refused, as the metric `sid_rejections` names it.
+_REJECTIONS: dict[type[Exception], str] = {
+    QueueFullError: "queue_full",
+    DeadlineError: "deadline",
+    ClosedError: "draining",
+    EngineDownError: "engine_down",
+}
+
+
+def _encode(images: Images, orders: list[Order]) -> list[bytes]:
+    return [
+        b"" if order.media_type == PIXELS else encode(image, order.media_type)
+        for image, order in zip(images, orders, strict=True)
+    ]

@@ -1,55 +1,195 @@
-"""What happens around every request.
+"""What happens around every request: telemetry, keys, the size of its body.
 
 Plain ASGI, because Starlette's BaseHTTPMiddleware hides disconnects from the routes.
 """
 
+import re
+from os import urandom
 from time import perf_counter
 
 import structlog
+from prometheus_client import Counter, Histogram
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.errors import internal_error, problem
+from service.security import Keys
 from service.telemetry import Telemetry
 
-log = structlog.get_logger(__name__)
-
 _PROBES = frozenset({"/livez", "/readyz", "/metrics"})
+_OPEN = _PROBES  # needs no key
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_CLIENT_LEFT = 499  # nobody reads it; it tells such requests apart in metrics and logs
+
+
+def new_request_id() -> str:
+    """An id for a request that brought none: random, so that it says nothing about the others."""
+    return urandom(16).hex()
 
 
 class RequestTelemetry:
-    """Count and time each request, and log it unless it is a probe."""
+    """Name, count and time each request, and log it unless it is a probe.
+
+    The outermost of our middleware, so that whatever is answered carries an X-Request-ID. For
+    that reason it also answers the exceptions that nothing else handled, and logs their traceback
+    under the same id.
+    """
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
         self._app = app
         self._telemetry = telemetry
+        self._log = structlog.get_logger(__name__).bind()
+        # The metrics' own look-up costs more than the counting; as many entries as they have.
+        self._counters: dict[tuple[str, str, int], Counter] = {}
+        self._timers: dict[str, Histogram] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 500  # what is sent for an exception that nothing here handled
         started = perf_counter()
+        request_id = _sent_request_id(scope) or new_request_id()
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        status = 0
 
         async def watch(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                name = (b"x-request-id", request_id.encode("ascii"))
+                message["headers"] = [*message.get("headers", ()), name]
             await send(message)
 
         try:
             await self._app(scope, receive, watch)
+        except Exception:
+            self._log.exception("request failed", request_id=request_id)
+            if not status:  # else the answer is cut off: uvicorn closes the connection
+                await internal_error()(scope, receive, watch)
         finally:
-            seconds = perf_counter() - started
-            # The route's template, not the path: paths are without number, time series are not.
-            route = getattr(scope.get("route"), "path", "other")
-            model = scope.get("state", {}).get("model", "")
-            self._telemetry.requests.labels(route, model, str(status)).inc()
-            self._telemetry.request_seconds.labels(route).observe(seconds)
-            if route not in _PROBES:
-                log.info(
-                    "request",
-                    method=scope["method"],
-                    path=scope["path"],
-                    status=status,
-                    ms=round(seconds * 1000, 2),
-                )
+            self._record(scope, status or 500, perf_counter() - started)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        state = scope["state"]
+        # The route's template, not the path: paths are without number, time series are not.
+        route = getattr(scope.get("route"), "path", "other")
+        model = state.get("model", "")
+        if (counter := self._counters.get((route, model, status))) is None:
+            counter = self._telemetry.requests.labels(route, model, str(status))
+            self._counters[route, model, status] = counter
+        if (timer := self._timers.get(route)) is None:
+            timer = self._timers[route] = self._telemetry.request_seconds.labels(route)
+        counter.inc()
+        timer.observe(seconds)
+        if route in _PROBES:
+            return
+        known = {name: state[name] for name in ("client", "model") if name in state}
+        self._log.info(
+            "request",
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            ms=round(seconds * 1000, 2),
+            request_id=state["request_id"],
+            **known,
+        )
+
+
+class ApiKeys:
+    """Let in only requests with a known key, and say whose it is in the request's state.
+
+    Everything needs a key but what is listed as open, so that what is added later is guarded.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in _OPEN):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":  # nothing here speaks anything else
+            if (key := _sent_key(scope)) is None:
+                detail = "send your API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
+                headers = {"WWW-Authenticate": "Bearer"}
+                await problem(401, "key-required", detail, headers)(scope, receive, send)
+            elif (client := self._keys.client(key)) is None:
+                detail = "this server does not know the API key that was sent"
+                await problem(403, "key-unknown", detail)(scope, receive, send)
+            else:
+                scope.setdefault("state", {})["client"] = client
+                await self._app(scope, receive, send)
+
+
+class BodyLimit:
+    """Read each request's body before anything else does, and refuse one that is too large.
+
+    In full, because nothing can be done with a part and `max_bytes` is small. How long it may
+    take is up to service/protocol.py, which needs no timer for each request.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http" or (length := _body_length(scope)) == 0:
+            await self._app(scope, receive, send)
+            return
+        body, size, more = b"", length, True
+        while more and size <= self._max_bytes:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                # Either way nobody hears this; the status is for metrics and logs.
+                status = scope.get("state", {}).get("refused", _CLIENT_LEFT)
+                await Response(status_code=status)(scope, receive, send)
+                return
+            body += message.get("body", b"")
+            size, more = len(body), message.get("more_body", False)
+        if size > self._max_bytes:
+            detail = f"a request's body may have at most {self._max_bytes} bytes here"
+            await problem(413, "body-too-large", detail)(scope, receive, send)
+            return
+        unread = True
+
+        async def replay() -> Message:
+            nonlocal unread
+            if unread:
+                unread = False
+                return {"type": "http.request", "body": body, "more_body": False}
+            return await receive()
+
+        await self._app(scope, replay, send)
+
+
+def _sent_request_id(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            return value.decode("ascii") if _REQUEST_ID.fullmatch(value) else None
+    return None
+
+
+def _sent_key(scope: Scope) -> bytes | None:
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            scheme, _, key = value.partition(b" ")
+            if scheme.lower() == b"bearer" and key.strip():
+                return bytes(key.strip())
+        elif name == b"x-api-key" and value.strip():
+            return bytes(value.strip())
+    return None
+
+
+def _body_length(scope: Scope) -> int:
+    """Bytes of the body to come; -1 where that is not known."""
+    length = 0
+    for name, value in scope["headers"]:
+        if name == b"transfer-encoding":
+            return -1
+        if name == b"content-length":
+            length = int(value) if value.isdigit() else -1
+    return length

@@ -2,22 +2,39 @@
 
 import asyncio
 import contextlib
+import math
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+import structlog
 import uvicorn
+import uvloop
 
 from service.app import create_app
 from service.catalogue import Catalogue
+from service.engines.threads import left_behind
+from service.protocol import bounded
 from service.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class ListenError(Exception):
     """The address cannot be listened on; the message says why and what to do."""
+
+
+def run(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
+    """Serve on an event loop of this process; see `serve`."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings, announce))
+    if left_behind():
+        log.warning("a native call hangs and is left behind")
+        os._exit(0)
 
 
 async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
@@ -39,27 +56,21 @@ async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) 
         app = create_app(settings)
         config = uvicorn.Config(
             app,
+            http=bounded(settings.body_seconds),
+            ws="none",
             lifespan="off",
             log_config=None,
             log_level="warning",
             access_log=False,
-            timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
+            # Beyond our own grace, which ends requests with an answer; uvicorn's cuts them off.
+            timeout_graceful_shutdown=math.ceil(settings.grace_seconds) + 2,
         )
         async with app.router.lifespan_context(app):
             host, port = listener.getsockname()[:2]
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
             catalogue: Catalogue = app.state.catalogue
-
-            def drain() -> None:
-                catalogue.draining = True
-
-            server = _Server(
-                config,
-                on_ready=lambda: announce(url, catalogue),
-                on_stop=drain,
-                delay=settings.drain_seconds,
-            )
+            server = _Server(config, settings, catalogue, lambda: announce(url, catalogue))
             await server.serve(sockets=[listener])
 
 
@@ -90,13 +101,12 @@ class _Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        *,
+        settings: Settings,
+        catalogue: Catalogue,
         on_ready: Callable[[], None],
-        on_stop: Callable[[], None],
-        delay: float,
     ) -> None:
         super().__init__(config)
-        self._on_ready, self._on_stop, self._delay = on_ready, on_stop, delay
+        self._settings, self._catalogue, self._on_ready = settings, catalogue, on_ready
         self._stopping = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -127,5 +137,10 @@ class _Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
             return
         self._stopping = True
-        self._on_stop()
-        loop.call_later(self._delay, setattr, self, "should_exit", True)
+        self._catalogue.draining = True
+        loop.call_later(self._settings.drain_seconds, setattr, self, "should_exit", True)
+        last = self._settings.drain_seconds + self._settings.grace_seconds
+        loop.call_later(last, self._give_up)
+
+    def _give_up(self) -> None:
+        self._giving_up = asyncio.create_task(self._catalogue.give_up())

@@ -3,9 +3,9 @@
 import math
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
@@ -42,26 +42,40 @@ class Settings(BaseSettings):
         default=Path("models"), description="Folder of the models, to serve others than ours."
     )
     threads: int = Field(
-        default_factory=available_cpus,
+        default=1,
         ge=1,
-        description="Threads of one inference; lower it to leave processors to other programs.",
+        description="Threads of one inference. 1 serves most pictures of small networks; raise "
+        "it to the number of processors when a lone picture takes too long.",
+    )
+    concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        description="Batches computed at a time. Default: as many as the processors have threads "
+        "for; lower it to leave processors to other programs.",
     )
     max_batch_size: int = Field(
-        default=32,
+        default=8,
         ge=1,
-        description="Largest batch; lower it when a full one takes too long or too much memory.",
+        description="Largest batch. On processors larger ones only wait longer (docs/results.md); "
+        "raise it where they gain throughput.",
     )
     queue_size: int = Field(
         default=256,
         ge=1,
-        description="Requests that may wait for each model; a low limit refuses clients (429) "
+        description="Pictures that may wait for each model; a low limit refuses clients (429) "
         "instead of having them wait too long.",
     )
-    canary_seconds: float = Field(
-        default=10.0,
+    max_images: int = Field(
+        default=64,
+        ge=1,
+        description="Pictures that one request may ask for; lower it so that one client cannot "
+        "fill the queue.",
+    )
+    engine_seconds: float = Field(
+        default=30.0,
         gt=0,
-        description="How long readiness waits for its test image; raise it when a full batch "
-        "takes longer than that.",
+        description="How long a batch may take before the engine counts as hanging: the model is "
+        "taken out and mended. Raise it above the slowest batch of a large model.",
     )
     drain_seconds: float = Field(
         default=0.0,
@@ -78,3 +92,49 @@ class Settings(BaseSettings):
     log_format: Literal["human", "json"] = Field(
         default="human", description="Log lines for people, or JSON for a log collector."
     )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info",
+        description="The least that is logged; at warning there is no line for each request, "
+        "which saves its cost.",
+    )
+    keys: Path | None = Field(
+        default=None,
+        description="File of API keys, as `sid key` makes them, to let in only those who hold "
+        "one. Probes and metrics stay open.",
+    )
+    rate: float | None = Field(
+        default=None,
+        ge=1e-6,
+        allow_inf_nan=False,
+        description="Images per second that each key may ask for, so that one client cannot take "
+        "all there is; needs SID_KEYS.",
+    )
+    burst: int = Field(
+        default=64,
+        ge=1,
+        description="Images that a key may ask for at once after a pause (SID_RATE); raise it for "
+        "clients that work in bursts, lower it to spread their load.",
+    )
+    max_body_bytes: int = Field(
+        default=65536,
+        ge=1,
+        description="Largest request body that is read. Our requests are far smaller: raise it "
+        "only if a proxy or client adds to them.",
+    )
+    body_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="How long a request's body may take to arrive; raise it for clients on slow "
+        "networks, lower it to drop stalled ones sooner.",
+    )
+
+    @model_validator(mode="after")
+    def _rate_needs_keys(self) -> Self:
+        if self.rate is not None and self.keys is None:
+            raise ValueError("SID_RATE limits each key, so it needs SID_KEYS, the file of keys")
+        return self
+
+    @property
+    def batches_at_a_time(self) -> int:
+        """`concurrency`, or its default for this machine."""
+        return self.concurrency or max(1, available_cpus() // self.threads)

@@ -20,17 +20,19 @@ def write_bundle(
     resolution: int = 8,
     channels: int = 1,
     golden: bool = True,
+    hangs: bool = False,
     **manifest: Any,
 ) -> Path:
     """Publish a random two-layer convolutional network of the bundle's signature.
 
     Returns the bundle's folder, models/name. The network is the same for the same arguments.
+    One that `hangs` computes for ever, in native code, when asked for its first class.
     """
     classes = CLOTHES if classes is None else classes
     folder = models / name
     (folder / "1").mkdir(parents=True)
     graph = folder / "1" / "model.onnx"
-    write_graph(graph, classes=len(classes), resolution=resolution, channels=channels)
+    write_graph(graph, classes=len(classes), resolution=resolution, channels=channels, hangs=hangs)
     facts: dict[str, Any] = {
         "name": name,
         "version": 1,
@@ -49,7 +51,13 @@ def write_bundle(
 
 
 def write_graph(
-    path: Path, *, classes: int, resolution: int = 8, channels: int = 1, batch: str | int = "N"
+    path: Path,
+    *,
+    classes: int,
+    resolution: int = 8,
+    channels: int = 1,
+    batch: str | int = "N",
+    hangs: bool = False,
 ) -> None:
     """Write the network: convolution, class embedding, tanh, convolution, quantisation."""
     random = np.random.default_rng(0)
@@ -83,6 +91,10 @@ def write_graph(
             helper.make_node("Add", ["h0", "e1"], ["h1"]),
         ]
         hidden = "h1"
+    if hangs:
+        values += [constant("first", np.int64(0)), constant("for_ever", np.int64(10**15))]
+        nodes += _endless_loop(hidden, "h_hung")
+        hidden = "h_hung"
     nodes += [
         helper.make_node("Tanh", [hidden], ["h2"]),
         helper.make_node("Conv", ["h2", "out.weight"], ["y0"], pads=[1, 1, 1, 1]),
@@ -98,6 +110,32 @@ def write_graph(
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, values)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     save(model, path)
+
+
+def _endless_loop(hidden: str, output: str) -> list[Any]:
+    """Nodes that pass `hidden` on, after 10^15 turns of a loop if any class label is the first."""
+    scalar = helper.make_tensor_value_info("carried", TensorProto.FLOAT, [])
+    condition = helper.make_tensor_value_info("condition", TensorProto.BOOL, [])
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["condition"], ["condition_out"]),
+            helper.make_node("Sin", ["carried"], ["carried_out"]),
+        ],
+        "turn",
+        [helper.make_tensor_value_info("turn", TensorProto.INT64, []), condition, scalar],
+        [
+            helper.make_tensor_value_info("condition_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("carried_out", TensorProto.FLOAT, []),
+        ],
+    )
+    return [
+        helper.make_node("ReduceMin", ["class_labels"], ["lowest"], keepdims=0),
+        helper.make_node("Equal", ["lowest", "first"], ["is_first"]),
+        helper.make_node("Cast", ["is_first"], ["is_first_number"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["is_first_number", "for_ever"], ["turns"]),
+        helper.make_node("Loop", ["turns", "", "zero"], ["looped"], body=body),
+        helper.make_node("Add", [hidden, "looped"], [output]),
+    ]
 
 
 def _tensor(name: str, dtype: int, shape: list[str | int]) -> Any:

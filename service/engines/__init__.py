@@ -20,10 +20,12 @@ class Engine(Protocol):
     Attributes:
         name: which engine this is, e.g. `onnxruntime`.
         version: the version of the library or server that computes.
+        concurrency: how many batches it computes at a time.
     """
 
     name: str
     version: str
+    concurrency: int
 
     async def open(self) -> None:
         """Load the graph and check its signature against the manifest.

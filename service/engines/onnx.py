@@ -2,42 +2,44 @@
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from service.bundle import Bundle, Manifest
 from service.engines import ClassLabels, EngineError, Images, Latents
+from service.engines.threads import DaemonThreads
 
 _FILENAME = "model.onnx"
+_SILENT = 4  # errors come as exceptions too; warnings are about the exporter's business
 
 
 class OnnxEngine:
-    """One ONNX Runtime session and the thread that runs it (see `engines.Engine`).
+    """One ONNX Runtime session and the threads that run it (see `engines.Engine`).
 
     Args:
         bundle: a verified bundle that holds a model.onnx.
         threads: threads of one inference (intra-op).
+        concurrency: batches computed at a time, each on `threads` threads.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Bundle, *, threads: int) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int, concurrency: int) -> None:
         self.version = version("onnxruntime")
+        self.concurrency = concurrency
         self._bundle = bundle
         self._threads = threads
         self._session: Any = None
-        # One thread: batches of a model run one after the other, and a batch that hangs cannot
-        # take the threads that draw noise and encode pictures for other models.
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"onnx-{bundle.manifest.name}")
+        self._workers: DaemonThreads | None = None
 
     async def open(self) -> None:
         """Load the graph and check its signature; raises EngineError naming the file."""
         path = self._bundle.graph(_FILENAME)
-        loop = asyncio.get_running_loop()
-        session = await loop.run_in_executor(self._executor, open_session, path, self._threads)
-        check_signature(session, self._bundle.manifest, path)
+        manifest = self._bundle.manifest
+        self._workers = DaemonThreads(self.concurrency, f"onnx-{manifest.name}")
+        session = await self._workers.run(open_session, path, self._threads)
+        check_signature(session, manifest, path)
         self._session = session
 
     async def ready(self) -> bool:
@@ -46,26 +48,31 @@ class OnnxEngine:
 
     async def generate(self, latents: Latents, class_labels: ClassLabels | None) -> Images:
         """Compute uint8 [N, H, W, C] from float32 [N, C, H, W] and int64 [N] (or None)."""
-        if self._session is None:
+        if self._session is None or self._workers is None:
             raise EngineError(f"{self._bundle.manifest.name}: the engine is not open")
+        import onnxruntime
+
         feeds: dict[str, Any] = {"latents": latents}
         if class_labels is not None:
             feeds["class_labels"] = class_labels
-        loop = asyncio.get_running_loop()
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = _SILENT
         try:
-            (images,) = await loop.run_in_executor(
-                self._executor, self._session.run, ["images"], feeds
-            )
+            (images,) = await self._workers.run(self._session.run, ["images"], feeds, options)
+        except asyncio.CancelledError:
+            options.terminate = True  # frees the thread at the graph's next node
+            raise
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
             raise EngineError(f"{self._bundle.manifest.name}: {_first_line(error)}") from error
         result: Images = images
         return result
 
     async def close(self) -> None:
-        """Free the session."""
+        """Free the session; a call that hangs is left behind, not waited for."""
         self._session = None
-        # Not waited for: a batch that hangs must not hold up the shutdown of the others.
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        if self._workers is not None:
+            await self._workers.stop()
+            self._workers = None
 
 
 def open_session(path: Path, threads: int) -> Any:
@@ -79,7 +86,7 @@ def open_session(path: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only; warnings are about the exporter's business
+    options.log_severity_level = _SILENT
     # Threads that spin between batches starve the web server when processors are few.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:

@@ -1,40 +1,51 @@
 """Noticing that a client left, so that nothing is computed for nobody."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from types import TracebackType
 
-from fastapi import Request
-
-T = TypeVar("T")
+from starlette.types import Receive
 
 
 class ClientDisconnectedError(Exception):
-    """The client closed its connection before the answer was ready."""
+    """The client closed its connection before the answer was ready; nobody will read one."""
 
 
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of `work`, or cancel it as soon as the client leaves.
+class UnlessDisconnected:
+    """`async with`: cancels its body and raises ClientDisconnectedError if the client leaves.
 
-    Listens on the request's channel rather than polling `is_disconnected`. The body must have
-    been read before: from then on the only message of the channel is the disconnect. A
+    Listens on the request's channel rather than polling `is_disconnected`. The request's body
+    must have been read before: from then on the only message of the channel is the disconnect. A
     BaseHTTPMiddleware in front of the route would swallow that message; there is none.
-
-    Raises:
-        ClientDisconnectedError: the client left; nobody will read an answer.
     """
-    task = asyncio.ensure_future(work)
-    listener = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((task, listener), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientDisconnectedError
-    finally:
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._left = False
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.current_task()
+        assert self._task is not None
+        self._cancelling = self._task.cancelling()
+        self._listener = asyncio.create_task(self._listen(self._task))
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._listener.cancel()
+        # As asyncio.timeout does: ours, unless somebody else cancelled the task as well.
+        if (
+            self._left
+            and self._task is not None
+            and self._task.uncancel() <= self._cancelling
+            and isinstance(error, asyncio.CancelledError)
+        ):
+            raise ClientDisconnectedError from error
+
+    async def _listen(self, task: asyncio.Task[object]) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._left = True
         task.cancel()
-        listener.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

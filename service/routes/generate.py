@@ -1,23 +1,52 @@
-"""POST /generate: a class and a seed in, a picture out."""
+"""/generate: a class and a seed in, pictures out. POST draws; GET is the same, and cacheable."""
 
-import base64
-from typing import Annotated
+import asyncio
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Body, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from fastapi import APIRouter, Body, Query, Request, Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr
 
+from service.batching import DeadlineError
 from service.bundle import SEED_MAX
-from service.catalogue import Catalogue
-from service.encoding import JSON, PNG
+from service.encoding import JPEG, NPY, PNG, WEBP, ZIP
 from service.errors import ProblemError, responses
-from service.generation import Picture
-from service.routes.accept import choose
-from service.routes.disconnect import ClientDisconnectedError, unless_disconnected
+from service.generation import Model, Order, Picture
+from service.routes.answers import GenerateResponse, answer, choose_form, entity_tag, file_type
+from service.routes.disconnect import ClientDisconnectedError, UnlessDisconnected
+from service.routes.lean import LeanRoute
+from service.security import charge
+from service.settings import Settings
 
-router = APIRouter()
+router = APIRouter(route_class=LeanRoute)
+cacheable_router = APIRouter()
 
-_OFFERED = (PNG, JSON)
+T = TypeVar("T")
+
 _CLIENT_LEFT = 499  # nobody reads it; it tells such requests apart in metrics and logs
+_LONGEST_DEADLINE_MS = 3_600_000
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The pictures, in the form that the Accept header prefers.",
+        "content": dict.fromkeys((PNG, WEBP, JPEG, NPY, ZIP), _BINARY),
+        "model": GenerateResponse,  # the schema of application/json
+    },
+    **responses(400, 401, 403, 404, 406, 408, 413, 415, 422, 429, 503, 504),
+}
+
+
+_EXACT = 2**53  # above it a float may not be the number that was written
+
+
+def _whole(value: object) -> object:
+    """Take 7.0 for 7, as JSON Schema and the languages without integers do."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
+        return int(value)
+    return value
+
+
+WholeNumber = Annotated[StrictInt, BeforeValidator(_whole)]
 
 
 class GenerateRequest(BaseModel):
@@ -28,100 +57,157 @@ class GenerateRequest(BaseModel):
     model: StrictStr | None = Field(
         default=None, description="Which model; needed only where several are served."
     )
-    class_label: StrictInt | StrictStr | None = Field(
+    class_label: WholeNumber | StrictStr | None = Field(
         default=None,
-        description="Class index, or class name in any case. Left out: a random class.",
+        description="Class index, or class name in any case. Left out: each picture's seed "
+        "modulo the number of classes.",
         examples=["Dress", 3],
     )
-    seed: StrictInt | None = Field(
+    seed: WholeNumber | None = Field(
         default=None,
         description="The same model, class and seed give the same bytes. Seeds that are equal "
-        "modulo 2^32 give the same picture. Left out: a random seed.",
+        "modulo 2^32 give the same noise. Left out: a random seed.",
         # Described here, checked by the domain, whose message says the range.
         json_schema_extra={"minimum": 0, "maximum": SEED_MAX},
         examples=[7],
+    )
+    n: WholeNumber = Field(
+        default=1, ge=1, description="How many pictures; picture i has the seed `seed` + i."
     )
 
 
 _ANYTHING = GenerateRequest()
 
 
-class GeneratedImage(BaseModel):
-    """One picture of a JSON answer."""
+class GenerateQuery(BaseModel):
+    """What to draw, as a query; the seed is required, so that the answer is a pure function."""
 
-    class_label: int | None = Field(description="Class index; null for an unconditional model.")
-    class_name: str | None
-    seed: int
-    png: str = Field(description="The PNG file, in base64.")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-class GenerateResponse(BaseModel):
-    """The JSON answer."""
-
-    model: str = Field(description="name:version:digest, which names the exact weights.")
-    images: list[GeneratedImage]
+    model: str | None = Field(default=None, description="As in POST.")
+    class_label: str | None = Field(default=None, description="Class index or name, as in POST.")
+    seed: int = Field(
+        description="As in POST.", json_schema_extra={"minimum": 0, "maximum": SEED_MAX}
+    )
+    n: int = Field(default=1, ge=1, description="As in POST.")
 
 
-@router.post(
-    "/generate",
-    summary="Draw a picture",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "The picture, as the Accept header prefers.",
-            "content": {
-                PNG: {"schema": {"type": "string", "format": "binary"}},
-            },
-            "model": GenerateResponse,  # the schema of application/json
-        },
-        **responses(400, 404, 406, 415, 422, 429, 503),
-    },
-)
+@router.post("/generate", summary="Draw pictures", response_class=Response, responses=_RESPONSES)
 async def generate(
     request: Request, body: Annotated[GenerateRequest, Body()] = _ANYTHING
 ) -> Response:
-    """Draw one picture in a single step of the network.
+    """Draw pictures, each in a single step of the network.
 
-    `Accept: image/png` (the default) answers with the file, and says what it shows in the
-    headers X-Seed, X-Class-Label and X-Model; `Accept: application/json` with both in one.
+    `Accept` chooses the form: image/png (the default), image/webp or image/jpeg for one picture,
+    application/json (the default for several), application/zip or application/x-npy (uint8
+    [n, height, width, channels]) for any number. `X-Deadline-Ms: 50` asks for an answer within
+    50 ms or a 504. The headers X-Seed, X-Class-Label and X-Model say how to draw the (first)
+    picture again.
     """
-    media_type = choose(", ".join(request.headers.getlist("accept")), _OFFERED)
-    if media_type is None:
-        offered = list(_OFFERED)
-        raise ProblemError(
-            406, "not-acceptable", f"this answers with {' or '.join(offered)}", offered=offered
-        )
-    catalogue: Catalogue = request.app.state.catalogue
-    model = catalogue.resolve(body.model)
-    request.state.model = model.name
-    try:
-        picture = await unless_disconnected(request, model.generate(body.class_label, body.seed))
-    except ClientDisconnectedError:
-        return Response(status_code=_CLIENT_LEFT)
-    if media_type == JSON:
-        return Response(_as_json(picture), media_type=JSON, headers=_headers(picture))
-    return Response(picture.png, media_type=PNG, headers=_headers(picture))
+    deadline = _deadline(request)
+    model, form, orders = _resolve(request, body.model, body.class_label, body.seed, body.n)
+    charge(request, len(orders))
+    pictures = await _unless_left(request, model.generate(orders, deadline))
+    return await answer(model, pictures, form)
 
 
-def _as_json(picture: Picture) -> str:
-    image = GeneratedImage(
-        class_label=picture.class_label,
-        class_name=picture.class_name,
-        seed=picture.seed,
-        png=base64.b64encode(picture.png).decode("ascii"),
-    )
-    return GenerateResponse(model=picture.model, images=[image]).model_dump_json()
+@cacheable_router.get(
+    "/generate",
+    summary="Draw pictures, cacheable",
+    response_class=Response,
+    responses={**_RESPONSES, 304: {"description": "The client's copy is still right."}},
+)
+async def generate_cacheable(
+    request: Request, query: Annotated[GenerateQuery, Query()]
+) -> Response:
+    """Draw the pictures that these parameters name: the same ones for ever.
 
-
-def _headers(picture: Picture) -> dict[str, str]:
-    headers = {
-        "X-Seed": str(picture.seed),
-        "X-Model": picture.model,
-        "Server-Timing": ", ".join(
-            f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in vars(picture.timings).items()
-        ),
+    The same as POST, with the seed required. The answer carries an ETag and may be kept for
+    ever; If-None-Match answers 304 without drawing, and requests for the same pictures at the
+    same time draw them once.
+    """
+    deadline = _deadline(request)
+    model, form, orders = _resolve(request, query.model, query.class_label, query.seed, query.n)
+    etag = entity_tag(model, orders, form)
+    settings: Settings = request.app.state.settings
+    # With keys, a shared cache must not hand one client's answer to others.
+    scope = "private" if settings.keys else "public"
+    caching = {
+        "ETag": etag,
+        "Cache-Control": f"{scope}, max-age=31536000, immutable",
         "Vary": "Accept",
     }
-    if picture.class_label is not None:  # the index: names need not be ASCII, headers must
-        headers["X-Class-Label"] = str(picture.class_label)
-    return headers
+    if _matches(request, etag):
+        model.metrics.cache_hit("not_modified")
+        return Response(status_code=304, headers=caching)
+    charge(request, len(orders))
+    pictures = await _unless_left(request, _share(model, etag, orders, deadline))
+    response = await answer(model, pictures, form)
+    response.headers.update(caching)
+    return response
+
+
+def _resolve(
+    request: Request, name: str | None, class_label: int | str | None, seed: int | None, n: int
+) -> tuple[Model, str, list[Order]]:
+    """The model, the form of the answer and the orders that a request means.
+
+    Raises the domain's errors, and ProblemError: 406, 413.
+    """
+    form = choose_form(request, n)
+    model = request.app.state.catalogue.resolve(name)
+    request.state.model = model.name
+    settings: Settings = request.app.state.settings
+    most = min(settings.max_images, settings.queue_size)
+    if n > most:
+        raise ProblemError(413, "too-many-images", f"n is at most {most} here, not {n}", most=most)
+    return model, form, model.orders(class_label, seed, n, file_type(form))
+
+
+async def _share(
+    model: Model, etag: str, orders: list[Order], deadline: float | None
+) -> list[Picture]:
+    """Draw the pictures, or wait for a request that is drawing the very same ones.
+
+    The deadline is each request's own, so it does not go along with the shared work.
+    """
+    if model.flights.flying(etag):
+        model.metrics.cache_hit("shared")
+    else:
+        model.admit(len(orders), deadline)
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await model.flights.run(etag, lambda: model.generate(orders))
+    except TimeoutError:
+        raise DeadlineError("the picture was not drawn in time", early=False) from None
+
+
+async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`, or cancel it and answer 499 if the client leaves."""
+    try:
+        async with UnlessDisconnected(request.receive):
+            return await work
+    except ClientDisconnectedError:
+        raise ProblemError(_CLIENT_LEFT, "client-left", "the client left") from None
+
+
+def _deadline(request: Request) -> float | None:
+    """When the answer is wanted, on the event loop's clock, from X-Deadline-Ms."""
+    sent = request.headers.get("x-deadline-ms")
+    if sent is None:
+        return None
+    try:
+        milliseconds = float(sent)
+    except ValueError:
+        milliseconds = 0
+    if not 0 < milliseconds <= _LONGEST_DEADLINE_MS:
+        detail = f"X-Deadline-Ms must be a number from 0 to {_LONGEST_DEADLINE_MS}, not {sent!r}"
+        raise ProblemError(400, "malformed", detail)
+    return asyncio.get_running_loop().time() + milliseconds / 1000
+
+
+def _matches(request: Request, etag: str) -> bool:
+    """Whether If-None-Match names our answer (RFC 9110, section 13.1.2: weak comparison)."""
+    sent = ", ".join(request.headers.getlist("if-none-match"))
+    tags = {tag.strip().removeprefix("W/") for tag in sent.split(",")}
+    return etag in tags or "*" in tags

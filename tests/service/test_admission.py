@@ -1,6 +1,7 @@
 """Full queues, broken engines, clients that leave: the real path, with a tap on the engine."""
 
 import asyncio
+from time import monotonic
 
 import pytest
 
@@ -19,12 +20,14 @@ class Tap:
         self.flow = asyncio.Event()
         self.flow.set()
         self.failure: Exception | None = None
+        self.seconds = 0.0
         self.batches: list[int] = []
 
     def __call__(self, generate):
         async def tapped(engine, noise, class_labels):
             self.batches.append(len(noise))
             await self.flow.wait()
+            await asyncio.sleep(self.seconds)
             if self.failure:
                 raise self.failure
             return await generate(engine, noise, class_labels)
@@ -41,9 +44,7 @@ def tap(monkeypatch):
 
 @pytest.fixture
 def client(tap, settings):
-    small = settings.model_copy(
-        update={"queue_size": 2, "max_batch_size": 1, "canary_seconds": 0.2}
-    )
+    small = settings.model_copy(update={"queue_size": 2, "max_batch_size": 1, "concurrency": 1})
     with Client(create_app(small)) as client:
         tap.batches.clear()  # the canary of the start
         tap.flow.clear()
@@ -136,7 +137,10 @@ def test_queued_work_of_a_client_that_left_is_never_computed(client, tap):
     assert status == 499
     assert [answer.status_code for answer in answers] == [200, 200]
     assert tap.batches == [1, 1]
-    assert sample(client, "sid_cancellations_total", model="tiny", phase="queued") == 1
+    assert (
+        sample(client, "sid_cancellations_total", model="tiny", cause="disconnect", phase="queued")
+        == 1
+    )
 
 
 def test_running_work_of_a_client_that_left_is_dropped_and_the_next_is_served(client, tap):
@@ -154,7 +158,10 @@ def test_running_work_of_a_client_that_left_is_dropped_and_the_next_is_served(cl
     status, answer = client.run(scenario())
     assert status == 499
     assert answer.status_code == 200
-    assert sample(client, "sid_cancellations_total", model="tiny", phase="running") == 1
+    assert (
+        sample(client, "sid_cancellations_total", model="tiny", cause="disconnect", phase="running")
+        == 1
+    )
 
 
 def test_an_engine_that_fails_turns_red_and_recovers(client, tap):
@@ -167,23 +174,102 @@ def test_an_engine_that_fails_turns_red_and_recovers(client, tap):
     red = client.get("/readyz")
     assert red.status_code == 503
     assert red.json()["models"] == {"tiny": "tiny: out of memory"}
+    assert client.generate(BODY).json()["type"].endswith(":engine-down")
     assert client.get("/livez").status_code == 200
     tap.failure = None
+    client.run(until(lambda: sample(client, "sid_engine_up", model="tiny")))
     assert client.generate(BODY).status_code == 200
     assert client.get("/readyz").status_code == 200
     assert sample(client, "sid_batch_failures_total", model="tiny") == 1
 
 
-def test_an_engine_that_hangs_turns_red_and_probes_do_not_pile_up(client, tap):
-    async def probe():
-        return await asyncio.gather(*(client.http.get("/readyz") for _ in range(5)))
+def test_probes_do_not_pile_up_and_a_full_queue_is_no_reason_to_be_red(client, tap):
+    async def scenario():
+        posts = await fill(client, tap, waiting=2)
+        probes = [asyncio.create_task(client.http.get("/readyz")) for _ in range(5)]
+        await until(lambda: len(tap.batches) == 2)
+        tap.flow.set()
+        await asyncio.gather(*posts)
+        return await asyncio.gather(*probes)
 
-    for red in client.run(probe()):
-        assert red.status_code == 503
-        assert "no canary image within 0.2 s" in red.json()["detail"]
+    assert {probe.status_code for probe in client.run(scenario())} == {200}
+    assert len(tap.batches) == 1 + 1 + 2, "one canary, beside the three requests"
+
+
+def test_a_deadline_that_passes_is_504_and_queued_work_is_not_computed(client, tap):
+    async def scenario():
+        (first,) = await fill(client, tap, waiting=0)
+        late = await client.http.post("/generate", json=BODY, headers={"x-deadline-ms": "50"})
+        tap.flow.set()
+        return await first, late
+
+    first, late = client.run(scenario())
+    assert first.status_code == 200
+    assert late.status_code == 504
+    assert late.json()["type"].endswith(":deadline")
     assert tap.batches == [1]
-    tap.flow.set()
-    assert client.get("/readyz").status_code == 200
+    labels = {"model": "tiny", "cause": "deadline", "phase": "queued"}
+    assert sample(client, "sid_cancellations_total", **labels) == 1
+
+
+def test_work_that_cannot_finish_in_time_is_refused_early(client, tap):
+    async def slow_then_busy():
+        tap.flow.set()
+        tap.seconds = 0.4
+        await post(client)  # the pace is known from now on
+        posts = [asyncio.create_task(post(client)) for _ in range(2)]
+        await until(lambda: len(tap.batches) == 2)
+        started = monotonic()
+        refused = await client.http.post("/generate", json=BODY, headers={"x-deadline-ms": "300"})
+        seconds = monotonic() - started
+        patient = await client.http.post("/generate", json=BODY, headers={"x-deadline-ms": "9000"})
+        return refused, seconds, patient, await asyncio.gather(*posts)
+
+    refused, seconds, patient, others = client.run(slow_then_busy())
+    assert refused.status_code == 504
+    assert seconds < 0.2
+    assert "the queue leaves no time" in refused.json()["detail"]
+    assert [answer.status_code for answer in (patient, *others)] == [200, 200, 200]
+    assert sample(client, "sid_rejections_total", model="tiny", reason="deadline") == 1
+
+
+@pytest.mark.parametrize("sent", ["soon", "0", "-1", "nan", "inf", "3600001", ""])
+def test_a_deadline_that_is_no_time_is_malformed(client, sent):
+    refused = client.generate(BODY, **{"x-deadline-ms": sent})
+    assert refused.status_code == 400
+    assert "X-Deadline-Ms must be a number" in refused.json()["detail"]
+
+
+def test_retry_after_is_the_time_that_the_queue_takes_at_the_measured_pace(client, tap):
+    async def scenario():
+        tap.flow.set()
+        tap.seconds = 1.2
+        await post(client)
+        posts = [asyncio.create_task(post(client)) for _ in range(3)]
+        await until(lambda: sample(client, "sid_queue_depth", model="tiny") == 2)
+        refused = await post(client)
+        for one in posts:
+            one.cancel()
+        return refused
+
+    refused = client.run(scenario())
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"] == "4", "three batches of 1.2 s"
+
+
+def test_several_pictures_are_accepted_all_or_none(client, tap):
+    async def scenario():
+        first = await fill(client, tap, waiting=1)
+        refused = await client.http.post("/generate", json={"seed": 1, "n": 2})
+        depth = sample(client, "sid_queue_depth", model="tiny")
+        tap.flow.set()
+        await asyncio.gather(*first)
+        return refused, depth, await client.http.post("/generate", json={"seed": 1, "n": 2})
+
+    refused, depth, accepted = client.run(scenario())
+    assert refused.status_code == 429
+    assert depth == 1
+    assert accepted.status_code == 200
 
 
 def test_shutdown_answers_what_was_accepted_and_refuses_the_rest(client, tap):

@@ -1,6 +1,6 @@
-"""The batcher's invariants, against a model of it, under every interleaving Hypothesis finds.
+"""The batcher's invariants, under every interleaving that Hypothesis finds, on a simulated clock.
 
-The computation ends when a rule says so, so there is no clock and nothing to wait for.
+A computation ends when a rule says so and time passes when a rule says so: nothing is waited for.
 """
 
 import asyncio
@@ -14,15 +14,38 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from service.batching import Batcher, ClosedError, ComputeError, QueueFullError
 
 
+class SimulatedLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock stands still until it is told to move."""
+
+    now = 1000.0
+
+    def time(self):
+        return self.now
+
+    def settle(self):
+        for _ in range(8):
+            self.run_until_complete(asyncio.sleep(0))
+
+
 @dataclass(eq=False)
 class Submit:
-    """One call of submit: what the model expects of it, and what came of it."""
+    """One call of submit: what it asked, what it met when it ran, what came of it."""
 
     number: int
-    expected: str | None = None
+    count: int
+    deadline: float | None
     task: asyncio.Task = field(init=False)
+    refusal: str | None = None  # what the batcher's state at its turn called for
+    ran: bool = False
+    cancelled: bool = False
+    failed: bool = False  # a batch with one of its items failed
+    computed: list[int] = field(default_factory=list)  # its items that reached the computation
 
-    def outcome(self) -> str | None:
+    @property
+    def items(self):
+        return [(self.number, index) for index in range(self.count)]
+
+    def outcome(self):
         if not self.task.done():
             return None
         if self.task.cancelled():
@@ -31,30 +54,52 @@ class Submit:
         return type(error).__name__ if error else self.task.result()
 
 
+@dataclass(eq=False)
+class Run:
+    """One call of the computation, and the gate that ends it."""
+
+    items: list
+    gate: asyncio.Future
+
+
 class Batching(RuleBasedStateMachine):
-    """Rules act at once or in bursts between two turns of the loop; the model follows in order."""
+    """Rules act at once or in bursts between two turns of the loop; invariants judge the trace."""
 
-    @initialize(limit=st.integers(1, 4), size=st.integers(1, 6))
-    def start(self, limit, size):
-        self.loop = asyncio.new_event_loop()
-        self.limit, self.size = limit, size
-        self.batcher = Batcher(self.compute, max_batch_size=limit, queue_size=size)
+    @initialize(limit=st.integers(1, 4), size=st.integers(1, 8), concurrency=st.integers(1, 3))
+    def start(self, limit, size, concurrency):
+        self.loop = SimulatedLoop()
+        self.limit, self.size, self.concurrency = limit, size, concurrency
+        self.batcher = Batcher(
+            self.compute, max_batch_size=limit, queue_size=size, concurrency=concurrency
+        )
         self.submits: list[Submit] = []
-        self.burst: list = []  # what the loop has not run yet, in order
-        self.queue: list[Submit] = []
-        self.running: list[Submit] = []
-        self.gate: asyncio.Future | None = None
-        self.computed: list[list[int]] = []
-        self.expected_batches: list[list[int]] = []
+        self.runs: list[Run] = []
+        self.settled = True
 
-    async def compute(self, items):
-        assert self.gate is None, "one batch at a time"
-        self.computed.append(items)
-        self.gate = self.loop.create_future()
+    async def compute(self, items, reason):
+        run = Run(items, self.loop.create_future())
+        self.runs.append(run)
+        assert 1 <= len(items) <= self.limit
+        assert len(self.runs) <= self.concurrency
+        assert reason in ("idle", "freed", "full")
+        for number, index in items:
+            submit = self.submits[number]
+            assert not submit.cancelled, "a cancelled item that waited is never computed"
+            assert not submit.failed, "what failed already is not computed further"
+            assert not submit.task.done()
+            assert index == len(submit.computed), "each item once, in order"
+            submit.computed.append(index)
+            earlier = [one for one in self.submits[:number] if one.ran and not one.refusal]
+            for one in earlier:
+                over = one.task.done() or one.cancelled or one.failed
+                assert over or len(one.computed) == one.count, "first in, first out"
         try:
-            how = await self.gate
+            how = await run.gate
         finally:
-            self.gate = None
+            self.runs.remove(run)
+        if how != "return":
+            for number, _ in items:
+                self.submits[number].failed = True
         if how == "raise":
             raise OSError("the engine broke")
         if how == "cancel":
@@ -62,88 +107,112 @@ class Batching(RuleBasedStateMachine):
         results = [f"result {item}" for item in items]
         return results if how == "return" else results[1:]
 
-    @rule(count=st.integers(1, 5))
-    def submit(self, count):
-        for _ in range(count):
-            submit = Submit(len(self.submits))
-            submit.task = self.loop.create_task(self.batcher.submit(submit.number))
-            self.submits.append(submit)
-            self.burst.append(submit)
+    async def call(self, submit):
+        """What `submit` must do is decided by what it finds, in the same turn of the loop."""
+        submit.ran = True
+        waiting, idle = self.batcher.waiting, not self.batcher.waiting and not self.runs
+        late = submit.deadline is not None and (
+            self.loop.now + self.batcher.expected_seconds(submit.count) > submit.deadline
+        )
+        free = (self.concurrency - len(self.runs)) * self.limit  # is taken in the next turn
+        if waiting + submit.count > self.size + free:
+            submit.refusal = "QueueFullError"
+        elif late and not idle:
+            submit.refusal = "DeadlineError"
+        return await self.batcher.submit(submit.items, submit.deadline)
 
-    @precondition(lambda self: any(not submit.expected for submit in self.submits))
+    @rule(
+        counts=st.lists(st.integers(1, 3), min_size=1, max_size=5),
+        patience=st.none() | st.floats(0.001, 3),
+    )
+    def submit(self, counts, patience):
+        for count in counts:
+            deadline = None if patience is None else self.loop.now + patience
+            submit = Submit(len(self.submits), count, deadline)
+            self.submits.append(submit)
+            submit.task = self.loop.create_task(self.call(submit))
+        self.settled = False
+
+    @precondition(lambda self: any(not submit.task.done() for submit in self.submits))
     @rule(data=st.data())
     def cancel(self, data):
-        pending = [submit for submit in self.submits if not submit.expected]
+        pending = [submit for submit in self.submits if not submit.task.done()]
         submit = data.draw(st.sampled_from(pending), label="cancelled")
         submit.task.cancel()
-        submit.expected = "cancelled"
-        if submit in self.burst:  # cancelled before it ran at all
-            self.burst.remove(submit)
-        elif submit in self.queue:  # its place is free once the cancelled task had its turn
-            self.burst.append(("leaves", submit))
+        submit.cancelled = True
+        self.settled = False
 
-    @precondition(lambda self: self.gate is not None and not self.gate.done())
-    @rule(how=st.sampled_from(["return", "return", "raise", "cancel", "short"]))
-    def finish(self, how):
-        self.gate.set_result(how)
-        self.burst.append(how)
+    @precondition(lambda self: any(not run.gate.done() for run in self.runs))
+    @rule(
+        data=st.data(),
+        how=st.sampled_from(["return", "return", "return", "raise", "cancel", "short"]),
+    )
+    def finish(self, data, how):
+        running = [run for run in self.runs if not run.gate.done()]
+        data.draw(st.sampled_from(running), label="finished").gate.set_result(how)
+        self.settled = False
+
+    @rule(seconds=st.floats(0.001, 2))
+    def time_passes(self, seconds):
+        self.settle()
+        self.loop.now += seconds
+        self.settle()
 
     @rule()
     def settle(self):
-        for _ in range(6):
-            self.loop.run_until_complete(asyncio.sleep(0))
-        for event in self.burst:
-            match event:
-                case Submit() if len(self.queue) < self.size:
-                    self.queue.append(event)
-                case Submit():
-                    event.expected = "QueueFullError"
-                case ("leaves", submit):
-                    self.queue = [other for other in self.queue if other is not submit]
-                case how:
-                    for submit in self.running:
-                        won = how == "return"
-                        result = f"result {submit.number}" if won else "ComputeError"
-                        submit.expected = submit.expected or result
-                    self.dispatch()
-        self.burst.clear()
-        if not self.running:
-            self.dispatch()
-
-    def dispatch(self):
-        self.running = []
-        while self.queue and len(self.running) < self.limit:
-            submit = self.queue.pop(0)
-            if submit.expected != "cancelled":
-                self.running.append(submit)
-        if self.running:
-            self.expected_batches.append([submit.number for submit in self.running])
+        self.loop.settle()
+        self.settled = True
 
     @invariant()
-    def nothing_differs_from_the_model(self):
-        if self.burst:
+    def every_submit_ended_as_it_should(self):
+        if not self.settled:
             return
-        self.settle()
-        assert [submit.outcome() for submit in self.submits] == [s.expected for s in self.submits]
-        assert self.computed == self.expected_batches
-        assert self.batcher.waiting == len(self.queue)
-        assert (self.gate is not None) == bool(self.running)
-        if not self.running:
+        for submit in self.submits:
+            outcome = submit.outcome()
+            expired = submit.deadline is not None and submit.deadline <= self.loop.now
+            if outcome is None:
+                assert not submit.refusal
+                assert not submit.cancelled
+                assert not submit.failed
+                assert not expired, "a deadline ends the wait"
+            elif isinstance(outcome, list):
+                assert outcome == [f"result {item}" for item in submit.items]
+            elif outcome == "cancelled":
+                assert submit.cancelled
+            elif submit.refusal:
+                assert outcome == submit.refusal
+                assert not submit.computed
+            else:
+                assert (outcome, True) in {
+                    ("ComputeError", submit.failed),
+                    ("DeadlineError", expired),
+                }
+
+    @invariant()
+    def no_place_is_free_while_an_item_waits(self):
+        if not self.settled:
+            return
+        accepted = [one for one in self.submits if one.ran and not one.refusal]
+        live = [one for one in accepted if not one.task.done()]
+        waiting = sum(one.count - len(one.computed) for one in live)
+        assert self.batcher.waiting == waiting <= self.size
+        assert not waiting or len(self.runs) == self.concurrency
+        if not live and not self.runs:
             assert asyncio.all_tasks(self.loop) == set(), "an idle batcher costs nothing"
 
     def teardown(self):
         if not hasattr(self, "loop"):
             return
         self.settle()
+        open_still = [submit for submit in self.submits if not submit.task.done()]
         self.loop.run_until_complete(self.batcher.close())
-        self.settle()
-        for submit in self.submits:
-            assert submit.outcome() == (submit.expected or "ClosedError")
+        self.loop.settle()
+        assert {submit.outcome() for submit in open_still} <= {"ClosedError"}
         assert asyncio.all_tasks(self.loop) == set()
         self.loop.close()
 
 
-Batching.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+Batching.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 TestBatching = Batching.TestCase
 
 
@@ -154,7 +223,7 @@ class Gate:
         self.open = asyncio.Event()
         self.batches: list[list[int]] = []
 
-    async def __call__(self, items):
+    async def __call__(self, items, _reason):
         self.batches.append(items)
         await self.open.wait()
         return items
@@ -164,12 +233,12 @@ def test_what_waits_when_the_engine_frees_up_is_the_next_batch():
     async def scenario():
         gate = Gate()
         batcher = Batcher(gate, max_batch_size=3, queue_size=9)
-        first = asyncio.create_task(batcher.submit(0))
+        first = asyncio.create_task(batcher.submit([0]))
         await asyncio.sleep(0.01)
-        others = [asyncio.create_task(batcher.submit(number)) for number in range(1, 6)]
+        others = [asyncio.create_task(batcher.submit([number])) for number in range(1, 6)]
         await asyncio.sleep(0.01)
         gate.open.set()
-        assert await asyncio.gather(first, *others) == [0, 1, 2, 3, 4, 5]
+        assert await asyncio.gather(first, *others) == [[0], [1], [2], [3], [4], [5]]
         assert gate.batches == [[0], [1, 2, 3], [4, 5]]
 
     asyncio.run(scenario())
@@ -179,16 +248,16 @@ def test_draining_finishes_what_was_accepted_and_takes_no_more():
     async def scenario():
         gate = Gate()
         batcher = Batcher(gate, max_batch_size=1, queue_size=9)
-        accepted = [asyncio.create_task(batcher.submit(number)) for number in range(3)]
+        accepted = [asyncio.create_task(batcher.submit([number])) for number in range(3)]
         await asyncio.sleep(0)
         draining = asyncio.create_task(batcher.drain())
         await asyncio.sleep(0)
         with pytest.raises(ClosedError):
-            await batcher.submit(3)
+            await batcher.submit([3])
         assert not draining.done()
         gate.open.set()
         await draining
-        assert await asyncio.gather(*accepted) == [0, 1, 2]
+        assert await asyncio.gather(*accepted) == [[0], [1], [2]]
         await batcher.close()
 
     asyncio.run(scenario())
@@ -198,7 +267,7 @@ def test_a_computation_that_ignores_its_cancel_holds_no_submit_at_close():
     async def scenario():
         release = asyncio.Event()
 
-        async def stubborn(items):
+        async def stubborn(items, _):
             while not release.is_set():
                 try:
                     await release.wait()
@@ -207,7 +276,7 @@ def test_a_computation_that_ignores_its_cancel_holds_no_submit_at_close():
             return items
 
         batcher = Batcher(stubborn, max_batch_size=1, queue_size=9)
-        waiters = [asyncio.create_task(batcher.submit(number)) for number in range(2)]
+        waiters = [asyncio.create_task(batcher.submit([number])) for number in range(2)]
         await asyncio.sleep(0.01)
         closing = asyncio.create_task(batcher.close())
         ended = await asyncio.gather(*waiters, return_exceptions=True)
@@ -221,7 +290,7 @@ def test_a_computation_that_ignores_its_cancel_holds_no_submit_at_close():
 def test_closing_before_the_first_batch_started_resolves_it():
     async def scenario():
         batcher = Batcher(Gate(), max_batch_size=1, queue_size=9)
-        waiter = asyncio.create_task(batcher.submit(0))
+        waiter = asyncio.create_task(batcher.submit([0]))
         await asyncio.sleep(0)  # the item is queued, its worker has not run yet
         await batcher.close()
         with pytest.raises(ClosedError):
@@ -232,12 +301,12 @@ def test_closing_before_the_first_batch_started_resolves_it():
 
 def test_each_failed_submit_has_an_exception_of_its_own_and_the_reason():
     async def scenario():
-        async def broken(_):
+        async def broken(*_):
             raise OSError("out of memory")
 
         batcher = Batcher(broken, max_batch_size=2, queue_size=9)
         first, second = await asyncio.gather(
-            batcher.submit(0), batcher.submit(1), return_exceptions=True
+            batcher.submit([0]), batcher.submit([1]), return_exceptions=True
         )
         assert isinstance(first, ComputeError)
         assert first is not second
@@ -251,24 +320,24 @@ def test_a_full_queue_refuses_at_once_and_a_cancel_makes_room():
     async def scenario():
         gate = Gate()
         batcher = Batcher(gate, max_batch_size=1, queue_size=1)
-        running = asyncio.create_task(batcher.submit(0))
+        running = asyncio.create_task(batcher.submit([0]))
         await asyncio.sleep(0.01)
-        waiting = asyncio.create_task(batcher.submit(1))
+        waiting = asyncio.create_task(batcher.submit([1]))
         await asyncio.sleep(0.01)
         with pytest.raises(QueueFullError):
-            await batcher.submit(2)
+            await batcher.submit([2])
         waiting.cancel()
         await asyncio.sleep(0)
-        admitted = asyncio.create_task(batcher.submit(3))
+        admitted = asyncio.create_task(batcher.submit([3]))
         await asyncio.sleep(0.01)
         gate.open.set()
-        assert await asyncio.gather(running, admitted) == [0, 3]
+        assert await asyncio.gather(running, admitted) == [[0], [3]]
         assert gate.batches == [[0], [3]]
 
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("limits", [{"max_batch_size": 0}, {"queue_size": 0}])
+@pytest.mark.parametrize("limits", [{"max_batch_size": 0}, {"queue_size": 0}, {"concurrency": 0}])
 def test_limits_below_one_are_refused(limits):
     with pytest.raises(ValueError, match="at least 1"):
         Batcher(Gate.__call__, **({"max_batch_size": 1, "queue_size": 1} | limits))

@@ -72,7 +72,7 @@ def test_an_index_is_a_class_too_and_the_environment_names_the_folder(
         (["--seed", str(2**64)], "0 to 18446744073709551615"),
         (["--model", "nope"], "there is tiny"),
         (["--models", "nowhere"], "nowhere: there is no such folder"),
-        (["-o", "dress.jpg"], "only PNG"),
+        (["-o", "dress.gif"], "dress.gif: the name must end in .png, .webp, .jpg, .jpeg"),
         (["-o", "no/such/dress.png"], "no/such: there is no such folder"),
     ],
 )

@@ -2,8 +2,9 @@
 
 import pytest
 
-from service.batching import ClosedError, ComputeError, QueueFullError
+from service.batching import ClosedError, ComputeError, DeadlineError, QueueFullError
 from service.catalogue import Catalogue
+from service.supervision import EngineDownError
 
 FIELDS = {"type", "title", "status", "detail"}
 
@@ -27,7 +28,7 @@ def assert_problem(answer, status: int) -> None:
         ("POST", "/generate", {"json": {"seed": -1}}, 422),
         ("POST", "/generate", {"json": {"extra": 1}}, 422),
         ("POST", "/generate", {"json": {"model": "nope"}}, 404),
-        ("POST", "/generate", {"json": {}, "headers": {"accept": "image/webp"}}, 406),
+        ("POST", "/generate", {"json": {}, "headers": {"accept": "image/gif"}}, 406),
         ("POST", "/generate/", {"json": {}}, 404),
         ("PUT", "/generate", {"json": {}}, 405),
         ("GET", "/", {}, 404),
@@ -38,13 +39,20 @@ def assert_problem(answer, status: int) -> None:
 def test_what_a_client_can_get_wrong(client, method, path, options, status):
     answer = client.request(method, path, **options)
     assert_problem(answer, status)
-    if status == 405:
-        assert answer.headers["allow"]
+    if (method, path) == ("PUT", "/generate"):
+        assert answer.headers["allow"] == "GET, POST"
 
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(QueueFullError(), 429), (ClosedError(), 503), (ComputeError("x"), 503), (OSError("x"), 500)],
+    [
+        (QueueFullError(0.2), 429),
+        (ClosedError(), 503),
+        (ComputeError("x"), 503),
+        (EngineDownError("x"), 503),
+        (DeadlineError("too late", early=True), 504),
+        (OSError("x"), 500),
+    ],
 )
 def test_what_can_go_wrong_in_the_server(client, monkeypatch, error, status):
     def fail(*_):

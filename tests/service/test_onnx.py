@@ -15,7 +15,7 @@ from tests.bundles import write_bundle, write_graph
 
 @asynccontextmanager
 async def opened(bundle: Bundle, threads: int = 1):
-    engine: Engine = OnnxEngine(bundle, threads=threads)
+    engine: Engine = OnnxEngine(bundle, threads=threads, concurrency=2)
     try:
         await engine.open()
         yield engine
@@ -67,7 +67,7 @@ def test_an_unconditional_graph_takes_no_labels(tmp_path):
 def test_it_is_ready_between_open_and_close(models):
     async def scenario():
         bundle = load_bundle(models / "tiny")
-        engine = OnnxEngine(bundle, threads=1)
+        engine = OnnxEngine(bundle, threads=1, concurrency=1)
         assert not await engine.ready()
         with pytest.raises(EngineError, match="not open"):
             await engine.generate(latents([0], (1, 8, 8)), np.array([0]))

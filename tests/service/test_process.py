@@ -9,26 +9,34 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import httpx
 import pytest
 
 
 @contextmanager
-def serving(models, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen, str]]:
-    """Run `sid serve` on a free port; yields the process and its URL once it is ready."""
+def serving(
+    models, *arguments: str, log: Path | None = None, **environment: str
+) -> Iterator[tuple[subprocess.Popen, str]]:
+    """Run `sid serve` on a free port; yields the process and its URL once it is ready.
+
+    The server's log goes to a pipe that nobody reads until the end, so a test that sends more
+    than some hundred requests has to name a file for it.
+    """
     command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--models", str(models)]
-    process = subprocess.Popen(
-        [*command, *arguments],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with log.open("w") if log else nullcontext(subprocess.PIPE) as stderr:
+        process = subprocess.Popen(
+            [*command, *arguments],
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
     try:
         announced = process.stdout.readline()
-        assert announced, process.stderr.read()
+        assert announced, log.read_text() if log else process.stderr.read()
         yield process, re.search(r"http://[0-9.:]+", announced)[0]
     finally:
         if process.poll() is None:

@@ -1,0 +1,93 @@
+"""Threads that compute for the event loop and never keep the process from ending."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from time import monotonic
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+# How long a call that was told to end, or nearly has, is waited for.
+_LAST_CALL_SECONDS = 1.0
+
+
+class _DaemonThread(threading.Thread):
+    """A class of its own, so that `left_behind` knows them."""
+
+
+def left_behind() -> bool:
+    """Whether a thread still runs: if all were stopped, it hangs in a native call.
+
+    The interpreter cannot end in order around such a call: should it return meanwhile, it aborts.
+    """
+    return any(isinstance(thread, _DaemonThread) for thread in threading.enumerate())
+
+
+class DaemonThreads:
+    """A fixed number of threads that run calls, first come first served.
+
+    Not a ThreadPoolExecutor, for two reasons. The interpreter waits for an executor's threads
+    when it exits, so one native call that hangs would hold the process for ever; these are
+    daemons. And an awaited call costs about a third of `loop.run_in_executor`, because there is
+    no second future to chain.
+
+    Args:
+        count: how many calls run at a time.
+        name: prefix of the threads' names, for profilers.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads = [
+            _DaemonThread(target=self._work, name=f"{name}-{number}", daemon=True)
+            for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Return `function(*arguments)`, computed by one of the threads.
+
+        Cancelled before a thread took it, the call is never made; after that it goes on and its
+        result is dropped.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def call() -> None:
+            if future.cancelled():
+                return
+            try:
+                outcome, error = function(*arguments), None
+            except BaseException as caught:
+                outcome, error = None, caught
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
+                loop.call_soon_threadsafe(_resolve, future, outcome, error)
+
+        self._calls.put(call)
+        return await future
+
+    async def stop(self) -> None:
+        """Have the threads end after their present calls; one that hangs is left behind."""
+        for _ in self._threads:
+            self._calls.put(None)
+        until = monotonic() + _LAST_CALL_SECONDS
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join, max(0, until - monotonic()))
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+
+
+def _resolve(future: asyncio.Future[Any], outcome: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(outcome)
+    else:
+        future.set_exception(error)

@@ -1,0 +1,130 @@
+"""Pictures to HTTP answers: which form a client prefers, and the bytes and headers of each."""
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from fastapi import Request, Response
+from pydantic import BaseModel, Field
+
+from service.encoding import ENCODER, JPEG, JSON, NPY, PIXELS, PNG, WEBP, ZIP, npy, zip_archive
+from service.errors import ProblemError
+from service.generation import Model, Order, Picture
+from service.routes.accept import choose
+
+# In order of preference: the first is what a client gets that has none.
+ONE = (PNG, WEBP, JPEG, JSON, NPY, ZIP)
+SEVERAL = (JSON, ZIP, NPY)
+# What the batch encodes for each form; the rest is assembled from that.
+_FILES = {NPY: PIXELS, ZIP: PNG, JSON: PNG}
+
+
+class GeneratedImage(BaseModel):
+    """One picture of a JSON answer."""
+
+    class_label: int | None = Field(description="Class index; null for an unconditional model.")
+    class_name: str | None
+    seed: int
+    png: str = Field(description="The PNG file, in base64.")
+
+
+class GenerateResponse(BaseModel):
+    """The JSON answer."""
+
+    model: str = Field(description="name:version:digest, which names the exact weights.")
+    images: list[GeneratedImage]
+
+
+def choose_form(request: Request, n: int) -> str:
+    """Return the media type of the answer that the client prefers.
+
+    Raises:
+        ProblemError: 406, it accepts none that holds `n` pictures.
+    """
+    offered = ONE if n == 1 else SEVERAL
+    form = choose(", ".join(request.headers.getlist("accept")), offered)
+    if form is None:
+        pictures = "one picture" if n == 1 else f"{n} pictures"
+        raise ProblemError(
+            406,
+            "not-acceptable",
+            f"{pictures} can be had as {' or '.join(offered)}",
+            offered=list(offered),
+        )
+    return form
+
+
+def file_type(form: str) -> str:
+    """What each picture must be encoded as for an answer of this form (see Order.media_type)."""
+    return _FILES.get(form, form)
+
+
+def entity_tag(model: Model, orders: Sequence[Order], form: str) -> str:
+    """A strong ETag over all that fixes an answer's bytes, known before anything is drawn."""
+    first = orders[0]
+    labels = {order.class_label for order in orders}
+    facts = (
+        model.bundle.tag,
+        model.engine.name,
+        model.engine.version,
+        ENCODER,
+        form,
+        first.seed,
+        len(orders),
+        first.class_label if len(labels) == 1 else "by seed",
+    )
+    return f'"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}"'
+
+
+async def answer(model: Model, pictures: Sequence[Picture], form: str) -> Response:
+    """Make the answer of the chosen form; several pictures are assembled beside the event loop."""
+    headers = _headers(model, pictures)
+    if len(pictures) == 1 and form not in _FILES:
+        return Response(pictures[0].file, media_type=form, headers=headers)
+    content = await asyncio.to_thread(_assemble, model, pictures, form)
+    return Response(content, media_type=form, headers=headers)
+
+
+def _assemble(model: Model, pictures: Sequence[Picture], form: str) -> bytes:
+    if form == NPY:
+        return npy(np.stack([picture.pixels for picture in pictures]))
+    if form == ZIP:
+        return zip_archive((_file_name(picture), picture.file) for picture in pictures)
+    images = [
+        GeneratedImage(
+            class_label=picture.order.class_label,
+            class_name=picture.class_name,
+            seed=picture.order.seed,
+            png=base64.b64encode(picture.file).decode("ascii"),
+        )
+        for picture in pictures
+    ]
+    return GenerateResponse(model=model.bundle.tag, images=images).model_dump_json().encode()
+
+
+def _file_name(picture: Picture) -> str:
+    """The class index and not its name, which may hold any character."""
+    label = picture.order.class_label
+    return f"{'' if label is None else f'class{label}-'}seed{picture.order.seed}.png"
+
+
+def _headers(model: Model, pictures: Sequence[Picture]) -> dict[str, str]:
+    """X-Seed and X-Class-Label are the first picture's; Server-Timing the slowest of each stage."""
+    order = pictures[0].order
+    timings = pictures[0].timings
+    if len(pictures) > 1:
+        timings = type(timings)(*map(max, zip(*(p.timings for p in pictures), strict=True)))
+    headers = {
+        "X-Seed": str(order.seed),
+        "X-Model": model.bundle.tag,
+        "Server-Timing": (
+            f"queue;dur={timings.queue * 1000:.3f}, latents;dur={timings.latents * 1000:.3f}, "
+            f"engine;dur={timings.engine * 1000:.3f}, encode;dur={timings.encode * 1000:.3f}"
+        ),
+        "Vary": "Accept",
+    }
+    if order.class_label is not None:  # the index: names need not be ASCII, headers must
+        headers["X-Class-Label"] = str(order.class_label)
+    return headers

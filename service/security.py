@@ -1,0 +1,175 @@
+"""API keys and what each may ask for: pure logic, no HTTP (service/middleware.py has that).
+
+A key is 256 random bits, so the file holds its plain SHA-256: nobody can guess such a key, with
+or without the hash. Slow hashes (bcrypt, argon2) protect passwords, which people choose and others
+guess; here they would only make every request slow.
+"""
+
+import hashlib
+import hmac
+import math
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from time import monotonic_ns
+from typing import Any, NamedTuple
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+_SECOND = 1_000_000_000  # in nanoseconds
+
+
+class KeysError(Exception):
+    """A file of keys, or the name for a new one, that cannot be used; the message is one line."""
+
+
+class RateLimitedError(Exception):
+    """The key has used up its rate.
+
+    Args:
+        retry_after: seconds until the same request would be granted.
+    """
+
+    def __init__(self, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(f"this key has used up its rate; try again in {math.ceil(retry_after)} s")
+
+
+class BurstError(Exception):
+    """A request for more images than a bucket can ever hold; the message says how many."""
+
+
+class NewKey(NamedTuple):
+    """A key that was just made: the secret, and the line of the file that lets it in."""
+
+    secret: str
+    line: str
+
+
+class Keys:
+    """The keys that are let in, each known by its hash and called by a name.
+
+    Args:
+        entries: name and SHA-256 of each key. Several keys may share a name, and with it a rate,
+            so that a client can change its key without an interruption.
+    """
+
+    def __init__(self, entries: Sequence[tuple[str, bytes]]) -> None:
+        self._entries = list(entries)
+
+    def client(self, key: bytes) -> str | None:
+        """The name that belongs to a key, or None for a key that is not known."""
+        digest = hashlib.sha256(key).digest()
+        found = None
+        # All of them and in constant time, so that the time taken says nothing about the file.
+        for name, known in self._entries:
+            if hmac.compare_digest(digest, known):
+                found = name
+        return found
+
+
+def new_key(name: str) -> NewKey:
+    """Make a key for `name`; raises KeysError for a name that the file cannot hold."""
+    if not _NAME.fullmatch(name):
+        raise KeysError(f"{name!r}: a name is 1 to 64 letters, digits, dots, hyphens, underscores")
+    secret = secrets.token_urlsafe(32)
+    return NewKey(secret, f"{name}:{hashlib.sha256(secret.encode('ascii')).hexdigest()}")
+
+
+def load_keys(path: Path) -> Keys:
+    """Read a file of keys, `name:sha256` a line; blank lines and `# comments` are skipped.
+
+    Raises:
+        KeysError: the file cannot be read, holds no key, or a line is wrong, which it names.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise KeysError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise KeysError(f"{path}: not a text file") from error
+    entries: dict[bytes, str] = {}
+    for number, line in enumerate(lines, 1):
+        entry = line.partition("#")[0].strip()
+        if not entry:
+            continue
+        name, _, digest = entry.partition(":")
+        if not (_NAME.fullmatch(name) and _SHA256.fullmatch(digest)):
+            # The line is not quoted: what stands there may be the key itself.
+            raise KeysError(f"{path}, line {number}: not `name:sha256`; `sid key NAME` prints one")
+        if entries.setdefault(bytes.fromhex(digest), name) != name:
+            raise KeysError(f"{path}, line {number}: this key has another name further up")
+    if not entries:
+        raise KeysError(f"{path}: holds no key, so nobody could get in; `sid key NAME` makes one")
+    return Keys([(name, digest) for digest, name in entries.items()])
+
+
+class TokenBuckets:
+    """One bucket of tokens for each client; a token is an image, and tokens come back in time.
+
+    Whole nanoseconds and no floats, so that the promises hold exactly (tests/service/
+    test_security.py): in any window of t seconds a client is granted at most burst + rate * t
+    images; a refusal takes nothing; after the wait that a refusal names, the same is granted. A
+    clock that goes backwards only makes clients wait for it.
+
+    A bucket is the time at which it will be full again, and nothing else. There is one for each
+    client that ever took something, so clients must come from a bounded set: the known keys.
+
+    Args:
+        rate: images per second that come back.
+        burst: images that a full bucket holds.
+        clock: nanoseconds; never the wall clock, which is set by people.
+    """
+
+    def __init__(self, rate: float, burst: int, clock: Callable[[], int] = monotonic_ns) -> None:
+        if not (rate > 0 and burst >= 1):
+            raise ValueError("rate must be above 0 and burst at least 1")
+        self.burst = burst
+        self._image = math.ceil(_SECOND / Fraction(rate))  # rounded up: never more than the rate
+        self._clock = clock
+        self._full_at: dict[str, int] = {}
+
+    def take(self, client: str, n: int) -> float:
+        """Take n images' tokens; 0 if granted, else the seconds until they would be.
+
+        More than `burst` can never be granted: the answer is infinity.
+        """
+        if n > self.burst:
+            return math.inf
+        now = self._clock()
+        full_at = max(now, self._full_at.get(client, now)) + n * self._image
+        wait = full_at - now - self.burst * self._image
+        if wait > 0:
+            return wait / _SECOND
+        self._full_at[client] = full_at
+        return 0.0
+
+
+def charge(request: Mapping[str, Any], n: int) -> None:
+    """Charge the client of a request for n images; does nothing where no rate is set.
+
+    To be called once the request is known to be valid and before it costs anything. Nothing is
+    given back if it fails later: a client that is refused by a full queue has to slow down too.
+
+    Args:
+        request: the ASGI scope, or the Request, which is a mapping of it. ApiKeys has put the
+            client's name there, and the application's state holds the buckets.
+        n: how many images it asks for.
+
+    Raises:
+        RateLimitedError: not now.
+        BurstError: never, not even with a full bucket.
+    """
+    buckets: TokenBuckets | None = request["app"].state.buckets
+    if buckets is None:
+        return
+    wait = buckets.take(request["state"]["client"], n)
+    if wait == math.inf:
+        raise BurstError(
+            f"a key may ask for at most {buckets.burst} images at once, not {n}; "
+            f"send several requests"
+        )
+    if wait:
+        raise RateLimitedError(wait)

@@ -1,0 +1,177 @@
+"""An engine that is watched: what hangs or breaks is noticed, refused at once, and mended."""
+
+import asyncio
+from collections.abc import Callable
+
+import numpy as np
+import structlog
+
+from service.bundle import Bundle, latents
+from service.engines import ClassLabels, Engine, EngineError, Images, Latents
+from service.engines.threads import DaemonThreads
+
+log = structlog.get_logger(__name__)
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between two attempts to mend an engine
+
+
+class EngineDownError(EngineError):
+    """The engine is down and being mended; nothing was computed."""
+
+
+class Supervisor:
+    """Passes batches to an engine and mends it when it fails.
+
+    A batch that takes longer than `seconds` means that the engine hangs: from then on batches
+    are refused at once. A batch that fails makes it suspect: it goes on if it can still draw the
+    canary image, otherwise it is down too. A down engine is closed, opened and tried again until
+    the canary image is right.
+
+    Args:
+        engine: the engine.
+        bundle: what it serves; its first golden image is the canary.
+        seconds: how long one batch may take.
+        on_change: called with True when the engine is up, with False when it is down.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        bundle: Bundle,
+        *,
+        seconds: float,
+        on_change: Callable[[bool], None],
+    ) -> None:
+        self._engine = engine
+        self._bundle = bundle
+        self._seconds = seconds
+        self._on_change = on_change
+        self._threads = DaemonThreads(1, f"canary-{bundle.manifest.name}")
+        self._mending: asyncio.Task[None] | None = None
+        self.down: str | None = None  # why, while it is down
+
+    async def open(self) -> None:
+        """Open the engine and draw the canary image, which warms it up.
+
+        A canary that fails does not end the server: the engine starts as down.
+
+        Raises:
+            EngineError: the graph cannot be served at all.
+        """
+        await self._engine.open()
+        self._on_change(True)
+        try:
+            await self.check()
+        except EngineError as error:
+            self._fail(str(error))
+
+    async def generate(self, noise: Latents, class_labels: ClassLabels | None) -> Images:
+        """Compute one batch (see `Engine.generate`).
+
+        Raises:
+            EngineDownError: the engine is down; it was not asked.
+            EngineError: the batch failed, or took too long.
+        """
+        self.require_up()
+        try:
+            return await self._generate(noise, class_labels)
+        except EngineError as error:
+            if self.down is None and self._mending is None:
+                self._start_mending(str(error))
+            raise
+
+    def require_up(self) -> None:
+        """Raise EngineDownError while the engine is down."""
+        if self.down is not None:
+            raise EngineDownError(self.down)
+
+    async def check(self) -> None:
+        """Draw the canary image beside the queue, and compare it when there is a golden one.
+
+        Beside the queue, because a full queue is no reason to call a model broken.
+
+        Raises:
+            EngineError: the engine is not ready, fails, hangs, or draws another picture.
+        """
+        self.require_up()
+        await self._draw_canary()
+
+    async def close(self) -> None:
+        """Stop mending and close the engine."""
+        if self._mending is not None:
+            self._mending.cancel()
+            await asyncio.wait([self._mending])
+        await self._threads.stop()
+        await self._engine.close()
+
+    async def _generate(self, noise: Latents, class_labels: ClassLabels | None) -> Images:
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._engine.generate(noise, class_labels)
+        except TimeoutError:
+            reason = f"{self._name}: {self._engine.name} gave no answer in {self._seconds:g} s"
+            self._fail(reason)
+            raise EngineError(reason) from None
+
+    async def _draw_canary(self) -> None:
+        if not await self._engine.ready():
+            raise EngineError(f"{self._name}: {self._engine.name} is not ready")
+        manifest = self._bundle.manifest
+        golden = manifest.golden
+        canary = golden.images[0] if golden else None
+        seed = canary.seed if canary else 0
+        label = canary.class_label if canary else 0
+        noise = await self._threads.run(latents, [seed], manifest.latent_shape)
+        class_labels = np.array([label], dtype=np.int64) if manifest.classes else None
+        images = await self._generate(noise, class_labels)
+        if golden and canary and (mismatch := golden.mismatch(canary, images[0])):
+            raise EngineError(f"{self._name}: {mismatch}")
+
+    @property
+    def _name(self) -> str:
+        return self._bundle.manifest.name
+
+    def _fail(self, reason: str) -> None:
+        if self.down is None:
+            self.down = reason
+            self._on_change(False)
+            log.error("engine is down", model=self._name, reason=reason)
+            self._start_mending(reason)
+
+    def _start_mending(self, reason: str) -> None:
+        if self._mending is None:
+            self._mending = asyncio.create_task(self._mend(reason))
+
+    async def _mend(self, reason: str) -> None:
+        """Try the canary; while it fails, be down, open the engine anew and try again."""
+        try:
+            if self.down is None and await self._works():
+                log.warning("a batch failed, the engine works", model=self._name, reason=reason)
+                return
+            pause = _FIRST_PAUSE
+            while not await self._reopened():
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            self.down = None
+            self._on_change(True)
+            log.warning("engine is up again", model=self._name)
+        finally:
+            self._mending = None
+
+    async def _works(self) -> bool:
+        try:
+            await self._draw_canary()
+        except EngineError as error:
+            self._fail(str(error))
+            return False
+        return True
+
+    async def _reopened(self) -> bool:
+        try:
+            await self._engine.close()
+            await self._engine.open()
+            await self._draw_canary()
+        except EngineError as error:
+            self.down = str(error)
+            return False
+        return True

@@ -1,0 +1,522 @@
+"""`sid bench`: the statistics, the two loops against servers that misbehave, and the command."""
+
+import json
+import re
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service import cli
+from service.bench import BenchError, Target, closed, generate_body, open_loop
+from service.bench.facts import command_line
+from service.bench.load import schedule
+from service.bench.report import summarise
+from service.bench.samples import Samples
+from service.bench.stats import curve, histogram, latency, percentile, stage_means
+from tests.bundles import write_bundle
+
+# Hypothesis' own deadline would measure the machine, which the tests share.
+pure = settings(deadline=None, max_examples=50)
+SECONDS = st.lists(st.floats(1e-6, 100), min_size=1, max_size=50).map(sorted)
+
+
+# Statistics
+
+
+@pure
+@given(SECONDS, st.sampled_from([0, 10, 25, 50, 75, 90, 100]))
+def test_percentiles_are_numpys_nearest_rank(ordered, percent):
+    assert percentile(ordered, percent) == np.percentile(ordered, percent, method="inverted_cdf")
+
+
+@pure
+@given(st.integers(1, 5000))
+def test_a_percentile_that_is_no_binary_fraction_has_its_exact_rank(size):
+    assert percentile(range(1, size + 1), 99.9) == -(-size * 999 // 1000)
+
+
+@pure
+@given(SECONDS)
+def test_a_summary_is_numpys(ordered):
+    summary = latency(ordered)
+    assert summary.count == len(ordered)
+    assert summary.mean == pytest.approx(np.mean(ordered))
+    assert summary.p50 <= summary.p90 <= summary.p99 <= summary.p99_9 <= summary.max == ordered[-1]
+
+
+@pure
+@given(SECONDS)
+def test_the_curve_ascends_through_measured_values(ordered):
+    percents, seconds = zip(*curve(ordered), strict=True)
+    assert list(percents) == sorted(percents)
+    assert list(seconds) == sorted(seconds)
+    assert set(seconds) <= set(ordered)
+
+
+@pure
+@given(SECONDS)
+def test_the_histogram_holds_every_value_under_its_bound(ordered):
+    buckets = histogram(ordered)
+    assert sum(count for _, count in buckets) == len(ordered)
+    assert buckets[0][1]
+    assert buckets[-1][1]
+    assert ordered[-1] <= buckets[-1][0] * (1 + 1e-9)
+
+
+def test_nothing_measured_is_nothing_summarised():
+    assert latency([]) is None
+    assert curve([]) == histogram([]) == []
+    assert stage_means([]) == {}
+
+
+def test_stages_are_averaged_over_the_answers_that_name_them():
+    means = stage_means(
+        [b"queue;dur=1.0, engine;dur=3", b'queue;desc="a b";dur=3.0, cache;desc=hit']
+    )
+    assert means == pytest.approx({"queue": 0.002, "engine": 0.003})
+
+
+# Schedules and requests
+
+
+def test_even_arrivals_do_not_drift():
+    times = schedule(300, 10, "even")
+    assert len(times) == 3000
+    assert np.allclose(times, np.arange(3000) / 300, rtol=0, atol=1e-12)
+
+
+def test_poisson_arrivals_are_independent_and_the_same_every_time():
+    times = schedule(200, 50, "poisson")
+    gaps = np.diff(times)
+    assert times == schedule(200, 50, "poisson")
+    assert times[-1] < 50
+    assert len(times) == pytest.approx(10_000, rel=0.05)
+    assert gaps.min() >= 0
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.1)  # the mark of the exponential
+
+
+def test_each_request_has_the_next_seed_and_the_length_it_says():
+    target = Target("http://[::1]:81/gateway/", headers=["X-Deadline-Ms: 200"], seed=9)
+    nine, ten = target.request(), target.request()
+    assert nine == (
+        b"POST /gateway/generate HTTP/1.1\r\nHost: [::1]:81\r\nContent-Type: application/json\r\n"
+        b'X-Deadline-Ms: 200\r\nContent-Length: 11\r\n\r\n{"seed": 9}'
+    )
+    assert ten == nine.replace(b"9}", b"10}").replace(b"11\r\n", b"12\r\n")
+
+
+def test_other_servers_are_asked_in_their_own_words():
+    target = Target(
+        path="/predict?key={seed}",
+        body='{"inputs": [{seed}, {seed}], "dreß": 1}',
+        headers=["content-type: application/x"],
+        seed=123,
+    )
+    head, body = target.request().split(b"\r\n\r\n")
+    assert json.loads(body) == {"inputs": [123, 123], "dreß": 1}
+    assert head.startswith(b"POST /predict?key=123 HTTP/1.1\r\n")
+    assert head.endswith(b"Content-Length: %d" % len(body))
+    assert head.lower().count(b"content-type") == 1
+
+
+def test_the_body_says_what_was_chosen_and_nothing_else():
+    assert json.loads(generate_body().replace("{seed}", "1")) == {"seed": 1}
+    body = generate_body("fashion", "T-shirt/top", 4).replace("{seed}", "1")
+    assert json.loads(body) == {"model": "fashion", "class_label": "T-shirt/top", "n": 4, "seed": 1}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"url": "https://127.0.0.1"},
+        {"url": "127.0.0.1:8000"},
+        {"url": "http://127.0.0.1:port"},
+        {"url": "http://127.0.0.1/?a=b"},
+        {"url": "http://dreß"},
+        {"path": "generate"},
+        {"path": "/a b"},
+        {"headers": ["no colon"]},
+        {"headers": ["X-A: b\r\nX-C: d"]},
+        {"body": "{seed"},
+    ],
+)
+def test_what_cannot_be_sent_is_refused(wrong):
+    with pytest.raises(BenchError):
+        Target(**wrong)
+
+
+# What is counted
+
+
+def test_latency_counts_from_when_a_request_was_due_and_only_the_window_counts():
+    samples = Samples()
+    samples.answered(due=0.5, sent=0.5, done=1.5, status=200, timing=None)  # of the warm-up
+    samples.answered(due=1.5, sent=1.75, done=2.0, status=201, timing=b"engine;dur=4")
+    samples.answered(due=2.5, sent=2.5, done=3.5, status=200, timing=None)  # after the end
+    samples.answered(due=2.0, sent=2.0, done=2.125, status=429, timing=b"engine;dur=9")
+    samples.failed(0.5, "dropped")
+    samples.failed(2.0, "dropped")
+    samples.late.append(0.75)
+    samples.not_sent.extend([0.5, 2.5])
+    report = summarise(
+        samples, (1.0, 3.0), mode="open", connections=2, warmup=1, images=4, cpu_seconds=0.07
+    )
+    assert report.requests_per_second == 1.0  # the two that arrived within two seconds
+    assert report.images_per_second == 4.0
+    assert report.statuses == {200: 1, 201: 1, 429: 1}
+    assert report.errors == {"dropped": 1, "timeout": 1}
+    assert report.not_sent == 1
+    assert report.requests == 6
+    assert (report.latency.p50, report.latency.max) == (0.5, 1.0)
+    assert report.refused.max == 0.125
+    assert report.lag.max == 0.25
+    assert report.stages == {"engine": 0.004}
+    assert report.cpu_seconds_per_request == pytest.approx(0.01)
+
+
+# Both loops against servers that misbehave
+
+GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+CLOSING = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
+REFUSED = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
+
+
+@contextmanager
+def raw_server(answer):
+    """A server that sends what `answer(i)` returns to its i-th request; None hangs up."""
+    count, lock = 0, threading.Lock()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            nonlocal count
+            while self.request.recv(65536):
+                with lock:
+                    count += 1
+                    number = count
+                reply = answer(number)
+                if reply is None:
+                    return
+                self.request.sendall(reply)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+        request_queue_size = 100
+
+        def handle_error(self, *_):
+            """A client that hangs up is no news."""
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield Target(f"http://127.0.0.1:{server.server_address[1]}")
+        server.shutdown()
+
+
+def add_up(report):
+    answered = sum(report.statuses.values()) + sum(report.errors.values())
+    return report.requests == answered + report.not_sent
+
+
+def test_a_stall_is_felt_by_all_that_were_due_in_it():
+    """Coordinated omission: a closed loop waits out the stall and sees it once."""
+
+    def stalling():
+        paused = threading.Lock()
+
+        def answer(number):
+            with paused:
+                if number == 20:
+                    time.sleep(0.4)
+            return GOOD
+
+        return answer
+
+    with raw_server(stalling()) as target:
+        asked = open_loop(target, 100, arrivals="even", warmup=0, duration=0.8)
+    with raw_server(stalling()) as target:
+        coordinated = closed(target, 1, warmup=0, duration=0.8)
+    assert asked.requests == 80
+    # Due every 10 ms and held up until the stall of 0.4 s ends: half of them wait over 0.2 s.
+    assert 0.3 < asked.latency.max < 0.6
+    assert sum(count for bound, count in asked.histogram if bound > 0.12) >= 25
+    assert asked.latency.p50 > 10 * coordinated.latency.p50
+    assert sum(count for bound, count in coordinated.histogram if bound > 0.12) == 1
+    assert add_up(asked)
+
+
+@pytest.mark.parametrize("load", ["closed", "open"])
+def test_dropped_connections_are_counted_and_opened_again(load):
+    with raw_server(lambda number: None if number % 4 == 0 else GOOD) as target:
+        report = apply_load(load, target)
+    assert set(report.errors) == {"dropped"}
+    dropped = report.errors["dropped"]
+    assert dropped > 5
+    assert report.statuses[200] == pytest.approx(3 * dropped, rel=0.4)
+    assert add_up(report)
+
+
+@pytest.mark.parametrize("load", ["closed", "open"])
+def test_a_server_that_closes_after_each_answer_makes_no_errors(load):
+    with raw_server(lambda _: CLOSING) as target:
+        report = apply_load(load, target)
+    assert report.errors == {}
+    assert report.statuses[200] > 20
+
+
+@pytest.mark.parametrize("load", ["closed", "open"])
+def test_what_is_no_http_is_an_error(load):
+    with raw_server(lambda _: b"SSH-2.0-OpenSSH\r\n") as target:
+        report = apply_load(load, target)
+    assert set(report.errors) == {"not HTTP"}
+    assert report.latency is None
+    assert report.requests_per_second == 0
+
+
+@pytest.mark.parametrize("load", ["closed", "open"])
+def test_what_is_never_answered_is_a_timeout(load):
+    silence = threading.Event()
+    with raw_server(lambda _: silence.wait(5) and None) as target:
+        started = time.monotonic()
+        report = apply_load(load, target, timeout=0.1)
+        silence.set()
+    assert time.monotonic() - started < 2
+    # The closed loop's two were sent in the warm-up, and are not forgotten.
+    assert report.errors == {"timeout": 2 if load == "closed" else report.requests}
+    assert add_up(report)
+
+
+def test_refusals_are_timed_apart_from_good_answers():
+    def answer(number):
+        if number % 2:
+            time.sleep(0.02)
+            return GOOD
+        return REFUSED
+
+    with raw_server(answer) as target:
+        report = closed(target, 1, warmup=0, duration=0.3)
+    assert set(report.statuses) == {200, 429}
+    assert report.refused.p50 < 0.01 < 0.02 <= report.latency.p50
+    assert report.requests_per_second == pytest.approx(report.statuses[200] / 0.3, rel=0.2)
+
+
+def test_arrivals_beyond_the_last_connection_are_not_sent_and_said_so():
+    def slow(_):
+        time.sleep(0.1)
+        return GOOD
+
+    with raw_server(slow) as target:
+        report = open_loop(target, 100, arrivals="even", max_connections=3, warmup=0, duration=0.5)
+    assert report.connections == 3
+    assert report.not_sent == pytest.approx(35, abs=8)
+    assert add_up(report)
+
+
+def test_it_does_without_what_only_linux_has(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    monkeypatch.setattr("service.bench.alarm.sys.platform", "darwin")
+    with raw_server(lambda _: GOOD) as target:
+        asked = open_loop(target, 200, arrivals="even", warmup=0, duration=0.3)
+        assert set(closed(target, 2, warmup=0, duration=0.1).statuses) == {200}
+    assert asked.statuses == {200: 60}
+    assert asked.lag.p50 < 0.005
+    assert asked.cpu_seconds_per_request < 0.002  # it waits, and does not spin
+
+
+def test_a_server_that_goes_away_is_reported():
+    with raw_server(lambda _: GOOD) as target:
+        pass
+    with pytest.raises(BenchError, match=r"^http://127.0.0.1:\d+/generate: .*refused"):
+        closed(target, 1, duration=0.1)
+
+
+def test_a_server_that_goes_away_under_load_is_reported():
+    def answer_three(listener):
+        with listener:
+            listener.accept()[0].close()  # is it there?
+            connection, _ = listener.accept()
+            for _ in range(3):
+                connection.recv(65536)
+                connection.sendall(GOOD)
+        connection.recv(65536)
+        connection.close()
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    target = Target(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    threading.Thread(target=answer_three, args=(listener,), daemon=True).start()
+    report = closed(target, 1, warmup=0, duration=0.45)
+    assert report.statuses == {200: 3}
+    assert report.errors.pop("dropped") == 1
+    ((reason, attempts),) = report.errors.items()
+    assert reason == "connect: Connection refused"
+    assert 2 <= attempts <= 5  # one every 0.1 s
+
+
+def apply_load(kind, target, timeout=10.0):
+    if kind == "closed":
+        return closed(target, 2, warmup=0.05, duration=0.3, timeout=timeout)
+    return open_loop(target, 200, warmup=0.05, duration=0.3, timeout=timeout)
+
+
+# The real server
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    """The URL of `sid serve`; its log goes to a file, for it would fill a pipe under load."""
+    folder = tmp_path_factory.mktemp("bench")
+    write_bundle(folder / "models")
+    sid = [sys.executable, "-m", "service.cli"]
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(
+            [*sid, "serve", "--port", "0", "--models", folder / "models"],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        ) as server,
+    ):
+        announced = server.stdout.readline()
+        assert announced, (folder / "log").read_text()
+        yield re.search(r"http://[0-9.:]+", announced)[0]
+        server.kill()
+
+
+def test_a_closed_loop_on_the_real_server(url):
+    target = Target(url, body=generate_body("tiny", "Dress"))
+    report = closed(target, 4, warmup=0.1, duration=0.4)
+    assert set(report.statuses) == {200}
+    assert report.errors == {}
+    assert report.latency.count == report.requests == report.statuses[200]
+    assert report.requests_per_second == pytest.approx(report.requests / 0.4, rel=0.2)
+    assert {"queue", "latents", "engine", "encode"} <= set(report.stages)
+    # Little's law: four are under way at any time.
+    assert report.requests_per_second * report.latency.mean == pytest.approx(4, rel=0.2)
+
+
+def test_an_open_loop_on_the_real_server(url):
+    report = open_loop(Target(url), 60, arrivals="even", warmup=0.1, duration=0.5)
+    assert report.statuses == {200: 30}
+    assert report.not_sent == 0
+    assert report.label == "60/s even"
+    assert report.lag.p50 < 0.005
+
+
+# The command
+
+
+@pytest.fixture
+def bench(monkeypatch, capsys):
+    """Run `sid bench` with arguments; returns its status, output and errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sid", "bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+BRIEFLY = ["--warmup", 0.05, "--duration", 0.2]
+
+
+def test_it_shows_and_writes_what_it_measured(bench, url, tmp_path):
+    status, out, err = bench(
+        url, *["-c", 1, "-c", 2, "--rate", 50, "--arrivals", "even", *BRIEFLY],
+        *["--json", tmp_path / "bench.json", "--plot", tmp_path / "bench.png"],
+        *["-H", "X-API-Key: hunter2", "--class-label", "dress"],
+    )  # fmt: skip
+    assert (status, err) == (0, "")
+    for words in ("1 connection", "2 connections", "50/s even", "p99.9", "engine", "200: "):
+        assert words in out
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "bench.json").read_text()
+    written = json.loads(text)
+    assert "hunter2" not in text
+    assert written["command"].startswith(f"sid bench {url} -c 1 -c 2 --rate 50")
+    assert written["target"] == {
+        "url": f"{url}/generate",
+        "body": '{"class_label": "dress", "seed": {seed}}',
+    }
+    assert set(written["machine"]) >= {"cpus", "processor", "python"}
+    first, _, last = written["reports"]
+    assert (first["mode"], first["connections"], first["rate"]) == ("closed", 1, None)
+    assert (last["mode"], last["rate"], last["arrivals"]) == ("open", 50, "even")
+    assert last["requests"] == 10
+    for report in written["reports"]:
+        assert report["statuses"] == {"200": report["requests"]}
+        assert set(report["latency"]) == {"count", "mean", "p50", "p90", "p99", "p99_9", "max"}
+        assert sum(count for _, count in report["histogram"]) == report["requests"]
+        assert report["cpu_seconds_per_request"] > 0
+
+
+def test_json_on_standard_output_is_alone_there(bench, url, tmp_path):
+    status, out, err = bench(url, "-c", 1, *BRIEFLY, "--json", "-")
+    assert status == 0
+    assert json.loads(out)["reports"][0]["label"] == "1 connection"
+    assert "1 connection" in err
+    status, _, _ = bench(url, "-c", 1, *BRIEFLY, "--plot", tmp_path / "bench.svg")
+    assert (tmp_path / "bench.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["http://127.0.0.1:1"], "http://127.0.0.1:1/generate: Connection refused"),
+        (["http://no.such.host.invalid"], "http://no.such.host.invalid/generate: "),
+        (["ftp://127.0.0.1"], "not of the form http://host:port"),
+        (["-c", "0"], "connections: 0 is not more than 0"),
+        (["-r", "nan"], "rate: nan is not more than 0"),
+        (["-r", "5", "--arrivals", "odd"], "odd is not one of poisson, even"),
+        (["--duration", "-1"], "duration: -1.0 is not more than 0"),
+        (["--n", "0"], "n: 0 is not more than 0"),
+        (["--max-connections", "0", "-r", "5"], "max_connections: 0 is not more than 0"),
+        (["--body", "{"], "the body is not JSON"),
+        (["--body", "{}", "--model", "tiny"], "--body is the whole body"),
+        (["-H", "no colon"], "'no colon': a header has the form"),
+        (["--plot", "bench.jpg"], "bench.jpg: a plot is a file .png or .svg"),
+        (["--json", "no/such/file.json"], "no/such: there is no such folder"),
+    ],
+)
+def test_a_mistake_is_one_line(bench, arguments, says):
+    status, out, err = bench(*arguments)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    assert says in err
+
+
+def test_a_plot_without_matplotlib_names_the_command_that_installs_it(bench, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, _, err = bench("--plot", "bench.png")
+    assert status == 2
+    assert "make setup-dev" in err
+
+
+def test_keys_stay_out_of_the_command_that_is_shown():
+    shown = command_line(
+        ["/x/sid", "bench", "-H", "Authorization: Bearer x", "--header=X-Deadline-Ms: 5"]
+    )
+    assert shown == "sid bench -H 'Authorization: ***' '--header=X-Deadline-Ms: 5'"
+    assert "hunter2" not in command_line(["sid", "--header=X-API-Key: hunter2"])
+    assert "hunter2" not in command_line(["sid", "-HX-API-Key: hunter2"])
+
+
+def test_help_explains_every_option(bench, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    status, out, _ = bench("--help")
+    assert status == 0
+    options = [line for line in out.splitlines() if " --" in line]
+    assert len(options) >= 15
+    for line in options:
+        assert len(line.strip("│| ").split("  ")[-1].split()) >= 2, line

@@ -1,0 +1,123 @@
+"""GET /generate is a pure function of its parameters, and behaves like one on the wire."""
+
+import asyncio
+
+import pytest
+
+from service.app import create_app
+from service.engines.onnx import OnnxEngine
+from service.security import new_key
+from tests.bundles import write_bundle
+from tests.service.client import Client
+
+URL = "/generate?class_label=Dress&seed=7"
+
+
+def sample(client: Client, name: str, **labels: str) -> float:
+    return client.app.state.telemetry.registry.get_sample_value(name, labels) or 0.0
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The number of pictures that reached the engine."""
+    counted = []
+    generate = OnnxEngine.generate
+
+    async def counting(engine, noise, class_labels):
+        counted.extend(noise)
+        await asyncio.sleep(0.02)
+        return await generate(engine, noise, class_labels)
+
+    monkeypatch.setattr(OnnxEngine, "generate", counting)
+    return counted
+
+
+def test_it_draws_what_post_draws_and_may_be_kept_for_ever(client):
+    answer = client.get(URL)
+    assert answer.content == client.generate({"class_label": "Dress", "seed": 7}).content
+    assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert answer.headers["etag"].startswith('"')
+    assert answer.headers["vary"] == "Accept"
+    assert "cache-control" not in client.generate({"seed": 7}).headers
+
+
+def test_the_tag_names_all_that_fixes_the_bytes(client, models):
+    same = [URL, "/generate?class_label=2&seed=7", f"{URL}&n=1", f"{URL}&model=tiny"]
+    assert len({client.get(url).headers["etag"] for url in same}) == 1
+    other = ["?class_label=1&seed=7", "?class_label=2&seed=8", "?seed=9", "?seed=7&n=2"]
+    tags = {client.get(f"/generate{query}").headers["etag"] for query in other}
+    tags |= {client.get(URL, headers={"accept": a}).headers["etag"] for a in ("image/webp", "*/*")}
+    assert len(tags) == len(other) + 2
+    write_bundle(models.parent / "new", description="other weights, other digest")
+    with Client(
+        create_app(client.app.state.settings.model_copy(update={"models": models.parent / "new"}))
+    ) as new:
+        assert new.get(URL).headers["etag"] not in tags
+
+
+@pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}', "*"])
+def test_a_client_that_has_it_is_told_so_and_nothing_is_drawn(client, drawn, form):
+    etag = client.get(URL).headers["etag"]
+    before = len(drawn)
+    answer = client.get(URL, headers={"if-none-match": form.format(etag)})
+    assert answer.status_code == 304
+    assert answer.content == b""
+    assert answer.headers["etag"] == etag
+    assert answer.headers["vary"] == "Accept"
+    assert len(drawn) == before
+    assert sample(client, "sid_cache_hits_total", model="tiny", kind="not_modified") == 1
+    assert client.get(URL, headers={"if-none-match": '"other"'}).status_code == 200
+
+
+def test_requests_for_the_same_picture_at_the_same_time_draw_it_once(client, drawn):
+    drawn.clear()
+
+    async def together():
+        other = client.http.get("/generate?class_label=1&seed=7")
+        gets = [client.http.get(URL) for _ in range(10)]
+        return [answer.content for answer in await asyncio.gather(other, *gets)]
+
+    other, *pictures = client.run(together())
+    assert len(set(pictures)) == 1
+    assert other != pictures[0]
+    assert len(drawn) == 2
+    assert sample(client, "sid_cache_hits_total", model="tiny", kind="shared") == 9
+
+
+@pytest.mark.usefixtures("drawn")  # slow enough to be late for one of them
+def test_the_deadline_of_one_does_not_end_the_drawing_of_another(client):
+    async def together():
+        hurried = client.http.get(URL, headers={"x-deadline-ms": "5"})
+        patient = client.http.get(URL)
+        return await asyncio.gather(hurried, patient)
+
+    hurried, patient = client.run(together())
+    assert (hurried.status_code, patient.status_code) == (504, 200)
+
+
+def test_with_api_keys_only_the_client_s_own_cache_may_keep_it(settings, tmp_path):
+    made = new_key("alice")
+    (tmp_path / "keys").write_text(made.line)
+    with Client(create_app(settings.model_copy(update={"keys": tmp_path / "keys"}))) as client:
+        answer = client.get(URL, headers={"x-api-key": made.secret})
+    assert answer.headers["cache-control"].startswith("private, ")
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("", "seed: Field required"),
+        ("?seed=x", "seed: "),
+        ("?seed=-1", "0 to 18446744073709551615"),
+        ("?seed=18446744073709551616", "0 to 18446744073709551615"),
+        ("?seed=1&class_label=3", "0 to 2 (T-shirt/top, Trouser, Dress)"),
+        ("?seed=1&n=0", "n: "),
+        ("?seed=1&sead=2", "sead: no such field"),
+    ],
+)
+def test_a_query_that_asks_for_what_there_is_not(client, query, says):
+    answer = client.get(f"/generate{query}")
+    assert answer.status_code == 422
+    assert says in answer.json()["detail"]
+    assert "etag" not in answer.headers
+    assert "cache-control" not in answer.headers

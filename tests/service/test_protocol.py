@@ -1,0 +1,467 @@
+"""HTTP on real sockets against a real uvicorn: what a client may send, and when it is cut off."""
+
+import asyncio
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import uvicorn
+
+from service.middleware import BodyLimit
+from service.protocol import BoundedProtocol, bounded
+
+GET = b"GET /%b HTTP/1.1\r\nhost: test\r\n\r\n"
+POST = b"POST /%b HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n\r\n"
+CHUNKED = b"POST /%b HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+class Quick(BoundedProtocol):
+    """The same protocol in less time."""
+
+    head_seconds = 0.2
+    body_seconds = 0.2
+
+
+class App:
+    """Echoes bodies on /echo, answers /early unread, and waits to be let go on /wait and /lazy."""
+
+    def __init__(self) -> None:
+        self.left = 0
+        self.statuses: list[int] = []
+        self.go = threading.Event()
+
+    async def __call__(self, scope, receive, send) -> None:
+        status, body = 200, scope["path"].encode()
+        if scope["path"] == "/lazy":
+            await self.let_go()
+        if scope["path"] in ("/echo", "/lazy"):
+            status, body = await self.read(receive)
+        elif scope["path"] == "/early":
+            status = 404
+        elif scope["path"] == "/wait":
+            assert (await receive())["type"] == "http.request"
+            listener = asyncio.create_task(receive())
+            await self.let_go(listener)
+            if listener.done():
+                assert listener.result() == {"type": "http.disconnect"}
+                self.left += 1
+            listener.cancel()
+        self.statuses.append(status)
+        length = (b"content-length", b"%d" % len(body))
+        await send({"type": "http.response.start", "status": status, "headers": [length]})
+        if scope["path"] == "/begun":
+            await send({"type": "http.response.body", "body": body[:1], "more_body": True})
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            body = body[1:]
+        await send({"type": "http.response.body", "body": body})
+
+    async def let_go(self, listener: asyncio.Task | None = None) -> None:
+        while not (self.go.is_set() or (listener and listener.done())):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+    async def read(self, receive) -> tuple[int, bytes]:
+        body = b""
+        while (message := await receive())["type"] == "http.request":
+            body += message["body"]
+            if not message["more_body"]:
+                return 200, body
+        return 499, b""
+
+
+class Peer:
+    """One connection, as raw as it gets."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.socket = socket.create_connection(address, timeout=5)
+        self.file = self.socket.makefile("rb")
+
+    def send(self, *parts: bytes, every: float = 0.0) -> None:
+        for part in parts:
+            self.socket.sendall(part)
+            time.sleep(every)
+
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        status = int(self.file.readline().split()[1])
+        headers = {}
+        while line := self.file.readline().strip():
+            name, _, value = line.decode().partition(": ")
+            headers[name] = value
+        return status, headers, self.file.read(int(headers["content-length"]))
+
+    def problem(self) -> tuple[int, str]:
+        """The answer as a problem: status and kind."""
+        status, headers, body = self.answer()
+        assert headers["content-type"] == "application/problem+json"
+        assert headers["connection"] == "close"
+        assert headers["x-request-id"]
+        problem = json.loads(body)
+        assert problem["status"] == status
+        return status, problem["type"].rpartition(":")[2]
+
+    def ended(self) -> bool:
+        """Whether the server ends its side of the connection, with nothing more to say."""
+        return self.file.read() == b""
+
+    def gone(self) -> bool:
+        """Whether the server closes the connection altogether, in spite of a client that talks."""
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            try:
+                self.send(b"z", every=0.02)
+            except ConnectionError:
+                return True
+        return False
+
+
+@contextmanager
+def serving(app, protocol, loop: str = "asyncio") -> Iterator[tuple[str, int]]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(
+            app,
+            http=protocol,
+            ws=asyncio.Protocol,
+            loop=loop,
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            timeout_keep_alive=0.6,
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join(10)
+
+
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
+def running(request) -> Iterator[tuple[App, tuple[str, int]]]:
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop")
+    app = App()
+    with serving(app, Quick, request.param) as address:
+        yield app, address
+
+
+@pytest.fixture
+def app(running) -> App:
+    app, _ = running
+    app.left = 0
+    app.statuses.clear()
+    app.go.clear()
+    return app
+
+
+@pytest.fixture
+def peer(app, running, caplog) -> Iterator[Peer]:
+    assert app
+    peer = Peer(running[1])
+    yield peer
+    peer.file.close()
+    peer.socket.close()
+    logged = caplog.get_records("call")
+    assert not [record for record in logged if record.levelno >= logging.ERROR]
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def head(size: int) -> bytes:
+    """The head of a valid request, of about so many bytes."""
+    return b"GET /a HTTP/1.1\r\nhost: test\r\nx: %b\r\n\r\n" % (b"y" * size)
+
+
+# What is within the bounds is served as ever.
+
+
+def test_requests_follow_each_other_on_one_connection(peer):
+    for _ in range(3):
+        peer.send(GET % b"a")
+        assert peer.answer()[::2] == (200, b"/a")
+
+
+def test_pipelined_requests_are_answered_in_order(peer):
+    peer.send(GET % b"a" + POST % (b"echo", 3) + b"abc" + GET % b"b")
+    assert [peer.answer()[2] for _ in range(3)] == [b"/a", b"abc", b"/b"]
+
+
+def test_a_body_may_come_with_its_head_or_in_pieces_and_be_larger_than_a_head(peer):
+    body = b"z" * 60_000
+    peer.send(POST % (b"echo", len(body)) + body)
+    assert peer.answer()[2] == body
+    peer.send(POST % (b"echo", len(body)), *[body[:20_000]] * 3, every=0.02)
+    assert peer.answer()[2] == body
+    peer.send(CHUNKED % b"echo", b"4\r\nabcd\r\n", b"0\r\n\r\n", every=0.02)
+    assert peer.answer()[2] == b"abcd"
+    peer.send(POST % (b"echo", 600_000) + body * 10)
+    assert len(peer.answer()[2]) == 600_000
+    time.sleep(0.4)
+    peer.send(GET % b"a")
+    assert peer.answer()[0] == 200, "the body's deadline went with it"
+
+
+def test_a_head_may_come_in_pieces_and_be_almost_as_large_as_the_bound(peer):
+    peer.send(*(head(16_000)[start : start + 4000] for start in range(0, 18_000, 4000)), every=0.01)
+    assert peer.answer()[0] == 200
+    peer.send(head(16_000))
+    assert peer.answer()[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "size"), [(b"wait", 0), (b"lazy", 300_000)], ids=["waiting", "not reading"]
+)
+def test_a_request_may_take_longer_than_its_head_and_body_may(peer, app, path, size):
+    peer.send(GET % b"a")
+    peer.answer()
+    threading.Timer(0.7, app.go.set).start()
+    peer.send(POST % (path, size) + b"z" * size)
+    assert peer.answer()[0] == 200
+    assert app.left == 0
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_requests_that_wait_behind_another_lose_no_time(peer, app, at_once):
+    parts = [GET % b"wait", POST % (b"echo", 3)]
+    peer.send(*([b"".join(parts)] if at_once else parts), every=0.02)
+    time.sleep(0.56)  # to just before the end of a third period
+    app.go.set()
+    assert peer.answer()[::2] == (200, b"/wait")
+    time.sleep(0.1)
+    peer.send(b"abc")
+    assert peer.answer()[::2] == (200, b"abc")
+
+
+def test_nor_does_a_part_of_a_head(peer, app):
+    start, end = GET[:9] % b"a", GET[9:]
+    peer.send(GET % b"wait", start, every=0.02)
+    time.sleep(0.4)
+    app.go.set()
+    assert peer.answer()[::2] == (200, b"/wait")
+    time.sleep(0.1)
+    peer.send(end)
+    assert peer.answer()[::2] == (200, b"/a")
+
+
+# Heads.
+
+
+@pytest.mark.parametrize("size", [16_400, 60_000, 200_000])
+def test_a_head_that_is_too_large_is_refused_and_the_client_can_read_why(peer, size):
+    peer.send(head(size))
+    assert peer.problem() == (431, "head-too-large")
+    assert peer.ended()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [b"y" * 1000, b"a: b\r\n" * 200, b"\r\nxxxxx:" + b" " * 1000],
+    ids=["value", "many", "blank"],
+)
+def test_a_head_without_end_is_refused(peer, part):
+    peer.send(b"GET /a HTTP/1.1\r\nx: ", *[part] * 20, every=0.001)
+    assert peer.problem() == (431, "head-too-large")
+    assert peer.ended()
+
+
+def test_the_head_of_a_pipelined_request_is_bounded_too(peer, app):
+    peer.send(GET % b"wait", b"GET /a HTTP/1.1\r\n", *[b"x: " + b"y" * 2000 + b"\r\n"] * 20)
+    time.sleep(0.05)
+    app.go.set()
+    assert peer.answer()[::2] == (200, b"/wait"), "the earlier request keeps its answer"
+    assert peer.ended()
+
+
+def test_trailers_are_bounded_too(peer):
+    peer.send(CHUNKED % b"echo", b"1\r\na\r\n0\r\n")
+    peer.send(*[b"x: " + b"y" * 9000 + b"\r\n"] * 32)
+    assert peer.problem() == (431, "head-too-large")
+    assert peer.ended()
+
+
+def test_a_head_that_does_not_end_in_time_is_refused(peer):
+    started = time.monotonic()
+    peer.send(b"GET /a HTTP/1.1\r\n", *[b"x: y\r\n"] * 3, every=0.05)
+    assert peer.problem() == (408, "request-timeout")
+    assert peer.ended()
+    assert 0.15 < time.monotonic() - started < 2
+
+
+def test_a_connection_that_says_nothing_is_closed_without_a_word(peer):
+    assert peer.ended()
+
+
+def test_line_breaks_between_requests_keep_no_connection_open(peer):
+    peer.send(GET % b"a")
+    peer.answer()
+    deadline = time.monotonic() + 3
+    peer.socket.settimeout(0.05)
+    while time.monotonic() < deadline:
+        try:
+            peer.send(b"\r\n", every=0.05)
+            if peer.socket.recv(1000):
+                break
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            break
+    assert time.monotonic() < deadline
+
+
+# Bodies.
+
+
+@pytest.mark.parametrize("parts", [1, 12], ids=["stalled", "dripping"])
+def test_a_body_that_does_not_arrive_in_time_is_refused(peer, app, parts):
+    peer.send(POST % (b"echo", 100))
+    for _ in range(parts):
+        try:
+            peer.send(b"a", every=0.03)
+        except ConnectionError:
+            break
+    assert peer.problem() == (408, "request-timeout")
+    assert peer.ended()
+    assert peer.gone()
+    until(lambda: app.statuses == [499])
+
+
+def test_a_request_that_was_refused_on_the_wire_is_recorded_with_that_status():
+    statuses = []
+
+    async def record(scope, receive, send):
+        async def watch(message):
+            statuses.append(message.get("status"))
+            await send(message)
+
+        scope["state"]["request_id"] = "from-the-application"
+        await BodyLimit(App(), 100)(scope, receive, watch)
+
+    with serving(record, Quick) as address:
+        peer = Peer(address)
+        peer.send(POST % (b"echo", 10))
+        status, headers, _ = peer.answer()
+    assert status == 408
+    assert headers["x-request-id"] == "from-the-application"
+    assert statuses[0] == 408
+
+
+def test_the_setting_bounds_the_time_of_a_body():
+    with serving(App(), bounded(0.2)) as address:
+        peer = Peer(address)
+        peer.send(POST % (b"echo", 10))
+        assert peer.problem() == (408, "request-timeout")
+
+
+def test_after_an_early_answer_a_small_rest_is_skipped_and_the_connection_goes_on(peer):
+    peer.send(POST % (b"early", 50_000))
+    assert peer.answer()[0] == 404
+    peer.send(b"z" * 25_000, b"z" * 25_000, GET % b"a", every=0.01)
+    assert peer.answer()[::2] == (200, b"/a")
+
+
+def test_after_an_early_answer_and_its_rest_a_head_is_bounded_as_ever(peer):
+    peer.send(POST % (b"early", 50_000))
+    assert peer.answer()[0] == 404
+    peer.send(b"z" * 50_000, head(16_400)[:-4], every=0.02)
+    assert peer.problem() == (431, "head-too-large")
+
+
+def test_after_an_early_answer_a_large_rest_is_not_waited_for():
+    with serving(App(), BoundedProtocol) as address:
+        peer = Peer(address)
+        peer.send(POST % (b"early", 10**12))
+        assert peer.answer()[0] == 404
+        with pytest.raises(ConnectionError):
+            peer.send(*[b"z" * 10_000] * 5000)
+
+
+def test_after_an_early_answer_a_rest_that_does_not_come_ends_the_connection(peer):
+    peer.send(POST % (b"early", 50_000) + b"z")
+    assert peer.answer()[0] == 404
+    assert peer.ended()
+
+
+# Clients that leave, or shut down their sending side.
+
+
+@pytest.mark.parametrize(
+    "requests", [[b"wait"], [b"wait", b"a"], [b"a", b"wait", b"b"]], ids=["one", "two", "three"]
+)
+def test_the_application_is_told_that_the_client_left(peer, app, requests):
+    peer.send(b"".join(GET % path for path in requests))
+    time.sleep(0.05)
+    peer.file.close()
+    peer.socket.close()
+    until(lambda: app.left == 1)
+
+
+def test_a_half_closed_connection_counts_as_left_and_is_told_so(peer, app):
+    peer.send(GET % b"wait")
+    peer.socket.shutdown(socket.SHUT_WR)
+    assert peer.problem() == (400, "half-closed")
+    assert peer.ended()
+    until(lambda: app.left == 1)
+
+
+def test_a_half_closed_connection_gets_what_needs_no_waiting(peer):
+    peer.send(GET % b"a")
+    peer.socket.shutdown(socket.SHUT_WR)
+    assert peer.answer()[::2] == (200, b"/a")
+    assert peer.ended()
+
+
+# What is not HTTP.
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01",  # TLS
+        b"GET /a HTTP/1.1\r\nhost test\r\n\r\n",
+        POST[:-2] % (b"echo", 1) + b"content-length: 2\r\n\r\nab",
+        CHUNKED % b"echo" + b"oops\r\n",
+    ],
+)
+def test_what_is_not_http_is_answered_like_any_other_mistake(peer, sent):
+    peer.send(sent)
+    assert peer.problem() == (400, "malformed")
+    assert peer.ended()
+
+
+def test_a_refused_client_that_goes_on_talking_is_cut_off(peer):
+    peer.send(b"hello\r\n\r\n")
+    assert peer.problem() == (400, "malformed")
+    assert peer.gone()
+
+
+def test_nonsense_after_a_request_does_not_take_its_answer(peer, app):
+    peer.send(GET % b"wait" + b"nonsense\r\n\r\n")
+    time.sleep(0.05)
+    app.go.set()
+    assert peer.answer()[::2] == (200, b"/wait")
+    assert peer.ended()
+
+
+def test_nonsense_in_a_body_is_not_answered_into_an_answer_that_has_begun(peer):
+    peer.send(CHUNKED % b"begun")
+    time.sleep(0.05)
+    peer.send(b"oops\r\n")
+    assert peer.file.read().partition(b"\r\n\r\n")[2] == b"/"
+
+
+def test_an_upgrade_is_not_followed(peer):
+    for _ in range(2):
+        peer.send(GET[:-2] % b"a" + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n")
+        assert peer.answer()[::2] == (200, b"/a")

@@ -1,0 +1,91 @@
+"""Work that is asked for at the same time is done once, whoever leaves."""
+
+import asyncio
+
+import pytest
+
+from service.singleflight import SingleFlight
+
+
+class Work:
+    """Work that ends when the test lets it, and counts how it went."""
+
+    def __init__(self):
+        self.started = self.cancelled = 0
+        self.end = asyncio.Event()
+        self.error = None
+
+    async def __call__(self):
+        self.started += 1
+        try:
+            await self.end.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error:
+            raise self.error
+        return self.started
+
+
+async def callers(flights, work, count, key="key"):
+    tasks = [asyncio.create_task(flights.run(key, work)) for _ in range(count)]
+    await asyncio.sleep(0.01)
+    return tasks
+
+
+def test_callers_at_the_same_time_share_and_later_ones_do_not():
+    async def scenario():
+        flights, work = SingleFlight(), Work()
+        tasks = await callers(flights, work, 3)
+        other = await callers(flights, work, 1, key="another")
+        assert flights.flying("key")
+        work.end.set()
+        assert await asyncio.gather(*tasks) == [2, 2, 2]
+        assert await asyncio.gather(*other) == [2]
+        assert not flights.flying("key")
+        assert await flights.run("key", work) == 3
+
+    asyncio.run(scenario())
+
+
+def test_the_first_caller_may_leave_and_only_the_last_ends_the_work():
+    async def scenario():
+        flights, work = SingleFlight(), Work()
+        first, second, third = await callers(flights, work, 3)
+        first.cancel()
+        third.cancel()
+        await asyncio.sleep(0.01)
+        assert (work.started, work.cancelled) == (1, 0)
+        second.cancel()
+        await asyncio.gather(first, second, third, return_exceptions=True)
+        await asyncio.sleep(0)
+        assert (work.started, work.cancelled) == (1, 1)
+        assert not flights.flying("key")
+
+    asyncio.run(scenario())
+
+
+def test_after_everybody_left_the_next_caller_gets_work_of_its_own():
+    async def scenario():
+        flights, work = SingleFlight(), Work()
+        (only,) = await callers(flights, work, 1)
+        only.cancel()
+        again = asyncio.create_task(flights.run("key", work))  # before the cancel had its turn
+        await asyncio.sleep(0.01)
+        work.end.set()
+        assert await asyncio.wait_for(again, 5) in (1, 2)
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_reaches_every_caller():
+    async def scenario():
+        flights, work = SingleFlight(), Work()
+        work.error = OSError("broken")
+        tasks = await callers(flights, work, 2)
+        work.end.set()
+        for task in tasks:
+            with pytest.raises(OSError, match="broken"):
+                await task
+
+    asyncio.run(scenario())

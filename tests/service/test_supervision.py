@@ -1,0 +1,140 @@
+"""Engines that break or hang for real: requests are refused at once, and the engine is mended."""
+
+import asyncio
+from time import monotonic
+
+import numpy as np
+import pytest
+
+from service.app import create_app
+from service.bundle import latents, load_bundle
+from service.engines import EngineError
+from service.engines.onnx import OnnxEngine
+from service.supervision import EngineDownError, Supervisor
+from tests.bundles import write_bundle
+from tests.service.client import Client
+
+HANGS, DRAWS = 0, 2  # classes of the bundle that hangs
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return load_bundle(write_bundle(tmp_path / "hanging", hangs=True))
+
+
+class Watched:
+    """A supervised engine, and every change it reported."""
+
+    def __init__(self, bundle, *, seconds=0.3):
+        self.changes = []
+        self.engine = OnnxEngine(bundle, threads=1, concurrency=1)
+        self.supervisor = Supervisor(
+            self.engine, bundle, seconds=seconds, on_change=self.changes.append
+        )
+
+    async def __aenter__(self):
+        await self.supervisor.open()
+        return self
+
+    async def __aexit__(self, *_):
+        await self.supervisor.close()
+
+    async def draw(self, label):
+        return await self.supervisor.generate(latents([7], (1, 8, 8)), np.array([label]))
+
+    async def until_up(self):
+        async with asyncio.timeout(10):
+            while self.supervisor.down:  # noqa: ASYNC110 it has no event
+                await asyncio.sleep(0.01)
+
+
+def test_a_hanging_engine_is_down_at_once_and_works_again_by_itself(bundle):
+    async def scenario():
+        async with Watched(bundle) as watched:
+            expected = await watched.draw(DRAWS)
+            with pytest.raises(EngineError, match="no answer in"):
+                await watched.draw(HANGS)
+            started = monotonic()
+            with pytest.raises(EngineDownError):
+                await watched.draw(DRAWS)
+            with pytest.raises(EngineDownError):
+                await watched.supervisor.check()
+            assert monotonic() - started < 0.1
+            await watched.until_up()
+            assert np.array_equal(await watched.draw(DRAWS), expected)
+            await watched.supervisor.check()
+            assert watched.changes == [True, False, True]
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_that_fails_does_not_take_a_working_engine_down(bundle):
+    async def scenario():
+        async with Watched(bundle) as watched:
+            with pytest.raises(EngineError):
+                await watched.draw(99)  # Gather refuses the index
+            await watched.draw(DRAWS)
+            await asyncio.sleep(0.05)
+            assert watched.changes == [True]
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_stays_broken_is_tried_until_it_works(bundle, monkeypatch):
+    broken = True
+    generate = OnnxEngine.generate
+
+    async def breakable(engine, noise, class_labels):
+        if broken:
+            raise EngineError("out of order")
+        return await generate(engine, noise, class_labels)
+
+    monkeypatch.setattr(OnnxEngine, "generate", breakable)
+
+    async def scenario():
+        nonlocal broken
+        broken = False
+        async with Watched(bundle) as watched:
+            broken = True
+            with pytest.raises(EngineError, match="out of order"):
+                await watched.draw(DRAWS)
+            async with asyncio.timeout(5):
+                while not watched.supervisor.down:  # noqa: ASYNC110 it has no event
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.5)
+            assert watched.supervisor.down == "out of order"
+            broken = False
+            await watched.until_up()
+            await watched.draw(DRAWS)
+            assert watched.changes == [True, False, True]
+
+    asyncio.run(scenario())
+
+
+def test_over_http_a_hang_is_503_with_retry_after_red_readiness_and_then_over(bundle, settings):
+    models = bundle.folder.parent
+    hanging = settings.model_copy(
+        update={"models": models, "engine_seconds": 0.5, "concurrency": 1, "max_batch_size": 1}
+    )
+    with Client(create_app(hanging)) as client:
+
+        async def scenario():
+            first = asyncio.create_task(client.http.post("/generate", json={"class_label": HANGS}))
+            await asyncio.sleep(0.1)
+            queued = asyncio.create_task(client.http.post("/generate", json={"seed": DRAWS}))
+            answers = await asyncio.gather(first, queued)
+            refused = await client.http.post("/generate", json={"seed": DRAWS})
+            return [*answers, refused, await client.http.get("/readyz")]
+
+        for answer in client.run(scenario()):
+            assert answer.status_code == 503
+            if answer.request.method == "POST":
+                assert int(answer.headers["retry-after"]) >= 1
+        deadline = monotonic() + 10
+        while client.get("/readyz").status_code != 200:
+            assert monotonic() < deadline
+        assert client.generate({"seed": DRAWS}).status_code == 200
+        registry = client.app.state.telemetry.registry
+        assert registry.get_sample_value("sid_engine_up", {"model": "tiny"}) == 1
+        refusals = {"model": "tiny", "reason": "engine_down"}
+        assert registry.get_sample_value("sid_rejections_total", refusals) == 1
