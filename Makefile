@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: help setup setup-dev run test lint
+.PHONY: help setup setup-dev run test soak lint
 
 # Print this list of targets
 help:
@@ -23,6 +23,10 @@ run: setup
 # Run the whole test suite
 test: setup-dev
 	$(BIN)/pytest
+
+# Have misbehaving clients storm a real server for three minutes (SECONDS=... to change)
+soak: setup-dev
+	SOAK_SECONDS=$(or $(SECONDS),180) $(BIN)/pytest -s tests/service/test_storm.py
 
 # Check style, types and the two import walls
 lint: setup-dev

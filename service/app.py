@@ -45,7 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     # The last one added is the outermost: every answer is counted and has a request id.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    if keys:
+    if keys is not None:
         app.add_middleware(ApiKeys, keys=keys)
     app.add_middleware(RequestTelemetry, telemetry=telemetry)
     for router in (generate.router, generate.cacheable_router, models.router, health.router):

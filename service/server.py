@@ -21,6 +21,7 @@ from service.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+_UNREAD_MS = 30_000  # milliseconds that sent bytes may stay unacknowledged
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -62,6 +63,7 @@ async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) 
             log_config=None,
             log_level="warning",
             access_log=False,
+            proxy_headers=False,  # nothing here reads the client's address
             # Beyond our own grace, which ends requests with an answer; uvicorn's cuts them off.
             timeout_graceful_shutdown=math.ceil(settings.grace_seconds) + 2,
         )
@@ -83,6 +85,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; each connection inherits it
+                # A client that takes nothing of its answer does not hold it for ever.
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
             listener.bind(address)
         except OSError:
             listener.close()

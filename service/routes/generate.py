@@ -15,7 +15,7 @@ from service.generation import Model, Order, Picture
 from service.routes.answers import GenerateResponse, answer, choose_form, entity_tag, file_type
 from service.routes.disconnect import ClientDisconnectedError, UnlessDisconnected
 from service.routes.lean import LeanRoute
-from service.security import charge
+from service.security import RateLimitedError, charge
 from service.settings import Settings
 
 router = APIRouter(route_class=LeanRoute)
@@ -106,7 +106,7 @@ async def generate(
     """
     deadline = _deadline(request)
     model, form, orders = _resolve(request, body.model, body.class_label, body.seed, body.n)
-    charge(request, len(orders))
+    _charge(request, model, len(orders))
     pictures = await _unless_left(request, model.generate(orders, deadline))
     return await answer(model, pictures, form)
 
@@ -140,7 +140,7 @@ async def generate_cacheable(
     if _matches(request, etag):
         model.metrics.cache_hit("not_modified")
         return Response(status_code=304, headers=caching)
-    charge(request, len(orders))
+    _charge(request, model, len(orders))
     pictures = await _unless_left(request, _share(model, etag, orders, deadline))
     response = await answer(model, pictures, form)
     response.headers.update(caching)
@@ -162,6 +162,14 @@ def _resolve(
     if n > most:
         raise ProblemError(413, "too-many-images", f"n is at most {most} here, not {n}", most=most)
     return model, form, model.orders(class_label, seed, n, file_type(form))
+
+
+def _charge(request: Request, model: Model, n: int) -> None:
+    try:
+        charge(request, n)
+    except RateLimitedError:
+        model.metrics.reject("rate_limited")
+        raise
 
 
 async def _share(
