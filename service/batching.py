@@ -1,8 +1,8 @@
 """Continuous batching: while batches are computed, the next one gathers in the queue.
 
 There is no window and no timer: a batch is whatever waits when the engine has room, up to the
-limit. Alone, a request starts at once; under load, batches grow by themselves. An engine that
-computes several batches at a time shares what waits between the places it has free.
+limit. Alone, a request starts at once; under load, batches grow by themselves. What waits is
+shared between the places that the engine has free.
 
 What holds, whatever is cancelled, late or broken (tests/service/test_batching.py):
 every submit ends exactly once, with its own results or one exception; first in, first out; a
@@ -17,6 +17,7 @@ The module knows no HTTP and no engine; its only clock is the event loop's.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from typing import Generic, Literal, TypeVar
 
 Item = TypeVar("Item")
@@ -38,11 +39,7 @@ class QueueFullError(Exception):
 
 
 class DeadlineError(Exception):
-    """Not computed by the deadline; `early`: refused at once, for it could not have been."""
-
-    def __init__(self, detail: str, *, early: bool) -> None:
-        super().__init__(detail)
-        self.early = early
+    """Not computed by the deadline, or refused at once because it could not have been."""
 
 
 class ClosedError(Exception):
@@ -109,7 +106,7 @@ class Batcher(Generic[Item, Result]):
         return self._batch_seconds * -(-batches // self._concurrency)
 
     def admit(self, count: int, deadline: float | None = None) -> None:
-        """Raise what `submit` would raise at once for `count` items; queue nothing."""
+        """Raise what `submit` would raise at once for `count` items."""
         if self._closed:
             raise ClosedError
         # What free places will take in the loop's next turn does not count as waiting.
@@ -119,10 +116,10 @@ class Batcher(Generic[Item, Result]):
         # An idle engine always tries: after one slow batch nothing else would mend the estimate.
         if deadline is None or not (self.waiting or self._running):
             return
-        expected = self.expected_seconds(count)
-        if asyncio.get_running_loop().time() + expected > deadline:
-            detail = f"the queue leaves no time: it would take about {expected * 1000:.0f} ms"
-            raise DeadlineError(detail, early=True)
+        seconds = self.expected_seconds(count)
+        if asyncio.get_running_loop().time() + seconds > deadline:
+            took = f"the queue leaves no time: it would take about {seconds * 1000:.0f} ms"
+            raise DeadlineError(took)
 
     async def submit(self, items: Sequence[Item], deadline: float | None = None) -> list[Result]:
         """Queue `items` and return their results, in order; they may be computed in pieces.
@@ -143,10 +140,10 @@ class Batcher(Generic[Item, Result]):
         self.waiting += len(items)
         self._start_workers()
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline) if deadline else nullcontext():
                 error = await ticket.future
         except TimeoutError:
-            raise DeadlineError("the picture was not drawn in time", early=False) from None
+            raise DeadlineError("the picture was not drawn in time") from None
         finally:
             self._tickets.discard(ticket)
             self._withdraw(ticket)

@@ -88,12 +88,23 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def install(app: FastAPI) -> None:
     """Have the application answer every exception with a problem."""
-    for domain_error in _DOMAIN:
-        app.add_exception_handler(domain_error, _domain_error)
-    app.add_exception_handler(ProblemError, _problem_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_exception)
+    for known in (*_DOMAIN, ProblemError, RequestValidationError, HTTPException):
+        app.add_exception_handler(known, _known_error)
     app.add_exception_handler(Exception, _unexpected_error)
+
+
+def problem_for(request: Request, error: Exception) -> Response | None:
+    """The answer for an exception that is meant for the client; None for any other."""
+    if isinstance(error, ProblemError):
+        return problem(error.status, error.kind, error.detail, error.headers, **error.members)
+    if isinstance(error, RequestValidationError):
+        return _validation_problem(error)
+    if isinstance(error, HTTPException):
+        return _http_problem(request, error)
+    for domain_error, (status, kind, detail) in _DOMAIN.items():
+        if isinstance(error, domain_error):
+            return problem(status, kind, detail or str(error), _retry_after(status, error))
+    return None
 
 
 def problem(
@@ -112,25 +123,21 @@ def problem(
     return Response(content, status, dict(headers or {}), media_type=PROBLEM)
 
 
-async def _problem_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ProblemError)
-    return problem(error.status, error.kind, error.detail, error.headers, **error.members)
+async def _known_error(request: Request, error: Exception) -> Response:
+    response = problem_for(request, error)
+    assert response is not None, "a handler was installed for an error without an answer"
+    return response
 
 
-async def _domain_error(_: Request, error: Exception) -> Response:
-    status, kind, fallback = next(
-        entry for domain_error, entry in _DOMAIN.items() if isinstance(error, domain_error)
-    )
-    headers = None
-    if status in (429, 503):
-        seconds = getattr(error, "retry_after", _RETRY_AFTER_SECONDS)
-        headers = {"Retry-After": str(max(1, math.ceil(seconds)))}
-    return problem(status, kind, fallback or str(error), headers)
+def _retry_after(status: int, error: Exception) -> dict[str, str]:
+    if status not in (429, 503):
+        return {}
+    seconds = getattr(error, "retry_after", _RETRY_AFTER_SECONDS)
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
-async def _validation_error(_: Request, error: Exception) -> Response:
+def _validation_problem(error: RequestValidationError) -> Response:
     """Bodies and queries that are not of the schema."""
-    assert isinstance(error, RequestValidationError)
     found = error.errors()
     fields: dict[str, str] = {}
     for item in found:
@@ -141,9 +148,8 @@ async def _validation_error(_: Request, error: Exception) -> Response:
     return problem(422, "invalid-request", detail, errors=fields)
 
 
-async def _http_exception(request: Request, error: Exception) -> Response:
+def _http_problem(request: Request, error: HTTPException) -> Response:
     """What Starlette and FastAPI raise themselves: no such path, wrong method, unreadable body."""
-    assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
     details = {
         400: f"the request cannot be read: {error.detail}",

@@ -17,10 +17,9 @@ from service.batching import (
     QueueFullError,
     Reason,
 )
-from service.bundle import Bundle, check_seed, latents
+from service.bundle import Bundle, Manifest, check_seed, latents
 from service.encoding import PIXELS, encode
-from service.engines import ClassLabels, Engine, EngineError, Images, Latents
-from service.engines.threads import DaemonThreads
+from service.engines import Engine, EngineError, Images, Inputs
 from service.singleflight import SingleFlight
 from service.supervision import EngineDownError, Supervisor
 from service.telemetry import ModelMetrics, Timings
@@ -114,8 +113,6 @@ class Model:
             queue_size=queue_size,
             concurrency=engine.concurrency,
         )
-        # Noise and files are made beside the event loop, and apart from the engine's threads.
-        self._threads = DaemonThreads(engine.concurrency, f"draw-{self.name}")
         metrics.watch_queue(lambda: self._batcher.waiting)
         metrics.describe(bundle, engine)
 
@@ -213,7 +210,6 @@ class Model:
         finally:
             await self._batcher.close()
             await self.supervisor.close()
-            await self._threads.stop()
 
     async def _draw(self, jobs: list[_Job], reason: Reason) -> list[Picture]:
         """Compute and encode one batch (the batcher's `compute`)."""
@@ -221,41 +217,62 @@ class Model:
         started = perf_counter()
         for job in jobs:
             job.running = True
-        orders = [job.order for job in jobs]
+        drawing = _Drawing([job.order for job in jobs], self.bundle.manifest)
         try:
-            noise, labels = await self._threads.run(self._inputs, orders)
-            drawn = perf_counter()
-            images = await self.supervisor.generate(noise, labels)
-            computed = perf_counter()
-            files = await self._threads.run(_encode, images, orders)
-            encoded = perf_counter()
+            images, files = await self.supervisor.generate(drawing.inputs, drawing.encode)
         except Exception as error:
             self.metrics.batch_failures.inc()
             if not isinstance(error, EngineError):  # those are the supervisor's, which logs them
                 log.exception("batch failed", model=self.name, size=len(jobs))
             raise
+        engine = perf_counter() - started - drawing.latents_seconds - drawing.encode_seconds
         timings = [
-            Timings(started - job.submitted, drawn - started, computed - drawn, encoded - computed)
+            Timings(
+                started - job.submitted, drawing.latents_seconds, engine, drawing.encode_seconds
+            )
             for job in jobs
         ]
         self.metrics.observe_batch(len(jobs), reason, timings[0])
         return [
             Picture(
-                order=order,
-                class_name=self.bundle.manifest.class_name(order.class_label),
+                order=job.order,
+                class_name=self.bundle.manifest.class_name(job.order.class_label),
                 pixels=pixels,
                 file=file,
                 timings=timing,
             )
-            for order, pixels, file, timing in zip(orders, images, files, timings, strict=True)
+            for job, pixels, file, timing in zip(jobs, images, files, timings, strict=True)
         ]
 
-    def _inputs(self, orders: list[Order]) -> tuple[Latents, ClassLabels | None]:
-        manifest = self.bundle.manifest
-        noise = latents([order.seed for order in orders], manifest.latent_shape)
-        if not manifest.classes:
-            return noise, None
-        return noise, np.array([order.class_label for order in orders], dtype=np.int64)
+
+class _Drawing:
+    """What is done for a batch before and after the graph, in the engine's thread, and timed."""
+
+    def __init__(self, orders: list[Order], manifest: Manifest) -> None:
+        self._orders = orders
+        self._manifest = manifest
+        self.latents_seconds = 0.0
+        self.encode_seconds = 0.0
+
+    def inputs(self) -> Inputs:
+        """Noise from the seeds, and the class labels."""
+        started = perf_counter()
+        noise = latents([order.seed for order in self._orders], self._manifest.latent_shape)
+        labels = None
+        if self._manifest.classes:
+            labels = np.array([order.class_label for order in self._orders], dtype=np.int64)
+        self.latents_seconds = perf_counter() - started
+        return noise, labels
+
+    def encode(self, images: Images) -> tuple[Images, list[bytes]]:
+        """The images, and each as the file that was ordered."""
+        started = perf_counter()
+        files = [
+            b"" if order.media_type == PIXELS else encode(image, order.media_type)
+            for image, order in zip(images, self._orders, strict=True)
+        ]
+        self.encode_seconds = perf_counter() - started
+        return images, files
 
 
 # Why a request was refused, as the metric `sid_rejections` names it.
@@ -265,10 +282,3 @@ _REJECTIONS: dict[type[Exception], str] = {
     ClosedError: "draining",
     EngineDownError: "engine_down",
 }
-
-
-def _encode(images: Images, orders: list[Order]) -> list[bytes]:
-    return [
-        b"" if order.media_type == PIXELS else encode(image, order.media_type)
-        for image, order in zip(images, orders, strict=True)
-    ]

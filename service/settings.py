@@ -50,8 +50,9 @@ class Settings(BaseSettings):
     concurrency: int | None = Field(
         default=None,
         ge=1,
-        description="Batches computed at a time. Default: as many as the processors have threads "
-        "for; lower it to leave processors to other programs.",
+        description="Batches computed at a time. Default: one more than the processors have "
+        "threads for, so that none idles between two batches; lower it to leave processors to "
+        "other programs.",
     )
     max_batch_size: int = Field(
         default=8,
@@ -137,4 +138,4 @@ class Settings(BaseSettings):
     @property
     def batches_at_a_time(self) -> int:
         """`concurrency`, or its default for this machine."""
-        return self.concurrency or max(1, available_cpus() // self.threads)
+        return self.concurrency or max(1, available_cpus() // self.threads) + 1

@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import structlog
 
 from service.bundle import Bundle, latents
-from service.engines import ClassLabels, Engine, EngineError, Images, Latents
-from service.engines.threads import DaemonThreads
+from service.engines import Engine, EngineError, Images, Inputs
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +48,6 @@ class Supervisor:
         self._bundle = bundle
         self._seconds = seconds
         self._on_change = on_change
-        self._threads = DaemonThreads(1, f"canary-{bundle.manifest.name}")
         self._mending: asyncio.Task[None] | None = None
         self.down: str | None = None  # why, while it is down
 
@@ -65,7 +66,7 @@ class Supervisor:
         except EngineError as error:
             self._fail(str(error))
 
-    async def generate(self, noise: Latents, class_labels: ClassLabels | None) -> Images:
+    async def generate(self, prepare: Callable[[], Inputs], finish: Callable[[Images], T]) -> T:
         """Compute one batch (see `Engine.generate`).
 
         Raises:
@@ -74,7 +75,7 @@ class Supervisor:
         """
         self.require_up()
         try:
-            return await self._generate(noise, class_labels)
+            return await self._generate(prepare, finish)
         except EngineError as error:
             if self.down is None and self._mending is None:
                 self._start_mending(str(error))
@@ -101,13 +102,12 @@ class Supervisor:
         if self._mending is not None:
             self._mending.cancel()
             await asyncio.wait([self._mending])
-        await self._threads.stop()
         await self._engine.close()
 
-    async def _generate(self, noise: Latents, class_labels: ClassLabels | None) -> Images:
+    async def _generate(self, prepare: Callable[[], Inputs], finish: Callable[[Images], T]) -> T:
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._engine.generate(noise, class_labels)
+                return await self._engine.generate(prepare, finish)
         except TimeoutError:
             reason = f"{self._name}: {self._engine.name} gave no answer in {self._seconds:g} s"
             self._fail(reason)
@@ -121,9 +121,12 @@ class Supervisor:
         canary = golden.images[0] if golden else None
         seed = canary.seed if canary else 0
         label = canary.class_label if canary else 0
-        noise = await self._threads.run(latents, [seed], manifest.latent_shape)
-        class_labels = np.array([label], dtype=np.int64) if manifest.classes else None
-        images = await self._generate(noise, class_labels)
+
+        def prepare() -> Inputs:
+            noise = latents([seed], manifest.latent_shape)
+            return noise, np.array([label], dtype=np.int64) if manifest.classes else None
+
+        images = await self._generate(prepare, lambda images: images)
         if golden and canary and (mismatch := golden.mismatch(canary, images[0])):
             raise EngineError(f"{self._name}: {mismatch}")
 

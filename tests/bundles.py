@@ -7,6 +7,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 
 from service.bundle import Golden, GoldenImage, Manifest, latents, sha256_file, write_manifest
+from service.engines import Engine
 
 CLOTHES = ["T-shirt/top", "Trouser", "Dress"]
 _WIDTH = 8
@@ -48,6 +49,11 @@ def write_bundle(
     }
     write_manifest(folder, Manifest(**(facts | manifest)))
     return folder
+
+
+async def compute(engine: Engine, noise: Any, class_labels: Any = None) -> Any:
+    """The images that an engine computes from these inputs."""
+    return await engine.generate(lambda: (noise, class_labels), lambda images: images)
 
 
 def write_graph(

@@ -1,6 +1,7 @@
 """Engines: what turns latents into images. Each serves one bundle."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,9 @@ import numpy.typing as npt
 Latents = npt.NDArray[np.float32]
 ClassLabels = npt.NDArray[np.int64]
 Images = npt.NDArray[np.uint8]
+Inputs = tuple[Latents, ClassLabels | None]
+
+T = TypeVar("T")
 
 
 class EngineError(Exception):
@@ -37,18 +41,21 @@ class Engine(Protocol):
     async def ready(self) -> bool:
         """Whether the graph is loaded; cheap, and computes nothing."""
 
-    async def generate(self, latents: Latents, class_labels: ClassLabels | None) -> Images:
-        """Compute one batch.
+    async def generate(self, prepare: Callable[[], Inputs], finish: Callable[[Images], T]) -> T:
+        """Compute one batch: `finish(compute(*prepare()))`.
+
+        What comes before and after the graph is handed in, so that each engine can run it where
+        it is cheapest: an embedded one in the very thread that computes, without a switch between.
+        Neither runs on the event loop.
 
         Args:
-            latents: float32 [N, C, H, W], standard normal.
-            class_labels: int64 [N], or None for an unconditional model.
-
-        Returns:
-            uint8 [N, H, W, C]. Row i depends on row i of the arguments only, not on its batch.
+            prepare: returns latents, float32 [N, C, H, W], standard normal; and class labels,
+                int64 [N], or None for an unconditional model.
+            finish: takes images, uint8 [N, H, W, C], of which row i depends on row i of the
+                inputs only, not on its batch.
 
         Raises:
-            EngineError: the computation failed.
+            EngineError: the computation failed. What `prepare` and `finish` raise passes through.
         """
 
     async def close(self) -> None:

@@ -1,14 +1,16 @@
 """The embedded engine: ONNX Runtime on this machine's processors, in this process."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from service.bundle import Bundle, Manifest
-from service.engines import ClassLabels, EngineError, Images, Latents
+from service.engines import EngineError, Images, Inputs
 from service.engines.threads import DaemonThreads
+
+T = TypeVar("T")
 
 _FILENAME = "model.onnx"
 _SILENT = 4  # errors come as exceptions too; warnings are about the exporter's business
@@ -46,26 +48,36 @@ class OnnxEngine:
         """Whether the session is open."""
         return self._session is not None
 
-    async def generate(self, latents: Latents, class_labels: ClassLabels | None) -> Images:
-        """Compute uint8 [N, H, W, C] from float32 [N, C, H, W] and int64 [N] (or None)."""
+    async def generate(self, prepare: Callable[[], Inputs], finish: Callable[[Images], T]) -> T:
+        """Compute one batch, all of it in one of the engine's threads (see `Engine.generate`)."""
         if self._session is None or self._workers is None:
             raise EngineError(f"{self._bundle.manifest.name}: the engine is not open")
         import onnxruntime
 
-        feeds: dict[str, Any] = {"latents": latents}
-        if class_labels is not None:
-            feeds["class_labels"] = class_labels
         options = onnxruntime.RunOptions()
         options.log_severity_level = _SILENT
         try:
-            (images,) = await self._workers.run(self._session.run, ["images"], feeds, options)
+            return await self._workers.run(self._compute, self._session, prepare, finish, options)
         except asyncio.CancelledError:
             options.terminate = True  # frees the thread at the graph's next node
             raise
+
+    def _compute(
+        self,
+        session: Any,
+        prepare: Callable[[], Inputs],
+        finish: Callable[[Images], T],
+        options: Any,
+    ) -> T:
+        latents, class_labels = prepare()
+        feeds: dict[str, Any] = {"latents": latents}
+        if class_labels is not None:
+            feeds["class_labels"] = class_labels
+        try:
+            (images,) = session.run(["images"], feeds, options)
         except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
             raise EngineError(f"{self._bundle.manifest.name}: {_first_line(error)}") from error
-        result: Images = images
-        return result
+        return finish(images)
 
     async def close(self) -> None:
         """Free the session; a call that hangs is left behind, not waited for."""

@@ -1,9 +1,10 @@
 """Content negotiation: which of the offered media types a client's Accept header prefers."""
 
-from collections.abc import Sequence
+from functools import lru_cache
 
 
-def choose(accept: str, offered: Sequence[str]) -> str | None:
+@lru_cache(maxsize=256)  # clients send few different ones, again and again
+def choose(accept: str, offered: tuple[str, ...]) -> str | None:
     """Return the best of `offered`, or None when the client accepts none of them.
 
     Follows RFC 9110, section 12.5.1: the most specific range that matches a type gives its

@@ -187,7 +187,7 @@ async def _share(
         async with asyncio.timeout_at(deadline):
             return await model.flights.run(etag, lambda: model.generate(orders))
     except TimeoutError:
-        raise DeadlineError("the picture was not drawn in time", early=False) from None
+        raise DeadlineError("the picture was not drawn in time") from None
 
 
 async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:

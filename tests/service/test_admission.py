@@ -8,6 +8,7 @@ import pytest
 from service.app import create_app
 from service.engines import EngineError
 from service.engines.onnx import OnnxEngine
+from service.security import new_key
 from tests.service.client import Client
 
 BODY = {"class_label": 0, "seed": 1}
@@ -24,13 +25,13 @@ class Tap:
         self.batches: list[int] = []
 
     def __call__(self, generate):
-        async def tapped(engine, noise, class_labels):
-            self.batches.append(len(noise))
+        async def tapped(engine, prepare, finish):
+            self.batches.append(len(prepare()[0]))
             await self.flow.wait()
             await asyncio.sleep(self.seconds)
             if self.failure:
                 raise self.failure
-            return await generate(engine, noise, class_labels)
+            return await generate(engine, prepare, finish)
 
         return tapped
 
@@ -296,3 +297,21 @@ def test_shutdown_gives_up_a_hanging_batch_after_its_grace(client, tap):
         return await asyncio.gather(*accepted)
 
     assert [answer.status_code for answer in client.run(scenario())] == [503, 503, 503]
+
+
+def test_each_key_has_its_rate_and_what_it_exceeds_is_counted(settings, tmp_path):
+    alice, bob = new_key("alice"), new_key("bob")
+    (tmp_path / "keys").write_text(f"{alice.line}\n{bob.line}\n")
+    limits = {"keys": tmp_path / "keys", "rate": 0.01, "burst": 3}
+    with Client(create_app(settings.model_copy(update=limits))) as client:
+        key = {"x-api-key": alice.secret}
+        assert client.generate({"n": 3}, **key).status_code == 200
+        refused = client.get("/generate?seed=7", headers=key)
+        assert refused.status_code == 429
+        assert refused.json()["type"].endswith(":rate-limited")
+        assert 90 < int(refused.headers["retry-after"]) <= 100
+        assert client.generate({"n": 3}, **{"x-api-key": bob.secret}).status_code == 200
+        assert client.generate({"n": 4}, **{"x-api-key": bob.secret}).status_code == 413
+        assert client.get("/readyz").status_code == 200
+        reasons = {"model": "tiny", "reason": "rate_limited"}
+        assert sample(client, "sid_rejections_total", **reasons) == 1

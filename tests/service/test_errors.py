@@ -50,7 +50,7 @@ def test_what_a_client_can_get_wrong(client, method, path, options, status):
         (ClosedError(), 503),
         (ComputeError("x"), 503),
         (EngineDownError("x"), 503),
-        (DeadlineError("too late", early=True), 504),
+        (DeadlineError("too late"), 504),
         (OSError("x"), 500),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from service.bundle import Bundle, Manifest, latents, load_bundle, sha256_file, write_manifest
 from service.engines import Engine, EngineError
 from service.engines.onnx import OnnxEngine
-from tests.bundles import write_bundle, write_graph
+from tests.bundles import compute, write_bundle, write_graph
 
 
 @asynccontextmanager
@@ -26,7 +26,7 @@ async def opened(bundle: Bundle, threads: int = 1):
 def generate(bundle: Bundle, noise, labels, threads: int = 1):
     async def scenario():
         async with opened(bundle, threads) as engine:
-            return await engine.generate(noise, labels)
+            return await compute(engine, noise, labels)
 
     return asyncio.run(scenario())
 
@@ -40,9 +40,9 @@ def test_an_image_is_the_same_bytes_in_a_batch_of_any_size(tmp_path, channels, t
 
     async def scenario():
         async with opened(bundle, threads) as engine:
-            alone = [await engine.generate(noise[i : i + 1], labels[i : i + 1]) for i in range(33)]
+            alone = [await compute(engine, noise[i : i + 1], labels[i : i + 1]) for i in range(33)]
             for size in (2, 3, 8, 17, 33):
-                together = await engine.generate(noise[:size], labels[:size])
+                together = await compute(engine, noise[:size], labels[:size])
                 assert together.dtype == np.uint8
                 assert together.shape == (size, 16, 16, channels)
                 assert np.array_equal(together, np.concatenate(alone[:size]))
@@ -70,7 +70,7 @@ def test_it_is_ready_between_open_and_close(models):
         engine = OnnxEngine(bundle, threads=1, concurrency=1)
         assert not await engine.ready()
         with pytest.raises(EngineError, match="not open"):
-            await engine.generate(latents([0], (1, 8, 8)), np.array([0]))
+            await compute(engine, latents([0], (1, 8, 8)), np.array([0]))
         await engine.open()
         assert await engine.ready()
         await engine.close()
@@ -85,9 +85,9 @@ def test_a_batch_that_cannot_be_computed_is_an_engine_error_and_the_next_one_wor
         async with opened(load_bundle(models / "tiny")) as engine:
             noise = latents([0], (1, 8, 8))
             with pytest.raises(EngineError, match=r"^tiny: ") as caught:
-                await engine.generate(noise, np.array([99]))
+                await compute(engine, noise, np.array([99]))
             assert "\n" not in str(caught.value)
-            assert (await engine.generate(noise, np.array([0]))).shape == (1, 8, 8, 1)
+            assert (await compute(engine, noise, np.array([0]))).shape == (1, 8, 8, 1)
 
     asyncio.run(scenario())
 

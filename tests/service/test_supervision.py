@@ -11,7 +11,7 @@ from service.bundle import latents, load_bundle
 from service.engines import EngineError
 from service.engines.onnx import OnnxEngine
 from service.supervision import EngineDownError, Supervisor
-from tests.bundles import write_bundle
+from tests.bundles import compute, write_bundle
 from tests.service.client import Client
 
 HANGS, DRAWS = 0, 2  # classes of the bundle that hangs
@@ -40,7 +40,7 @@ class Watched:
         await self.supervisor.close()
 
     async def draw(self, label):
-        return await self.supervisor.generate(latents([7], (1, 8, 8)), np.array([label]))
+        return await compute(self.supervisor, latents([7], (1, 8, 8)), np.array([label]))
 
     async def until_up(self):
         async with asyncio.timeout(10):
@@ -84,10 +84,10 @@ def test_an_engine_that_stays_broken_is_tried_until_it_works(bundle, monkeypatch
     broken = True
     generate = OnnxEngine.generate
 
-    async def breakable(engine, noise, class_labels):
+    async def breakable(engine, prepare, finish):
         if broken:
             raise EngineError("out of order")
-        return await generate(engine, noise, class_labels)
+        return await generate(engine, prepare, finish)
 
     monkeypatch.setattr(OnnxEngine, "generate", breakable)
 
