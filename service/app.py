@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import errors
 from service.catalogue import load_bundles, open_catalogue
@@ -61,3 +61,10 @@ class _Application(FastAPI):
         if self.state.keys is not None:
             stack = ApiKeys(stack, keys=self.state.keys)
         return RequestTelemetry(stack, telemetry=self.state.telemetry)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection, without what FastAPI looks up for its own telemetry."""
+        scope["app"] = self
+        if self.middleware_stack is None:
+            self.middleware_stack = self.build_middleware_stack()
+        await self.middleware_stack(scope, receive, send)

@@ -107,6 +107,7 @@ async def generate(
     deadline = _deadline(request)
     model, form, orders = _resolve(request, body.model, body.class_label, body.seed, body.n)
     _charge(request, model, len(orders))
+    model.admit(len(orders), deadline)  # before anything is set up: under overload most end here
     pictures = await _unless_left(request, model.generate(orders, deadline))
     return await answer(model, pictures, form)
 

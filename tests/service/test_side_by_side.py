@@ -1,0 +1,72 @@
+"""Several models in one server: neither load nor trouble of one takes the other out."""
+
+import asyncio
+import time
+
+import httpx
+
+from tests.bundles import write_bundle
+from tests.service.test_process import serving
+
+CALM = {"model": "calm", "class_label": 1, "seed": 7}
+
+
+async def seconds(http: httpx.AsyncClient, count: int = 15) -> float:
+    """The median time of a request to the calm model."""
+    taken = []
+    for _ in range(count):
+        started = time.perf_counter()
+        answer = await http.post("/generate", json=CALM)
+        taken.append(time.perf_counter() - started)
+        assert answer.status_code == 200
+    return sorted(taken)[count // 2]
+
+
+def test_a_model_that_hangs_holds_up_no_other(tmp_path):
+    write_bundle(tmp_path / "models", "calm")
+    write_bundle(tmp_path / "models", "hung", hangs=True)
+    with serving(tmp_path / "models", log=tmp_path / "log") as (_, url):
+
+        async def scenario() -> set[int]:
+            async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+                hung = {"model": "hung", "class_label": 0}
+                stuck = [asyncio.create_task(http.post("/generate", json=hung)) for _ in range(20)]
+                await asyncio.sleep(0.3)
+                assert not any(task.done() for task in stuck)
+                answers = [await http.post("/generate", json=CALM) for _ in range(10)]
+                for task in stuck:
+                    task.cancel()
+                return {answer.status_code for answer in answers}
+
+        assert asyncio.run(scenario()) == {200}
+
+
+def test_a_flood_on_one_model_leaves_the_other_its_share(tmp_path):
+    write_bundle(tmp_path / "models", "calm")
+    write_bundle(tmp_path / "models", "busy", resolution=64)
+    with serving(tmp_path / "models", SID_LOG_LEVEL="error", log=tmp_path / "log") as (_, url):
+
+        async def scenario() -> tuple[float, float, int]:
+            limits = httpx.Limits(max_connections=40)
+            async with httpx.AsyncClient(base_url=url, timeout=30, limits=limits) as http:
+                flooding, flooded = True, 0
+
+                async def flood(seed: int) -> None:
+                    nonlocal flooded
+                    while flooding:
+                        await http.post("/generate", json={"model": "busy", "seed": seed, "n": 16})
+                        flooded += 1
+
+                alone = await seconds(http)
+                floods = [asyncio.create_task(flood(seed)) for seed in range(16)]
+                await asyncio.sleep(0.5)
+                beside = await seconds(http)
+                flooding = False
+                await asyncio.gather(*floods)
+                return alone, beside, flooded
+
+        alone, beside, flooded = asyncio.run(scenario())
+    assert flooded > 10
+    # The client, too, is busy: this is about turns, not about milliseconds. Behind the whole
+    # flood, 256 pictures, it would wait for seconds.
+    assert beside < alone + 0.5, (alone, beside, flooded)
