@@ -52,8 +52,15 @@ class Catalogue:
         self._check: asyncio.Task[dict[str, str]] | None = None
 
     def resolve(self, name: str | None) -> Model:
-        """The model of that name, or the only one; raises like `pick`."""
-        return self.models[pick(self.models, name)]
+        """The model of that name, or the only one; raises like `pick`.
+
+        `name:version:digest`, as X-Model reports it, is that very bundle or none.
+        """
+        wanted, _, pinned = (name or "").partition(":")
+        model = self.models[pick(self.models, wanted if name is not None else None)]
+        if pinned and name != model.bundle.tag:
+            raise UnknownModelError(f"{name} is not served: {wanted} is {model.bundle.tag} now")
+        return model
 
     async def failures(self) -> dict[str, str]:
         """Have every model draw its canary image; return those that fail, and why.

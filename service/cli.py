@@ -68,7 +68,7 @@ def serve(
 def generate(
     class_label: Annotated[
         str | None,
-        typer.Option(help="Class name or index; random when left out. `sid models` lists them."),
+        typer.Option(help="Class name or index; left out: the seed modulo the number of classes."),
     ] = None,
     seed: Annotated[
         int | None,
@@ -157,7 +157,8 @@ def bench(
     ] = 10.0,
     model: Annotated[str | None, typer.Option(help="Which model to ask for.")] = None,
     class_label: Annotated[
-        str | None, typer.Option(help="Class name or index; left out: random classes.")
+        str | None,
+        typer.Option(help="Class name or index; left out: by seed."),
     ] = None,
     seed: Annotated[
         int, typer.Option(help="Seed of the first request; each has the next one.")

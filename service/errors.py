@@ -166,10 +166,10 @@ def _http_problem(request: Request, error: HTTPException) -> Response:
 
 def _allowed_methods(request: Request) -> list[str]:
     found = set()
-    for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"):
+    for method in ("DELETE", "GET", "PATCH", "POST", "PUT"):
         scope = {**request.scope, "method": method}
         if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
-            found.add(method)
+            found |= {method, "HEAD"} if method == "GET" else {method}
     return sorted(found)
 
 

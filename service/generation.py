@@ -183,7 +183,7 @@ class Model:
             pictures = await self._batcher.submit(jobs, deadline)
         except (asyncio.CancelledError, DeadlineError) as error:
             self.metrics.give_up(
-                "deadline" if isinstance(error, DeadlineError) else "disconnect",
+                "deadline" if isinstance(error, DeadlineError) else "abandoned",
                 "running" if any(job.running for job in jobs) else "queued",
             )
             raise

@@ -1,6 +1,7 @@
 """An engine that is watched: what hangs or breaks is noticed, refused at once, and mended."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -26,8 +27,8 @@ class Supervisor:
 
     A batch that takes longer than `seconds` means that the engine hangs: from then on batches
     are refused at once. A batch that fails makes it suspect: it goes on if it can still draw the
-    canary image, otherwise it is down too. A down engine is closed, opened and tried again until
-    the canary image is right.
+    canary image, otherwise it is down too. A down engine is restarted and tried again until the
+    canary image is right.
 
     Args:
         engine: the engine.
@@ -49,6 +50,7 @@ class Supervisor:
         self._seconds = seconds
         self._on_change = on_change
         self._mending: asyncio.Task[None] | None = None
+        self._restarts = 0
         self.down: str | None = None  # why, while it is down
 
     async def open(self) -> None:
@@ -61,10 +63,8 @@ class Supervisor:
         """
         await self._engine.open()
         self._on_change(True)
-        try:
+        with contextlib.suppress(EngineError):
             await self.check()
-        except EngineError as error:
-            self._fail(str(error))
 
     async def generate(self, prepare: Callable[[], Inputs], finish: Callable[[Images], T]) -> T:
         """Compute one batch (see `Engine.generate`).
@@ -95,7 +95,11 @@ class Supervisor:
             EngineError: the engine is not ready, fails, hangs, or draws another picture.
         """
         self.require_up()
-        await self._draw_canary()
+        try:
+            await self._draw_canary()
+        except EngineError as error:
+            self._fail(str(error))
+            raise
 
     async def close(self) -> None:
         """Stop mending and close the engine."""
@@ -105,12 +109,14 @@ class Supervisor:
         await self._engine.close()
 
     async def _generate(self, prepare: Callable[[], Inputs], finish: Callable[[Images], T]) -> T:
+        restarts = self._restarts
         try:
             async with asyncio.timeout(self._seconds):
                 return await self._engine.generate(prepare, finish)
         except TimeoutError:
             reason = f"{self._name}: {self._engine.name} gave no answer in {self._seconds:g} s"
-            self._fail(reason)
+            if restarts == self._restarts:  # else it was left behind by a restart: old news
+                self._fail(reason)
             raise EngineError(reason) from None
 
     async def _draw_canary(self) -> None:
@@ -146,13 +152,14 @@ class Supervisor:
             self._mending = asyncio.create_task(self._mend(reason))
 
     async def _mend(self, reason: str) -> None:
-        """Try the canary; while it fails, be down, open the engine anew and try again."""
+        """Try the canary; while it fails, be down, restart the engine and try again."""
         try:
-            if self.down is None and await self._works():
+            # Down from the start, or since the canary began: another batch may have hung meanwhile.
+            if self.down is None and await self._works() and self.down is None:
                 log.warning("a batch failed, the engine works", model=self._name, reason=reason)
                 return
             pause = _FIRST_PAUSE
-            while not await self._reopened():
+            while not await self._restarted():
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             self.down = None
@@ -164,17 +171,23 @@ class Supervisor:
     async def _works(self) -> bool:
         try:
             await self._draw_canary()
-        except EngineError as error:
-            self._fail(str(error))
+        except Exception as error:  # of any kind: what mends must not die of what it mends
+            self._fail(_reason(error))
             return False
         return True
 
-    async def _reopened(self) -> bool:
+    async def _restarted(self) -> bool:
+        self._restarts += 1
         try:
-            await self._engine.close()
-            await self._engine.open()
+            await self._engine.restart()
             await self._draw_canary()
-        except EngineError as error:
-            self.down = str(error)
+        except Exception as error:
+            if self.down != (reason := _reason(error)):
+                log.error("engine is still down", model=self._name, reason=reason)
+            self.down = reason
             return False
         return True
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"

@@ -82,8 +82,9 @@ class Telemetry:
         )
         self.cancellations = Counter(
             "sid_cancellations",
-            "Accepted requests given up: the client left (disconnect) or the deadline passed "
-            "(deadline), while they were queued or running.",
+            "Accepted requests given up while they were queued or running: their deadline passed "
+            "(deadline), or nobody waits for them any more (abandoned: the client left, or all "
+            "that shared a GET gave up).",
             ["model", "cause", "phase"],
             registry=registry,
         )

@@ -14,6 +14,7 @@ from service.bench.target import BenchError, Target
 
 ARRIVALS = ("poisson", "even")
 
+_MOST_REQUESTS = 10_000_000  # the schedule is made ahead, and kept in memory
 _REACH_SECONDS = 5
 
 
@@ -113,7 +114,13 @@ def open_loop(
 
 
 def schedule(rate: float, seconds: float, arrivals: str) -> list[float]:
-    """When requests are due, in seconds from the start, ascending."""
+    """When requests are due, in seconds from the start, ascending.
+
+    Raises:
+        BenchError: more requests than anybody means.
+    """
+    if rate * seconds > _MOST_REQUESTS:
+        raise BenchError(f"rate: {rate:g}/s for {seconds:g} s is more than {_MOST_REQUESTS:,}")
     if arrivals == "even":
         return [i / rate for i in range(math.ceil(rate * seconds))]
     gap = random.Random(0).expovariate
@@ -133,7 +140,7 @@ def check_positive(**numbers: float) -> None:
     """Raise BenchError, by name, when a number is not a positive one."""
     for name, value in numbers.items():
         if not 0 < value < math.inf:
-            raise BenchError(f"{name}: {value} is not more than 0")
+            raise BenchError(f"{name}: {value} is not a finite number above 0")
 
 
 def _run(measure: Callable[[], Coroutine[Any, Any, Report]]) -> Report:

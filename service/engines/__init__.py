@@ -58,5 +58,14 @@ class Engine(Protocol):
             EngineError: the computation failed. What `prepare` and `finish` raise passes through.
         """
 
+    async def restart(self) -> None:
+        """After a failure or a hang: leave calls in flight behind and be ready for new ones.
+
+        The graph stays the one that `open` loaded, whatever has happened to its file since.
+
+        Raises:
+            EngineError: not now.
+        """
+
     async def close(self) -> None:
         """Free the graph; does nothing when it is not open."""

@@ -39,7 +39,7 @@ class OnnxEngine:
         """Load the graph and check its signature; raises EngineError naming the file."""
         path = self._bundle.graph(_FILENAME)
         manifest = self._bundle.manifest
-        self._workers = DaemonThreads(self.concurrency, f"onnx-{manifest.name}")
+        self._workers = self._start_threads()
         session = await self._workers.run(open_session, path, self._threads)
         check_signature(session, manifest, path)
         self._session = session
@@ -79,12 +79,23 @@ class OnnxEngine:
             raise EngineError(f"{self._bundle.manifest.name}: {_first_line(error)}") from error
         return finish(images)
 
+    async def restart(self) -> None:
+        """Leave the threads to their calls, which end or hang, and start others."""
+        await self._stop_threads()
+        self._workers = self._start_threads()
+
     async def close(self) -> None:
         """Free the session; a call that hangs is left behind, not waited for."""
         self._session = None
-        if self._workers is not None:
-            await self._workers.stop()
-            self._workers = None
+        await self._stop_threads()
+
+    def _start_threads(self) -> DaemonThreads:
+        return DaemonThreads(self.concurrency, f"onnx-{self._bundle.manifest.name}")
+
+    async def _stop_threads(self) -> None:
+        workers, self._workers = self._workers, None
+        if workers is not None:
+            await workers.stop()
 
 
 def open_session(path: Path, threads: int) -> Any:

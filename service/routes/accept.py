@@ -12,7 +12,7 @@ def choose(accept: str, offered: tuple[str, ...]) -> str | None:
     everything; a range that cannot be read is ignored.
     """
     ranges = [parsed for part in accept.split(",") if (parsed := _parse(part))]
-    if not accept.strip():
+    if not ranges:
         return offered[0]
     weights = {media_type: _weight(media_type, ranges) for media_type in offered}
     best = max(offered, key=lambda media_type: weights[media_type])

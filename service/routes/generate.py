@@ -1,6 +1,7 @@
 """/generate: a class and a seed in, pictures out. POST draws; GET is the same, and cacheable."""
 
 import asyncio
+import re
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 _CLIENT_LEFT = 499  # nobody reads it; it tells such requests apart in metrics and logs
 _LONGEST_DEADLINE_MS = 3_600_000
+_HOUR, _YEAR = 3600, 365 * 24 * 3600  # seconds
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -46,6 +48,14 @@ def _whole(value: object) -> object:
     return value
 
 
+def _digits(value: object) -> object:
+    """Take digits only: 7, and not what Python also reads as 7, each another URL to cache."""
+    if isinstance(value, str) and not re.fullmatch(r"-?[0-9]{1,20}", value, re.ASCII):
+        raise ValueError("must be a whole number in digits")
+    return value
+
+
+Digits = Annotated[int, BeforeValidator(_digits)]
 WholeNumber = Annotated[StrictInt, BeforeValidator(_whole)]
 
 
@@ -55,7 +65,9 @@ class GenerateRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: StrictStr | None = Field(
-        default=None, description="Which model; needed only where several are served."
+        default=None,
+        description="Which model; needed only where several are served. `name:version:digest`, "
+        "as X-Model reports it, means these very weights or none.",
     )
     class_label: WholeNumber | StrictStr | None = Field(
         default=None,
@@ -86,10 +98,10 @@ class GenerateQuery(BaseModel):
 
     model: str | None = Field(default=None, description="As in POST.")
     class_label: str | None = Field(default=None, description="Class index or name, as in POST.")
-    seed: int = Field(
+    seed: Digits = Field(
         description="As in POST.", json_schema_extra={"minimum": 0, "maximum": SEED_MAX}
     )
-    n: int = Field(default=1, ge=1, description="As in POST.")
+    n: Digits = Field(default=1, ge=1, description="As in POST.")
 
 
 @router.post("/generate", summary="Draw pictures", response_class=Response, responses=_RESPONSES)
@@ -121,11 +133,11 @@ async def generate(
 async def generate_cacheable(
     request: Request, query: Annotated[GenerateQuery, Query()]
 ) -> Response:
-    """Draw the pictures that these parameters name: the same ones for ever.
+    """Draw the pictures that these parameters name.
 
-    The same as POST, with the seed required. The answer carries an ETag and may be kept for
-    ever; If-None-Match answers 304 without drawing, and requests for the same pictures at the
-    same time draw them once.
+    The same as POST, with the seed required. The answer carries an ETag and may be kept for an
+    hour, or for ever if `model` is `name:version:digest`; If-None-Match answers 304 without
+    drawing, and requests for the same pictures at the same time draw them once.
     """
     deadline = _deadline(request)
     model, form, orders = _resolve(request, query.model, query.class_label, query.seed, query.n)
@@ -133,9 +145,11 @@ async def generate_cacheable(
     settings: Settings = request.app.state.settings
     # With keys, a shared cache must not hand one client's answer to others.
     scope = "private" if settings.keys else "public"
+    # Without its digest in the URL, a model may be another one after the next deployment.
+    seconds = _YEAR if query.model == model.bundle.tag else _HOUR
     caching = {
         "ETag": etag,
-        "Cache-Control": f"{scope}, max-age=31536000, immutable",
+        "Cache-Control": f"{scope}, max-age={seconds}, immutable",
         "Vary": "Accept",
     }
     if _matches(request, etag):
@@ -210,7 +224,7 @@ def _deadline(request: Request) -> float | None:
     except ValueError:
         milliseconds = 0
     if not 0 < milliseconds <= _LONGEST_DEADLINE_MS:
-        detail = f"X-Deadline-Ms must be a number from 0 to {_LONGEST_DEADLINE_MS}, not {sent!r}"
+        detail = f"X-Deadline-Ms must be a number above 0, to {_LONGEST_DEADLINE_MS}, not {sent!r}"
         raise ProblemError(400, "malformed", detail)
     return asyncio.get_running_loop().time() + milliseconds / 1000
 

@@ -30,8 +30,8 @@ OFFERED = ("image/png", "application/json")
         ("text/html", None),
         ("image/webp", None),
         ("*/*;q=0", None),
-        ("image/png;q=nan", None),
-        ("nonsense", None),
+        ("image/png;q=nan", "image/png"),
+        ("nonsense", "image/png"),
     ],
 )
 def test_the_preferred_type_is_chosen(accept, chosen):

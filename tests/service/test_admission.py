@@ -139,7 +139,7 @@ def test_queued_work_of_a_client_that_left_is_never_computed(client, tap):
     assert [answer.status_code for answer in answers] == [200, 200]
     assert tap.batches == [1, 1]
     assert (
-        sample(client, "sid_cancellations_total", model="tiny", cause="disconnect", phase="queued")
+        sample(client, "sid_cancellations_total", model="tiny", cause="abandoned", phase="queued")
         == 1
     )
 
@@ -160,7 +160,7 @@ def test_running_work_of_a_client_that_left_is_dropped_and_the_next_is_served(cl
     assert status == 499
     assert answer.status_code == 200
     assert (
-        sample(client, "sid_cancellations_total", model="tiny", cause="disconnect", phase="running")
+        sample(client, "sid_cancellations_total", model="tiny", cause="abandoned", phase="running")
         == 1
     )
 

@@ -35,10 +35,26 @@ def drawn(monkeypatch):
 def test_it_draws_what_post_draws_and_may_be_kept_for_ever(client):
     answer = client.get(URL)
     assert answer.content == client.generate({"class_label": "Dress", "seed": 7}).content
-    assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert answer.headers["cache-control"] == "public, max-age=3600, immutable"
     assert answer.headers["etag"].startswith('"')
     assert answer.headers["vary"] == "Accept"
     assert "cache-control" not in client.generate({"seed": 7}).headers
+
+
+def test_for_ever_if_the_url_names_the_weights(client):
+    tag = client.get(URL).headers["x-model"]
+    pinned = client.get(f"{URL}&model={tag}")
+    assert pinned.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert pinned.headers["etag"] == client.get(URL).headers["etag"]
+    gone = client.get(f"{URL}&model=tiny:1:0123456789ab")
+    assert gone.status_code == 404
+    assert f"tiny is {tag} now" in gone.json()["detail"]
+
+
+def test_head_is_get_without_the_picture(client):
+    answer = client.request("HEAD", URL)
+    assert answer.status_code == 200
+    assert answer.headers["etag"] == client.get(URL).headers["etag"]
 
 
 def test_the_tag_names_all_that_fixes_the_bytes(client, models):
@@ -108,6 +124,8 @@ def test_with_api_keys_only_the_client_s_own_cache_may_keep_it(settings, tmp_pat
     [
         ("", "seed: Field required"),
         ("?seed=x", "seed: "),
+        ("?seed=1_0", "seed: "),
+        ("?seed=7.0", "seed: "),
         ("?seed=-1", "0 to 18446744073709551615"),
         ("?seed=18446744073709551616", "0 to 18446744073709551615"),
         ("?seed=1&class_label=3", "0 to 2 (T-shirt/top, Trouser, Dress)"),

@@ -40,7 +40,7 @@ def test_what_a_client_can_get_wrong(client, method, path, options, status):
     answer = client.request(method, path, **options)
     assert_problem(answer, status)
     if (method, path) == ("PUT", "/generate"):
-        assert answer.headers["allow"] == "GET, POST"
+        assert answer.headers["allow"] == "GET, HEAD, POST"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ def expected(client):
     [
         ("", "image/png", 0),
         ("*/*", "image/png", 0),
+        ("garbage", "image/png", 0),
         ("image/*", "image/png", 0),
         ("image/webp", "image/webp", 0),
         ("image/jpeg", "image/jpeg", 8),

@@ -206,7 +206,7 @@ def test_a_full_bucket_grants_its_burst_at_once_and_then_the_rate(rate, burst):
     buckets = TokenBuckets(rate, burst, clock)
     assert buckets.take("alice", burst) == 0
     wait = buckets.take("alice", 1)
-    assert wait == pytest.approx(1 / rate, abs=1 / SECOND)
+    assert wait == pytest.approx(1 / rate, abs=2 / SECOND)
     assert buckets.take("bob", burst) == 0, "another client's bucket is its own"
 
 

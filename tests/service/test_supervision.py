@@ -80,6 +80,92 @@ def test_a_batch_that_fails_does_not_take_a_working_engine_down(bundle):
     asyncio.run(scenario())
 
 
+def test_a_hang_while_a_failure_is_looked_into_is_mended_too(bundle):
+    """The canary may succeed just after another batch took the engine down."""
+
+    async def scenario():
+        async with Watched(bundle, seconds=1) as watched:
+            watched.engine.concurrency = 2
+            await watched.engine.restart()
+            hangs = [asyncio.create_task(watched.draw(HANGS))]
+            await asyncio.sleep(0.3)
+            with pytest.raises(EngineError):
+                await watched.draw(99)  # the canary begins, on the thread that is free ...
+            hangs.append(asyncio.create_task(watched.draw(HANGS)))
+            await asyncio.gather(*hangs, return_exceptions=True)
+            await watched.until_up()
+            assert (await watched.draw(DRAWS)).shape == (1, 8, 8, 1)
+
+    asyncio.run(scenario())
+
+
+def test_what_a_restart_left_behind_does_not_take_the_engine_down_again(bundle):
+    async def scenario():
+        async with Watched(bundle, seconds=0.6) as watched:
+            watched.engine.concurrency = 2
+            await watched.engine.restart()
+            first = asyncio.create_task(watched.draw(HANGS))
+            await asyncio.sleep(0.4)
+            second = asyncio.create_task(watched.draw(HANGS))
+            await asyncio.gather(first, second, return_exceptions=True)
+            await watched.until_up()
+            await watched.draw(DRAWS)
+            assert watched.changes == [True, False, True]
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_cannot_even_restart_is_tried_again(bundle, monkeypatch):
+    tried = []
+
+    async def unable(_):
+        tried.append(1)
+        if len(tried) < 3:
+            raise RuntimeError("can't start new thread")
+
+    async def scenario():
+        async with Watched(bundle) as watched:
+            restart = OnnxEngine.restart
+
+            async def sometimes(engine):
+                await unable(engine)
+                await restart(engine)
+
+            monkeypatch.setattr(OnnxEngine, "restart", sometimes)
+            with pytest.raises(EngineError):
+                await watched.draw(HANGS)
+            await watched.until_up()
+            await watched.draw(DRAWS)
+
+    asyncio.run(scenario())
+    assert len(tried) == 3
+
+
+def test_mending_does_not_need_the_file_any_more(bundle):
+    async def scenario():
+        async with Watched(bundle) as watched:
+            expected = await watched.draw(DRAWS)
+            bundle.graph("model.onnx").write_bytes(b"what a deployment put there meanwhile")
+            with pytest.raises(EngineError):
+                await watched.draw(HANGS)
+            await watched.until_up()
+            assert np.array_equal(await watched.draw(DRAWS), expected)
+
+    asyncio.run(scenario())
+
+
+def test_a_wrong_canary_takes_a_running_engine_down(bundle, monkeypatch):
+    async def scenario():
+        async with Watched(bundle) as watched:
+            monkeypatch.setattr(type(bundle.manifest.golden), "mismatch", lambda *_: "another one")
+            with pytest.raises(EngineError, match="another one"):
+                await watched.supervisor.check()
+            with pytest.raises(EngineDownError):
+                await watched.draw(DRAWS)
+
+    asyncio.run(scenario())
+
+
 def test_an_engine_that_stays_broken_is_tried_until_it_works(bundle, monkeypatch):
     broken = True
     generate = OnnxEngine.generate
@@ -111,7 +197,16 @@ def test_an_engine_that_stays_broken_is_tried_until_it_works(bundle, monkeypatch
     asyncio.run(scenario())
 
 
-def test_over_http_a_hang_is_503_with_retry_after_red_readiness_and_then_over(bundle, settings):
+def test_over_http_a_hang_is_503_with_retry_after_red_readiness_and_then_over(
+    bundle, settings, monkeypatch
+):
+    restart = OnnxEngine.restart
+
+    async def slowly(engine):
+        await asyncio.sleep(1)  # long enough to be seen
+        await restart(engine)
+
+    monkeypatch.setattr(OnnxEngine, "restart", slowly)
     models = bundle.folder.parent
     hanging = settings.model_copy(
         update={"models": models, "engine_seconds": 0.5, "concurrency": 1, "max_batch_size": 1}
