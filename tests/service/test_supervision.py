@@ -87,12 +87,11 @@ def test_a_hang_while_a_failure_is_looked_into_is_mended_too(bundle):
         async with Watched(bundle, seconds=1) as watched:
             watched.engine.concurrency = 2
             await watched.engine.restart()
-            hangs = [asyncio.create_task(watched.draw(HANGS))]
+            first = asyncio.create_task(watched.draw(HANGS))
             await asyncio.sleep(0.3)
-            with pytest.raises(EngineError):
-                await watched.draw(99)  # the canary begins, on the thread that is free ...
-            hangs.append(asyncio.create_task(watched.draw(HANGS)))
-            await asyncio.gather(*hangs, return_exceptions=True)
+            fails = asyncio.create_task(watched.draw(99))
+            second = asyncio.create_task(watched.draw(HANGS))  # before the canary in the queue
+            await asyncio.gather(first, fails, second, return_exceptions=True)
             await watched.until_up()
             assert (await watched.draw(DRAWS)).shape == (1, 8, 8, 1)
 
@@ -101,11 +100,11 @@ def test_a_hang_while_a_failure_is_looked_into_is_mended_too(bundle):
 
 def test_what_a_restart_left_behind_does_not_take_the_engine_down_again(bundle):
     async def scenario():
-        async with Watched(bundle, seconds=0.6) as watched:
+        async with Watched(bundle, seconds=2) as watched:
             watched.engine.concurrency = 2
             await watched.engine.restart()
             first = asyncio.create_task(watched.draw(HANGS))
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(1.7)  # so late that the restart does not wait for its end
             second = asyncio.create_task(watched.draw(HANGS))
             await asyncio.gather(first, second, return_exceptions=True)
             await watched.until_up()
