@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import math
 import os
 import signal
@@ -24,7 +23,6 @@ from service.settings import Settings
 log = structlog.get_logger(__name__)
 
 _UNREAD_MS = 30_000  # milliseconds that sent bytes may stay unacknowledged
-_GC_THRESHOLDS = 50_000, 20, 100
 # How long a thread that leaves the engine waits for the event loop to hand over the interpreter:
 # Python's 5 ms is a fifth of a batch.
 _SWITCH_SECONDS = 0.0002
@@ -37,9 +35,6 @@ class ListenError(Exception):
 
 def run(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
     """Serve on an event loop of this process; see `serve`."""
-    # What lives now lives on; collecting it again and again took a twentieth of the main thread.
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
     sys.setswitchinterval(_SWITCH_SECONDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings, announce))

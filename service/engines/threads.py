@@ -30,10 +30,8 @@ def left_behind() -> bool:
 class DaemonThreads:
     """A fixed number of threads that run calls, first come first served.
 
-    Not a ThreadPoolExecutor, for two reasons. The interpreter waits for an executor's threads
-    when it exits, so one native call that hangs would hold the process for ever; these are
-    daemons. And an awaited call costs about a third of `loop.run_in_executor`, because there is
-    no second future to chain.
+    Not a ThreadPoolExecutor: the interpreter waits for an executor's threads when it exits, so one
+    native call that hangs would hold the process for ever. These are daemons.
 
     Args:
         count: how many calls run at a time.

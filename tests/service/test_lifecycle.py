@@ -2,20 +2,21 @@
 
 import asyncio
 import json
+import re
 import signal
 import time
 
 import httpx
-import pytest
 
 from tests.bundles import write_bundle
 from tests.service.test_process import serving
 
 
-def test_everything_accepted_before_sigterm_is_answered(models, tmp_path):
-    """More than the queue's head: most of these wait when the signal comes."""
-    log = tmp_path / "log"
-    with serving(models, SID_CONCURRENCY="1", SID_MAX_BATCH_SIZE="1", log=log) as (process, url):
+def test_everything_accepted_before_sigterm_is_answered(tmp_path):
+    """Most of it waits in the queue when the signal comes."""
+    write_bundle(tmp_path / "models", resolution=128)
+    log, settings = tmp_path / "log", {"SID_CONCURRENCY": "1", "SID_MAX_BATCH_SIZE": "1"}
+    with serving(tmp_path / "models", log=log, **settings) as (process, url):
 
         async def scenario() -> list[httpx.Response]:
             async with httpx.AsyncClient(base_url=url, timeout=30) as http:
@@ -23,8 +24,10 @@ def test_everything_accepted_before_sigterm_is_answered(models, tmp_path):
                     asyncio.create_task(http.post("/generate", json={"seed": seed, "n": 8}))
                     for seed in range(20)
                 ]
-                while "sid_batches_total" not in (await http.get("/metrics")).text:
-                    pass
+                while True:
+                    metrics = (await http.get("/metrics")).text
+                    if float(re.search(r"^sid_queue_depth\{.*\} (\S+)", metrics, re.M)[1]) > 50:
+                        break
                 process.send_signal(signal.SIGTERM)
                 return await asyncio.gather(*posts)
 
@@ -35,8 +38,8 @@ def test_everything_accepted_before_sigterm_is_answered(models, tmp_path):
         assert answer.json()["images"][0]["seed"] == seed
 
 
-@pytest.mark.parametrize("grace", [1])
-def test_a_batch_that_hangs_holds_the_process_for_its_grace_only(tmp_path, grace):
+def test_a_batch_that_hangs_holds_the_process_for_its_grace_only(tmp_path):
+    grace = 1
     write_bundle(tmp_path / "models", hangs=True)
     log = tmp_path / "log"
     settings = {"SID_GRACE_SECONDS": str(grace), "SID_CONCURRENCY": "1"}

@@ -25,9 +25,9 @@ def bundle(tmp_path):
 class Watched:
     """A supervised engine, and every change it reported."""
 
-    def __init__(self, bundle, *, seconds=0.3):
+    def __init__(self, bundle, *, seconds=0.3, concurrency=1):
         self.changes = []
-        self.engine = OnnxEngine(bundle, threads=1, concurrency=1)
+        self.engine = OnnxEngine(bundle, threads=1, concurrency=concurrency)
         self.supervisor = Supervisor(
             self.engine, bundle, seconds=seconds, on_change=self.changes.append
         )
@@ -84,9 +84,7 @@ def test_a_hang_while_a_failure_is_looked_into_is_mended_too(bundle):
     """The canary may succeed just after another batch took the engine down."""
 
     async def scenario():
-        async with Watched(bundle, seconds=1) as watched:
-            watched.engine.concurrency = 2
-            await watched.engine.restart()
+        async with Watched(bundle, seconds=1, concurrency=2) as watched:
             first = asyncio.create_task(watched.draw(HANGS))
             await asyncio.sleep(0.3)
             fails = asyncio.create_task(watched.draw(99))
@@ -100,9 +98,7 @@ def test_a_hang_while_a_failure_is_looked_into_is_mended_too(bundle):
 
 def test_what_a_restart_left_behind_does_not_take_the_engine_down_again(bundle):
     async def scenario():
-        async with Watched(bundle, seconds=2) as watched:
-            watched.engine.concurrency = 2
-            await watched.engine.restart()
+        async with Watched(bundle, seconds=2, concurrency=2) as watched:
             first = asyncio.create_task(watched.draw(HANGS))
             await asyncio.sleep(1.7)  # so late that the restart does not wait for its end
             second = asyncio.create_task(watched.draw(HANGS))
