@@ -4,11 +4,11 @@ PYTHON ?= python3
 PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: help setup setup-dev run test soak lint
+.PHONY: help setup setup-dev run run-triton test soak lint
 
 # Print this list of targets
 help:
-	@awk '/^# /{text=substr($$0,3)} /^[a-z-]+:/{sub(/:.*/,"",$$1); printf "  make %-10s %s\n", $$1, text; text=""}' Makefile
+	@awk '/^# /{text=substr($$0,3)} /^[a-z-]+:/{sub(/:.*/,"",$$1); printf "  make %-11s %s\n", $$1, text; text=""}' Makefile
 
 # Make the virtual environment that serves (no torch)
 setup: $(VENV)/.base
@@ -19,6 +19,10 @@ setup-dev: $(VENV)/.dev
 # Serve the models in models/ on http://127.0.0.1:8000 (PORT=... to change)
 run: setup
 	$(BIN)/sid serve --port $(PORT)
+
+# The same with the real Triton server computing (Linux on x86-64; installs it, 55 MB)
+run-triton: $(VENV)/.triton
+	$(BIN)/sid triton --port $(PORT)
 
 # Run the whole test suite
 test: setup-dev
@@ -44,6 +48,10 @@ $(VENV)/.base: pyproject.toml | $(VENV)/.python
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
+$(VENV)/.triton: $(VENV)/.base
+	$(BIN)/pip install --quiet --editable '.[triton]'
+	touch $@
+
 $(VENV)/.dev: pyproject.toml | $(VENV)/.python
 	$(BIN)/pip install --quiet --editable '.[dev]'
-	touch $@ $(VENV)/.base
+	touch $@ $(VENV)/.base $(VENV)/.triton

@@ -26,6 +26,7 @@ def create_app(settings: Settings) -> FastAPI:
         KeysError: the file of API keys cannot be used.
     """
     telemetry = Telemetry()
+    telemetry.queue_limit.set(settings.queue_size)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

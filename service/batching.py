@@ -7,8 +7,9 @@ shared between the places that the engine has free.
 What holds, whatever is cancelled, late or broken (tests/service/test_batching.py):
 every submit ends exactly once, with its own results or one exception; first in, first out; a
 cancelled or expired item that still waits is never computed, and never touches its batch-mates;
-a batch never exceeds the limit; the queue is bounded; a failing computation fails its batch
-only; an idle batcher costs nothing; closing resolves everything.
+a batch that nobody waits for any more is cancelled, and never exceeds the limit; the queue is
+bounded; a failing computation fails its batch only; an idle batcher costs nothing; closing
+resolves everything.
 
 One event loop owns a batcher, so between two awaits nothing else runs and no lock is needed.
 The module knows no HTTP and no engine; its only clock is the event loop's.
@@ -18,7 +19,9 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
+
+from service.refusals import ClosedError, ComputeError, DeadlineError, QueueFullError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,26 +31,6 @@ Result = TypeVar("Result")
 Reason = Literal["idle", "freed", "full"]
 
 _LATEST = 0.2  # weight of the latest batch in the running mean of durations
-
-
-class QueueFullError(Exception):
-    """The queue has no room; `retry_after` seconds from now what waits will have been computed."""
-
-    def __init__(self, retry_after: float) -> None:
-        super().__init__("too many requests wait for this model; try again later")
-        self.retry_after = retry_after
-
-
-class DeadlineError(Exception):
-    """Not computed by the deadline, or refused at once because it could not have been."""
-
-
-class ClosedError(Exception):
-    """The batcher takes no more items, or was closed before it computed these."""
-
-
-class ComputeError(Exception):
-    """The computation of an item's batch failed; the reason is chained as __cause__."""
 
 
 class _Ticket(Generic[Item, Result]):
@@ -69,6 +52,7 @@ class Batcher(Generic[Item, Result]):
 
     Args:
         compute: awaited with a batch and why it starts; returns as many results, in order.
+            Cancelled when nobody waits for any of the batch.
         max_batch_size: largest batch.
         queue_size: how many items may wait while all places are taken.
         concurrency: how many batches may be in computation at a time.
@@ -92,7 +76,7 @@ class Batcher(Generic[Item, Result]):
         self._queue: OrderedDict[_Ticket[Item, Result], None] = OrderedDict()
         self._tickets: set[_Ticket[Item, Result]] = set()
         self._workers: set[asyncio.Task[None]] = set()
-        self._running = 0
+        self._running: dict[asyncio.Task[None], _Batch[Item, Result]] = {}  # of which worker
         self._batch_seconds = 0.0  # running mean; 0 until a batch has ended
         self._closed = False
         self.waiting = 0  # items in the queue; for others to read
@@ -102,7 +86,7 @@ class Batcher(Generic[Item, Result]):
 
         The mean duration of recent batches times the batches to come: too low while load rises.
         """
-        batches = self._running - (-(self.waiting + more) // self._max_batch_size)
+        batches = len(self._running) - (-(self.waiting + more) // self._max_batch_size)
         return self._batch_seconds * -(-batches // self._concurrency)
 
     def admit(self, count: int, deadline: float | None = None) -> None:
@@ -110,7 +94,7 @@ class Batcher(Generic[Item, Result]):
         if self._closed:
             raise ClosedError
         # What free places will take in the loop's next turn does not count as waiting.
-        room = self._queue_size + (self._concurrency - self._running) * self._max_batch_size
+        room = self._queue_size + self._free * self._max_batch_size
         if self.waiting + count > room:
             raise QueueFullError(self.expected_seconds())
         # An idle engine always tries: after one slow batch nothing else would mend the estimate.
@@ -125,7 +109,7 @@ class Batcher(Generic[Item, Result]):
         """Queue `items` and return their results, in order; they may be computed in pieces.
 
         Cancelling the caller, or reaching the deadline (a time of the event loop's clock),
-        withdraws what still waits. What is being computed goes on for its batch-mates.
+        withdraws what still waits. What is being computed goes on for its batch-mates, if any.
 
         Raises:
             QueueFullError: refused at once; nothing was queued.
@@ -147,6 +131,8 @@ class Batcher(Generic[Item, Result]):
         finally:
             self._tickets.discard(ticket)
             self._withdraw(ticket)
+            if len(ticket.results) < len(ticket.items):
+                self._abandon()
         if error:
             raise error
         return [ticket.results[index] for index in range(len(items))]
@@ -154,7 +140,7 @@ class Batcher(Generic[Item, Result]):
     async def drain(self) -> None:
         """Take no more items and return when every accepted submit has ended.
 
-        Cancelling it (a grace period that ran out) stops the waiting, not the work.
+        Cancelling it stops the waiting, not the work.
         """
         self._closed = True
         if self._tickets:
@@ -171,10 +157,14 @@ class Batcher(Generic[Item, Result]):
         if workers:
             await asyncio.wait(workers)
 
+    @property
+    def _free(self) -> int:
+        return self._concurrency - len(self._running)
+
     def _start_workers(self) -> None:
         """Have a worker for each free place that an item can fill; it ends when none waits."""
-        places = min(self.waiting, self._concurrency - self._running)
-        for _ in range(places - (len(self._workers) - self._running)):
+        places = min(self.waiting, self._free)
+        for _ in range(places - (len(self._workers) - len(self._running))):
             self._workers.add(asyncio.create_task(self._work()))
 
     async def _work(self) -> None:
@@ -189,7 +179,7 @@ class Batcher(Generic[Item, Result]):
 
     def _take(self) -> _Batch[Item, Result]:
         """Remove the next batch from the queue, oldest first: a fair share for each free place."""
-        share = -(-self.waiting // (self._concurrency - self._running))
+        share = -(-self.waiting // self._free)
         batch: _Batch[Item, Result] = []
         while self._queue and len(batch) < min(share, self._max_batch_size):
             ticket = next(iter(self._queue))
@@ -208,18 +198,26 @@ class Batcher(Generic[Item, Result]):
             del self._queue[ticket]
             self.waiting -= len(ticket.items) - ticket.taken
 
+    def _abandon(self) -> None:
+        """Cancel the batches that nobody waits for any more."""
+        for worker, batch in self._running.items():
+            if _is_over(batch) and not worker.cancelling():
+                worker.cancel()
+
     async def _run(self, batch: _Batch[Item, Result], reason: Reason) -> None:
         """Compute one batch and resolve its tickets; only a cancel of the worker escapes."""
-        loop = asyncio.get_running_loop()
+        loop, worker = asyncio.get_running_loop(), asyncio.current_task()
+        assert worker is not None
         started = loop.time()
-        self._running += 1
+        self._running[worker] = batch
         try:
             results = await self._compute([ticket.items[index] for ticket, index in batch], reason)
             if len(results) != len(batch):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} items")
         except asyncio.CancelledError as error:
-            # A compute whose executor was shut down raises this too, and that is a failure.
-            if (task := asyncio.current_task()) is not None and task.cancelling():
+            # The worker's end, but for `_abandon`'s cancel, or one that the computation itself
+            # raised, as one whose executor was shut down does.
+            if worker.cancelling() and not (_is_over(batch) and worker.uncancel() == 0):
                 raise
             self._fail(batch, error)
         except Exception as error:
@@ -232,7 +230,7 @@ class Batcher(Generic[Item, Result]):
                 if len(ticket.results) == len(ticket.items):
                     self._end(ticket)
         finally:
-            self._running -= 1
+            del self._running[worker]
 
     def _fail(self, batch: _Batch[Item, Result], error: BaseException) -> None:
         for ticket, _ in batch:
@@ -245,3 +243,7 @@ class Batcher(Generic[Item, Result]):
         """Resolve a ticket, once; what of it still waits is passed over from now on."""
         if not ticket.future.done():
             ticket.future.set_result(error)
+
+
+def _is_over(batch: _Batch[Any, Any]) -> bool:
+    return all(ticket.future.done() for ticket, _ in batch)

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from service.bundle import Bundle, list_bundles, load_bundle
-from service.engines import EngineError
+from service.engines import Engine, EngineError
 from service.engines.onnx import OnnxEngine
 from service.generation import Model
 from service.settings import Settings
@@ -87,6 +87,28 @@ class Catalogue:
         return None
 
 
+def make_engine(bundle: Bundle, settings: Settings) -> Engine:
+    """The engine that the settings ask for, not yet open.
+
+    Raises:
+        EngineError: what it needs is not installed.
+    """
+    if not settings.triton_addresses:
+        return OnnxEngine(bundle, threads=settings.threads, concurrency=settings.batches_at_a_time)
+    try:
+        from service.engines.triton import TritonEngine  # here: half a second, for its users only
+    except ImportError as error:
+        raise EngineError(
+            f"SID_TRITON needs the extra `triton`, pip install 'sid-serve[triton]': {error}"
+        ) from error
+    return TritonEngine(
+        bundle,
+        addresses=settings.triton_addresses,
+        max_batch_size=settings.max_batch_size,
+        concurrency=settings.batches_at_a_time,
+    )
+
+
 @asynccontextmanager
 async def open_catalogue(
     bundles: Sequence[Bundle], settings: Settings, telemetry: Telemetry
@@ -103,9 +125,7 @@ async def open_catalogue(
         for bundle in bundles:
             model = Model(
                 bundle,
-                OnnxEngine(
-                    bundle, threads=settings.threads, concurrency=settings.batches_at_a_time
-                ),
+                make_engine(bundle, settings),
                 max_batch_size=settings.max_batch_size,
                 queue_size=settings.queue_size,
                 engine_seconds=settings.engine_seconds,

@@ -65,6 +65,36 @@ def serve(
 
 
 @app.command()
+def triton(
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the gateway. Default: 8000.")
+    ] = None,
+    models: ModelsOption = None,
+    grpc_port: Annotated[int, typer.Option(help="Port of Triton's gRPC front end.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="Port of Triton's metrics.")] = 8002,
+    http_port: Annotated[int, typer.Option(help="Port of Triton's HTTP front end.")] = 8003,
+) -> None:
+    """Run the real Triton server on this machine, without Docker, and the gateway over it.
+
+    Installs it (55 MB) when it is not there yet. Linux on x86-64 only; no GPU.
+    """
+    from service import logs, server, triton_server
+
+    settings = _settings(port=port, models=models, triton=f"127.0.0.1:{grpc_port}")
+    logs.configure(settings.log_format, settings.log_level)
+    triton_server.install()
+    with triton_server.running(
+        settings.models, http=http_port, grpc=grpc_port, metrics=metrics_port
+    ):
+        print(
+            f"Triton is ready: gRPC on 127.0.0.1:{grpc_port}, HTTP on 127.0.0.1:{http_port}, "
+            f"metrics on http://127.0.0.1:{metrics_port}/metrics",
+            flush=True,
+        )
+        server.run(settings, _announce)
+
+
+@app.command()
 def generate(
     class_label: Annotated[
         str | None,
@@ -282,13 +312,14 @@ def _settings(**given: Any) -> "Settings":
 
 def _user_errors() -> tuple[type[Exception], ...]:
     """Exceptions whose message is written for the user; anything else is a defect of ours."""
-    from service.batching import ComputeError
     from service.bench import BenchError
     from service.bundle import BundleError, ClassLabelError, SeedError
     from service.catalogue import ModelRequiredError, UnknownModelError
     from service.engines import EngineError
+    from service.refusals import ComputeError
     from service.security import KeysError
     from service.server import ListenError
+    from service.triton_server import TritonServerError
 
     return (
         BenchError,
@@ -301,6 +332,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         ListenError,
         ModelRequiredError,
         SeedError,
+        TritonServerError,
         UnknownModelError,
     )
 

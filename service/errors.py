@@ -15,9 +15,9 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from service.batching import ClosedError, ComputeError, DeadlineError, QueueFullError
 from service.bundle import ClassLabelError, SeedError
 from service.catalogue import ModelRequiredError, UnknownModelError
+from service.refusals import ClosedError, ComputeError, DeadlineError, QueueFullError
 from service.security import BurstError, RateLimitedError
 from service.supervision import EngineDownError
 

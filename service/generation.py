@@ -9,17 +9,19 @@ from time import perf_counter
 import numpy as np
 import structlog
 
-from service.batching import (
-    Batcher,
-    ClosedError,
-    ComputeError,
-    DeadlineError,
-    QueueFullError,
-    Reason,
-)
+from service.batching import Batcher, Reason
 from service.bundle import Bundle, Manifest, check_seed, latents
 from service.encoding import PIXELS, encode
-from service.engines import Engine, EngineError, Images, Inputs
+from service.engines import (
+    Engine,
+    EngineBusyError,
+    EngineDeadlineError,
+    EngineError,
+    Images,
+    Inputs,
+    Terms,
+)
+from service.refusals import ClosedError, ComputeError, DeadlineError, QueueFullError
 from service.singleflight import SingleFlight
 from service.supervision import EngineDownError, Supervisor
 from service.telemetry import ModelMetrics, Timings
@@ -68,11 +70,12 @@ class Picture:
 class _Job:
     """An order in the batcher."""
 
-    __slots__ = ("order", "running", "submitted")
+    __slots__ = ("deadline", "order", "running", "submitted")
 
-    def __init__(self, order: Order, submitted: float) -> None:
+    def __init__(self, order: Order, submitted: float, deadline: float | None) -> None:
         self.order = order
         self.submitted = submitted
+        self.deadline = deadline
         self.running = False
 
 
@@ -103,7 +106,7 @@ class Model:
         self.bundle = bundle
         self.engine = engine
         self.supervisor = Supervisor(
-            engine, bundle, seconds=engine_seconds, on_change=metrics.set_engine_up
+            engine, bundle, seconds=engine_seconds, on_change=self._engine_changed
         )
         self.metrics = metrics
         self.flights: SingleFlight[list[Picture]] = SingleFlight()
@@ -114,7 +117,6 @@ class Model:
             concurrency=engine.concurrency,
         )
         metrics.watch_queue(lambda: self._batcher.waiting)
-        metrics.describe(bundle, engine)
 
     @property
     def name(self) -> str:
@@ -172,13 +174,13 @@ class Model:
             deadline: time of the event loop's clock by which they are wanted.
 
         Raises:
-            QueueFullError, ClosedError, EngineDownError: not accepted now; nothing was computed.
+            QueueFullError, ClosedError, EngineDownError: not now; nothing was computed.
             DeadlineError: refused for want of time, or not drawn in time.
             ComputeError: the engine failed.
         """
         self.admit(len(orders), deadline)
         submitted = perf_counter()
-        jobs = [_Job(order, submitted) for order in orders]
+        jobs = [_Job(order, submitted, deadline) for order in orders]
         try:
             pictures = await self._batcher.submit(jobs, deadline)
         except (asyncio.CancelledError, DeadlineError) as error:
@@ -188,9 +190,7 @@ class Model:
             )
             raise
         except ComputeError as error:
-            if isinstance(error.__cause__, EngineDownError):
-                raise error.__cause__ from None
-            raise
+            raise self._named(error) from None
         total = perf_counter() - submitted
         for picture in pictures:
             self.metrics.observe_picture(picture.timings, total)
@@ -211,6 +211,24 @@ class Model:
             await self._batcher.close()
             await self.supervisor.close()
 
+    def _engine_changed(self, up: bool) -> None:
+        self.metrics.set_engine_up(up)
+        if up:  # it may be another version than before
+            self.metrics.describe(self.bundle, self.engine)
+
+    def _named(self, error: ComputeError) -> Exception:
+        """What the failure of a batch means for the request: some are failures of nothing."""
+        cause = error.__cause__
+        if isinstance(cause, EngineDownError):
+            return cause
+        if isinstance(cause, EngineBusyError):
+            self.metrics.reject("engine_busy")
+            return QueueFullError(self._batcher.expected_seconds())
+        if isinstance(cause, EngineDeadlineError):
+            self.metrics.give_up("deadline", "running")
+            return DeadlineError("the picture was not drawn in time")
+        return error
+
     async def _draw(self, jobs: list[_Job], reason: Reason) -> list[Picture]:
         """Compute and encode one batch (the batcher's `compute`)."""
         self.supervisor.require_up()
@@ -218,8 +236,13 @@ class Model:
         for job in jobs:
             job.running = True
         drawing = _Drawing([job.order for job in jobs], self.bundle.manifest)
+        # The batch is wanted for as long as any picture of it is.
+        deadlines = [job.deadline for job in jobs if job.deadline is not None]
+        terms = Terms(deadline=max(deadlines) if len(deadlines) == len(jobs) else None)
         try:
-            images, files = await self.supervisor.generate(drawing.inputs, drawing.encode)
+            images, files = await self.supervisor.generate(drawing.inputs, drawing.encode, terms)
+        except (EngineBusyError, EngineDeadlineError):
+            raise
         except Exception as error:
             self.metrics.batch_failures.inc()
             if not isinstance(error, EngineError):  # those are the supervisor's, which logs them

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+_BATCHES_A_SERVER = 4  # on two instances: two computed, two on their way (docs/results.md)
 _CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -52,7 +53,14 @@ class Settings(BaseSettings):
         ge=1,
         description="Batches computed at a time. Default: one more than the processors have "
         "threads for, so that none idles between two batches; lower it to leave processors to "
-        "other programs.",
+        "other programs. Over Triton: batches sent and not yet answered, 4 for each server; raise "
+        "it where the servers have more instances than that.",
+    )
+    triton: str | None = Field(
+        default=None,
+        pattern=r"^[^\s:,]+:\d+(,[^\s:,]+:\d+)*$",
+        description="Triton servers that compute instead of this process: host:port of each one's "
+        "gRPC front end, commas between them. Needs the package's extra `triton`.",
     )
     max_batch_size: int = Field(
         default=8,
@@ -136,6 +144,15 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def triton_addresses(self) -> list[str]:
+        """`triton` as a list; empty: this process computes."""
+        return self.triton.split(",") if self.triton else []
+
+    @property
     def batches_at_a_time(self) -> int:
-        """`concurrency`, or its default for this machine."""
-        return self.concurrency or max(1, available_cpus() // self.threads) + 1
+        """`concurrency`, or its default for this machine or the Triton servers."""
+        if self.concurrency is not None:
+            return self.concurrency
+        if self.triton_addresses:
+            return _BATCHES_A_SERVER * len(self.triton_addresses)
+        return max(1, available_cpus() // self.threads) + 1

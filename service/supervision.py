@@ -3,19 +3,30 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from time import monotonic
 from typing import TypeVar
 
 import numpy as np
 import structlog
 
 from service.bundle import Bundle, latents
-from service.engines import Engine, EngineError, Images, Inputs
+from service.engines import (
+    Engine,
+    EngineBusyError,
+    EngineDeadlineError,
+    EngineError,
+    Images,
+    Inputs,
+    Terms,
+)
 
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between two attempts to mend an engine
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 0.5  # seconds between two attempts to mend an engine
+# A batch that everyone gave up after so many seconds may have hung; sooner, they were in a hurry.
+_SUSPICIOUS_SECONDS = 1.0
 
 
 class EngineDownError(EngineError):
@@ -26,9 +37,10 @@ class Supervisor:
     """Passes batches to an engine and mends it when it fails.
 
     A batch that takes longer than `seconds` means that the engine hangs: from then on batches
-    are refused at once. A batch that fails makes it suspect: it goes on if it can still draw the
-    canary image, otherwise it is down too. A down engine is restarted and tried again until the
-    canary image is right.
+    are refused at once. A batch that fails makes it suspect, and so does one that is given up
+    after a while: it goes on if it can still draw the canary image, otherwise it is down too. A
+    down engine is restarted and tried again until the canary image is right. One that is busy, or
+    missed a deadline, is neither.
 
     Args:
         engine: the engine.
@@ -62,23 +74,32 @@ class Supervisor:
             EngineError: the graph cannot be served at all.
         """
         await self._engine.open()
-        self._on_change(True)
         with contextlib.suppress(EngineError):
             await self.check()
+            self._on_change(True)
 
-    async def generate(self, prepare: Callable[[], Inputs], finish: Callable[[Images], T]) -> T:
+    async def generate(
+        self, prepare: Callable[[], Inputs], finish: Callable[[Images], T], terms: Terms
+    ) -> T:
         """Compute one batch (see `Engine.generate`).
 
         Raises:
             EngineDownError: the engine is down; it was not asked.
+            EngineBusyError, EngineDeadlineError: see `Engine.generate`.
             EngineError: the batch failed, or took too long.
         """
         self.require_up()
+        started = monotonic()
         try:
-            return await self._generate(prepare, finish)
+            return await self._generate(prepare, finish, terms)
+        except (EngineBusyError, EngineDeadlineError):
+            raise
         except EngineError as error:
-            if self.down is None and self._mending is None:
-                self._start_mending(str(error))
+            self._suspect(str(error))
+            raise
+        except asyncio.CancelledError:
+            if (seconds := monotonic() - started) > _SUSPICIOUS_SECONDS:
+                self._suspect(f"a batch was given up after {seconds:.1f} s")
             raise
 
     def require_up(self) -> None:
@@ -97,6 +118,8 @@ class Supervisor:
         self.require_up()
         try:
             await self._draw_canary()
+        except EngineBusyError:  # so it is at work
+            return
         except EngineError as error:
             self._fail(str(error))
             raise
@@ -108,11 +131,13 @@ class Supervisor:
             await asyncio.wait([self._mending])
         await self._engine.close()
 
-    async def _generate(self, prepare: Callable[[], Inputs], finish: Callable[[Images], T]) -> T:
+    async def _generate(
+        self, prepare: Callable[[], Inputs], finish: Callable[[Images], T], terms: Terms
+    ) -> T:
         restarts = self._restarts
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._engine.generate(prepare, finish)
+                return await self._engine.generate(prepare, finish, terms)
         except TimeoutError:
             reason = f"{self._name}: {self._engine.name} gave no answer in {self._seconds:g} s"
             if restarts == self._restarts:  # else it was left behind by a restart: old news
@@ -120,8 +145,7 @@ class Supervisor:
             raise EngineError(reason) from None
 
     async def _draw_canary(self) -> None:
-        if not await self._engine.ready():
-            raise EngineError(f"{self._name}: {self._engine.name} is not ready")
+        await self._engine.check()
         manifest = self._bundle.manifest
         golden = manifest.golden
         canary = golden.images[0] if golden else None
@@ -132,7 +156,7 @@ class Supervisor:
             noise = latents([seed], manifest.latent_shape)
             return noise, np.array([label], dtype=np.int64) if manifest.classes else None
 
-        images = await self._generate(prepare, lambda images: images)
+        images = await self._generate(prepare, lambda images: images, Terms())
         if golden and canary and (mismatch := golden.mismatch(canary, images[0])):
             raise EngineError(f"{self._name}: {mismatch}")
 
@@ -147,6 +171,10 @@ class Supervisor:
             log.error("engine is down", model=self._name, reason=reason)
             self._start_mending(reason)
 
+    def _suspect(self, reason: str) -> None:
+        if self.down is None:  # else it is being mended
+            self._start_mending(reason)
+
     def _start_mending(self, reason: str) -> None:
         if self._mending is None:
             self._mending = asyncio.create_task(self._mend(reason))
@@ -156,7 +184,7 @@ class Supervisor:
         try:
             # Down from the start, or since the canary began: another batch may have hung meanwhile.
             if self.down is None and await self._works() and self.down is None:
-                log.warning("a batch failed, the engine works", model=self._name, reason=reason)
+                log.warning("suspected, but the engine works", model=self._name, reason=reason)
                 return
             pause = _FIRST_PAUSE
             while not await self._restarted():
@@ -171,6 +199,8 @@ class Supervisor:
     async def _works(self) -> bool:
         try:
             await self._draw_canary()
+        except EngineBusyError:
+            return True
         except Exception as error:  # of any kind: what mends must not die of what it mends
             self._fail(_reason(error))
             return False

@@ -1,7 +1,13 @@
-"""Every metric of the server, named in one place. `/metrics` shows them to Prometheus."""
+"""Every metric of the server, named in one place. `/metrics` shows them to Prometheus.
+
+Whatever can be counted stands at 0 from the start: a rate needs a sample before the first event,
+or the first error is lost, and a panel of what has never happened shows 0 and not nothing.
+"""
 
 import asyncio
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from prometheus_client import (
@@ -10,15 +16,45 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 
 from service.bundle import Bundle
 from service.engines import Engine
 
-# 0.1 ms to 13 s in factors of 1.5: a quantile read from them is at most 22 % off.
-_SECONDS = tuple(0.0001 * 1.5**power for power in range(30))
+# 0.1 ms to 15 s in round numbers, so that a rule can say le="0.3": a share below a bound is exact.
+# A quantile is only known to lie in its bucket, so it is off by up to the bucket's width: a third
+# of the value to two thirds (0.3 to 0.5), and less where times spread over several buckets.
+_STEPS = ("1", "1.5", "2", "3", "5", "7")
+_SECONDS = (*(float(f"{step}e{ten}") for ten in range(-4, 1) for step in _STEPS), 10.0, 15.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+# What /generate answers: before it knows which model is meant, and after.
+_GENERATE = "/generate"
+_STATUSES_WITHOUT_MODEL = (400, 404, 405, 406, 415, 422, 500)
+_STATUSES = (200, 304, 413, 422, 429, 499, 500, 503, 504)
+
+_BATCH_REASONS = ("idle", "freed", "full")
+_REJECTIONS = ("queue_full", "engine_busy", "deadline", "draining", "engine_down", "rate_limited")
+_CANCELLATIONS = tuple(
+    (cause, phase) for cause in ("deadline", "abandoned") for phase in ("queued", "running")
+)
+_CACHE_HITS = ("not_modified", "shared")
+
+_CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
+
+# Prometheus needs no word of when each series began; it would be one more series for each.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+def available_memory() -> int:
+    """Bytes that this process may use: its container's limit, or else the machine's memory."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int(_CGROUP_MEMORY.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no container, or "max"
+        return machine
 
 
 class Timings(NamedTuple):
@@ -42,6 +78,8 @@ class Telemetry:
             ["route", "model", "status"],
             registry=registry,
         )
+        for status in _STATUSES_WITHOUT_MODEL:
+            self.requests.labels(_GENERATE, "", str(status))
         self.request_seconds = Histogram(
             "sid_request_seconds",
             "Time from the request's headers to the end of its answer.",
@@ -49,6 +87,7 @@ class Telemetry:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.request_seconds.labels(_GENERATE)
         self.stage_seconds = Histogram(
             "sid_stage_seconds",
             "Time in a stage. Each picture: queue, total (queued to encoded). "
@@ -73,10 +112,22 @@ class Telemetry:
         self.queue_depth = Gauge(
             "sid_queue_depth", "Pictures that wait for a batch.", ["model"], registry=registry
         )
+        self.queue_limit = Gauge(
+            "sid_queue_limit",
+            "Pictures that may wait for each model; beyond it requests are refused.",
+            registry=registry,
+        )
+        self.engine_places = Gauge(
+            "sid_engine_places",
+            "Batches that the model's engine computes at a time.",
+            ["model"],
+            registry=registry,
+        )
         self.rejections = Counter(
             "sid_rejections",
-            "Requests refused before anything was computed: queue_full, deadline (too much waited "
-            "before them), draining, engine_down, rate_limited.",
+            "Requests refused before anything was computed: queue_full, engine_busy (Triton's own "
+            "queue is full), deadline (too much waited before them), draining, engine_down, "
+            "rate_limited.",
             ["model", "reason"],
             registry=registry,
         )
@@ -105,6 +156,12 @@ class Telemetry:
             registry=registry,
         )
         self.tasks.set_function(lambda: len(asyncio.all_tasks()))
+        memory = Gauge(
+            "sid_memory_limit_bytes",
+            "Memory that the process may use: its container's limit, or the machine's.",
+            registry=registry,
+        )
+        memory.set(available_memory())
         self.model_info = Gauge(
             "sid_model_info",
             "1 for each served model; its identity is in the labels.",
@@ -123,24 +180,38 @@ class ModelMetrics:
     def __init__(self, telemetry: Telemetry, model: str) -> None:
         self._telemetry = telemetry
         self._model = model
+        self._identity: tuple[str, ...] | None = None
+        for status in _STATUSES:
+            telemetry.requests.labels(_GENERATE, model, str(status))
         stages = ("total", *Timings._fields)
         self._stage = {name: telemetry.stage_seconds.labels(model, name) for name in stages}
         self._batch_size = telemetry.batch_size.labels(model)
         self._batches = {
-            reason: telemetry.batches.labels(model, reason) for reason in ("idle", "freed", "full")
+            reason: telemetry.batches.labels(model, reason) for reason in _BATCH_REASONS
         }
         self.batch_failures = telemetry.batch_failures.labels(model)
+        self._rejections = {
+            reason: telemetry.rejections.labels(model, reason) for reason in _REJECTIONS
+        }
+        self._cancellations = {
+            (cause, phase): telemetry.cancellations.labels(model, cause, phase)
+            for cause, phase in _CANCELLATIONS
+        }
+        self._cache_hits = {kind: telemetry.cache_hits.labels(model, kind) for kind in _CACHE_HITS}
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
         """Report the queue's depth by asking `depth` whenever metrics are read."""
         self._telemetry.queue_depth.labels(self._model).set_function(depth)
 
     def describe(self, bundle: Bundle, engine: Engine) -> None:
-        """Show which weights and which engine are served."""
+        """Show which weights and which engine are served, in the place of what was shown."""
         version = str(bundle.manifest.version)
-        self._telemetry.model_info.labels(
-            self._model, version, bundle.digest, engine.name, engine.version
-        ).set(1)
+        identity = (self._model, version, bundle.digest, engine.name, engine.version)
+        if self._identity not in (None, identity):
+            self._telemetry.model_info.remove(*self._identity)
+        self._identity = identity
+        self._telemetry.model_info.labels(*identity).set(1)
+        self._telemetry.engine_places.labels(self._model).set(engine.concurrency)
 
     def set_engine_up(self, up: bool) -> None:
         """Show whether the engine works."""
@@ -148,15 +219,15 @@ class ModelMetrics:
 
     def reject(self, reason: str) -> None:
         """Count a request that was refused at once."""
-        self._telemetry.rejections.labels(self._model, reason).inc()
+        self._rejections[reason].inc()
 
     def give_up(self, cause: str, phase: str) -> None:
         """Count an accepted request that was given up."""
-        self._telemetry.cancellations.labels(self._model, cause, phase).inc()
+        self._cancellations[cause, phase].inc()
 
     def cache_hit(self, kind: str) -> None:
         """Count a request that cost no picture."""
-        self._telemetry.cache_hits.labels(self._model, kind).inc()
+        self._cache_hits[kind].inc()
 
     def observe_batch(self, size: int, reason: str, timings: Timings) -> None:
         """Record one computed batch."""

@@ -1,15 +1,20 @@
 """Small real bundles for tests: a random network in ONNX, published through service.bundle."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 
+from distill.export.triton import triton_config
 from service.bundle import Golden, GoldenImage, Manifest, latents, sha256_file, write_manifest
-from service.engines import Engine
+from service.engines import Engine, Terms
 
 CLOTHES = ["T-shirt/top", "Trouser", "Dress"]
+# Turns of the loop, in native code: until someone ends it, and some tenths of a second.
+FOR_EVER, A_WHILE = 10**15, 200_000
 _WIDTH = 8
 
 
@@ -21,19 +26,21 @@ def write_bundle(
     resolution: int = 8,
     channels: int = 1,
     golden: bool = True,
-    hangs: bool = False,
+    turns: int = 0,
+    triton: Mapping[str, int] = MappingProxyType({}),
     **manifest: Any,
 ) -> Path:
     """Publish a random two-layer convolutional network of the bundle's signature.
 
     Returns the bundle's folder, models/name. The network is the same for the same arguments.
-    One that `hangs` computes for ever, in native code, when asked for its first class.
+    `triton` goes to `triton_config`.
+    Asked for its first class, it computes a loop of so many `turns` too (see FOR_EVER).
     """
     classes = CLOTHES if classes is None else classes
     folder = models / name
     (folder / "1").mkdir(parents=True)
     graph = folder / "1" / "model.onnx"
-    write_graph(graph, classes=len(classes), resolution=resolution, channels=channels, hangs=hangs)
+    write_graph(graph, classes=len(classes), resolution=resolution, channels=channels, turns=turns)
     facts: dict[str, Any] = {
         "name": name,
         "version": 1,
@@ -47,13 +54,15 @@ def write_bundle(
         "training": {"data": "none", "kimg": 0},
         "golden": _golden(graph, len(classes), channels, resolution) if golden else None,
     }
-    write_manifest(folder, Manifest(**(facts | manifest)))
+    written = Manifest(**(facts | manifest))
+    (folder / "config.pbtxt").write_text(triton_config(written, **triton))
+    write_manifest(folder, written)
     return folder
 
 
 async def compute(engine: Engine, noise: Any, class_labels: Any = None) -> Any:
     """The images that an engine computes from these inputs."""
-    return await engine.generate(lambda: (noise, class_labels), lambda images: images)
+    return await engine.generate(lambda: (noise, class_labels), lambda images: images, Terms())
 
 
 def write_graph(
@@ -63,7 +72,7 @@ def write_graph(
     resolution: int = 8,
     channels: int = 1,
     batch: str | int = "N",
-    hangs: bool = False,
+    turns: int = 0,
 ) -> None:
     """Write the network: convolution, class embedding, tanh, convolution, quantisation."""
     random = np.random.default_rng(0)
@@ -97,10 +106,10 @@ def write_graph(
             helper.make_node("Add", ["h0", "e1"], ["h1"]),
         ]
         hidden = "h1"
-    if hangs:
-        values += [constant("first", np.int64(0)), constant("for_ever", np.int64(10**15))]
-        nodes += _endless_loop(hidden, "h_hung")
-        hidden = "h_hung"
+    if turns:
+        values += [constant("first", np.int64(0)), constant("turns_of_first", np.int64(turns))]
+        nodes += _loop(hidden, "h_late")
+        hidden = "h_late"
     nodes += [
         helper.make_node("Tanh", [hidden], ["h2"]),
         helper.make_node("Conv", ["h2", "out.weight"], ["y0"], pads=[1, 1, 1, 1]),
@@ -118,8 +127,8 @@ def write_graph(
     save(model, path)
 
 
-def _endless_loop(hidden: str, output: str) -> list[Any]:
-    """Nodes that pass `hidden` on, after 10^15 turns of a loop if any class label is the first."""
+def _loop(hidden: str, output: str) -> list[Any]:
+    """Nodes that pass `hidden` on, after the turns of a loop if any class label is the first."""
     scalar = helper.make_tensor_value_info("carried", TensorProto.FLOAT, [])
     condition = helper.make_tensor_value_info("condition", TensorProto.BOOL, [])
     body = helper.make_graph(
@@ -138,7 +147,7 @@ def _endless_loop(hidden: str, output: str) -> list[Any]:
         helper.make_node("ReduceMin", ["class_labels"], ["lowest"], keepdims=0),
         helper.make_node("Equal", ["lowest", "first"], ["is_first"]),
         helper.make_node("Cast", ["is_first"], ["is_first_number"], to=TensorProto.INT64),
-        helper.make_node("Mul", ["is_first_number", "for_ever"], ["turns"]),
+        helper.make_node("Mul", ["is_first_number", "turns_of_first"], ["turns"]),
         helper.make_node("Loop", ["turns", "", "zero"], ["looped"], body=body),
         helper.make_node("Add", [hidden, "looped"], [output]),
     ]

@@ -3,34 +3,69 @@
 from service.bundle import Manifest
 
 MAX_BATCH_SIZE = 32
+# Two batches at a time: on processors, with one thread each, that draws more than one batch on
+# two threads (docs/results.md); on a GPU one copies while the other computes.
+INSTANCES, THREADS = 2, 1
+# What waits in Triton was admitted by a gateway, which has a queue of its own. A full queue tells
+# gateways to refuse (429); what waits so long has nobody left that wants it.
+QUEUE_REQUESTS, QUEUE_SECONDS = 64, 10
 
 
-def triton_config(manifest: Manifest) -> str:
+def triton_config(
+    manifest: Manifest, *, queue_requests: int = QUEUE_REQUESTS, versions: int = 2
+) -> str:
     """Return config.pbtxt for the onnxruntime backend.
 
-    Batches are whatever waits when the engine frees up (no delay), as in the gateway.
+    Batches are whatever waits when an instance frees up (no delay), as in the gateway. The last
+    versions are served side by side, so that gateways can go from one to the next at any time.
+
+    Args:
+        manifest: of the bundle.
+        queue_requests: requests, of up to MAX_BATCH_SIZE images each, that may wait.
+        versions: how many of the latest versions are served.
     """
-    resolution, channels = manifest.resolution, manifest.channels
-    latents = f"dims: [ {channels}, {resolution}, {resolution} ]"
-    images = f"dims: [ {resolution}, {resolution}, {channels} ]"
+    latents = f"dims: {_list(manifest.latent_shape)}"
+    images = f"dims: {_list(manifest.image_shape)}"
     inputs = [f'  {{ name: "latents" data_type: TYPE_FP32 {latents} }}']
+    warmup = [f'  inputs {{ key: "latents" value {{ data_type: TYPE_FP32 {latents} ']
+    warmup[0] += "zero_data: true } }"
     if manifest.classes:
         # A scalar an image: the graph takes [N], not [N, 1].
         inputs.append(
             '  { name: "class_labels" data_type: TYPE_INT64 dims: [ 1 ] reshape { shape: [ ] } }'
         )
-    return "\n".join(
-        [
-            "# Written by sid-distill publish; not to be edited by hand.",
-            f'name: "{manifest.name}"',
-            'backend: "onnxruntime"',
-            f"max_batch_size: {MAX_BATCH_SIZE}",
-            "input [",
-            ",\n".join(inputs),
-            "]",
-            f'output [ {{ name: "images" data_type: TYPE_UINT8 {images} }} ]',
-            "dynamic_batching { }",
-            "response_cache { enable: false }",
-            "",
-        ]
-    )
+        warmup.append(
+            '  inputs { key: "class_labels" '
+            "value { data_type: TYPE_INT64 dims: [ 1 ] zero_data: true } }"
+        )
+    lines = [
+        "# Written by sid-distill publish; not to be edited by hand (docs/operations.md).",
+        f'name: "{manifest.name}"',
+        'backend: "onnxruntime"',
+        f"max_batch_size: {MAX_BATCH_SIZE}",
+        f"version_policy {{ latest {{ num_versions: {versions} }} }}",
+        "input [",
+        ",\n".join(inputs),
+        "]",
+        f'output [ {{ name: "images" data_type: TYPE_UINT8 {images} }} ]',
+        "dynamic_batching {",
+        "  default_queue_policy {",
+        f"    max_queue_size: {queue_requests}",
+        f"    default_timeout_microseconds: {QUEUE_SECONDS * 1_000_000}",
+        "    timeout_action: REJECT",
+        "    allow_timeout_override: true  # a request may bring its own, shorter or longer",
+        "  }",
+        "}",
+        "# On every GPU there is, otherwise on the processors.",
+        f"instance_group [ {{ kind: KIND_AUTO count: {INSTANCES} }} ]",
+        "parameters {",
+        f'  key: "intra_op_thread_count" value {{ string_value: "{THREADS}" }}',
+        "}",
+    ]
+    for size in (1, MAX_BATCH_SIZE):  # ready means: memory for any batch is there
+        lines += ["model_warmup {", f'  name: "{size}" batch_size: {size}', *warmup, "}"]
+    return "\n".join([*lines, "response_cache { enable: false }", ""])
+
+
+def _list(sizes: tuple[int, ...]) -> str:
+    return f"[ {', '.join(map(str, sizes))} ]"

@@ -1,6 +1,7 @@
 """Engines: what turns latents into images. Each serves one bundle."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -18,12 +19,33 @@ class EngineError(Exception):
     """An engine that cannot open its model or compute; the message is one line for people."""
 
 
+class EngineBusyError(EngineError):
+    """The engine has no room for the batch now; nothing is wrong with it."""
+
+
+class EngineDeadlineError(EngineError):
+    """The batch's deadline passed before the engine had computed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an engine should know about a batch besides its inputs.
+
+    Attributes:
+        deadline: time of the event loop's clock after which nobody wants the images; None: never.
+        traceparent: the W3C trace context that the batch belongs to.
+    """
+
+    deadline: float | None = None
+    traceparent: str | None = None
+
+
 class Engine(Protocol):
     """The graph of one bundle, ready to run. Calls come from one event loop and never block it.
 
     Attributes:
         name: which engine this is, e.g. `onnxruntime`.
-        version: the version of the library or server that computes.
+        version: the version of the library or server that computes; "" until it is known.
         concurrency: how many batches it computes at a time.
     """
 
@@ -38,11 +60,17 @@ class Engine(Protocol):
             EngineError: the graph cannot be loaded or has another signature.
         """
 
-    async def ready(self) -> bool:
-        """Whether the graph is loaded; cheap, and computes nothing."""
+    async def check(self) -> None:
+        """Return if the graph is loaded; cheap, and computes nothing.
 
-    async def generate(self, prepare: Callable[[], Inputs], finish: Callable[[Images], T]) -> T:
-        """Compute one batch: `finish(compute(*prepare()))`.
+        Raises:
+            EngineError: it is not, and why.
+        """
+
+    async def generate(
+        self, prepare: Callable[[], Inputs], finish: Callable[[Images], T], terms: Terms
+    ) -> T:
+        """Compute one batch: `finish(compute(*prepare()))`. Cancelling it ends the computation.
 
         What comes before and after the graph is handed in, so that each engine can run it where
         it is cheapest: an embedded one in the very thread that computes, without a switch between.
@@ -53,8 +81,11 @@ class Engine(Protocol):
                 int64 [N], or None for an unconditional model.
             finish: takes images, uint8 [N, H, W, C], of which row i depends on row i of the
                 inputs only, not on its batch.
+            terms: what else there is to know.
 
         Raises:
+            EngineBusyError: not now; another moment may do.
+            EngineDeadlineError: not computed by the deadline of `terms`.
             EngineError: the computation failed. What `prepare` and `finish` raise passes through.
         """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from service.bundle import Bundle, Manifest
-from service.engines import EngineError, Images, Inputs
+from service.engines import EngineError, Images, Inputs, Terms
 from service.engines.threads import DaemonThreads
 
 T = TypeVar("T")
@@ -44,14 +44,20 @@ class OnnxEngine:
         check_signature(session, manifest, path)
         self._session = session
 
-    async def ready(self) -> bool:
-        """Whether the session is open."""
-        return self._session is not None
-
-    async def generate(self, prepare: Callable[[], Inputs], finish: Callable[[Images], T]) -> T:
-        """Compute one batch, all of it in one of the engine's threads (see `Engine.generate`)."""
-        if self._session is None or self._workers is None:
+    async def check(self) -> None:
+        """Return if the session is open; raises EngineError when it is not."""
+        if self._session is None:
             raise EngineError(f"{self._bundle.manifest.name}: the engine is not open")
+
+    async def generate(
+        self,
+        prepare: Callable[[], Inputs],
+        finish: Callable[[Images], T],
+        terms: Terms,  # noqa: ARG002 a batch starts when a thread is free: none waits here
+    ) -> T:
+        """Compute one batch, all of it in one of the engine's threads (see `Engine.generate`)."""
+        await self.check()
+        assert self._workers is not None
         import onnxruntime
 
         options = onnxruntime.RunOptions()

@@ -8,11 +8,11 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr
 
-from service.batching import DeadlineError
 from service.bundle import SEED_MAX
 from service.encoding import JPEG, NPY, PNG, WEBP, ZIP
 from service.errors import ProblemError, responses
 from service.generation import Model, Order, Picture
+from service.refusals import DeadlineError
 from service.routes.answers import GenerateResponse, answer, choose_form, entity_tag, file_type
 from service.routes.disconnect import ClientDisconnectedError, UnlessDisconnected
 from service.routes.lean import LeanRoute

@@ -10,6 +10,7 @@ from service.app import create_app
 from service.settings import Settings
 from tests.bundles import write_bundle
 from tests.service.client import Client
+from tests.service.triton import Repository, Triton, triton_over
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +38,20 @@ def client(settings: Settings) -> Iterator[Client]:
     """A client of the application, in this process and with its lifespan."""
     with Client(create_app(settings)) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """Bundles that the shared Triton server serves; nobody changes them."""
+    models = tmp_path_factory.mktemp("repository")
+    write_bundle(models, "grey")
+    write_bundle(models, "colour", channels=3, resolution=16)
+    write_bundle(models, "plain", classes=[])
+    return Repository(models)
+
+
+@pytest.fixture(scope="session")
+def triton(repository: Repository) -> Iterator[Triton]:
+    """The real Triton server over `repository`; nobody stops it or changes what it serves."""
+    with triton_over(repository.models) as server:
+        yield server

@@ -25,13 +25,13 @@ class Tap:
         self.batches: list[int] = []
 
     def __call__(self, generate):
-        async def tapped(engine, prepare, finish):
+        async def tapped(engine, prepare, finish, terms):
             self.batches.append(len(prepare()[0]))
             await self.flow.wait()
             await asyncio.sleep(self.seconds)
             if self.failure:
                 raise self.failure
-            return await generate(engine, prepare, finish)
+            return await generate(engine, prepare, finish, terms)
 
         return tapped
 

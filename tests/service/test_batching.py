@@ -11,7 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from service.batching import Batcher, ClosedError, ComputeError, QueueFullError
+from service.batching import Batcher
+from service.refusals import ClosedError, ComputeError, QueueFullError
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
@@ -199,6 +200,12 @@ class Batching(RuleBasedStateMachine):
         assert not waiting or len(self.runs) == self.concurrency
         if not live and not self.runs:
             assert asyncio.all_tasks(self.loop) == set(), "an idle batcher costs nothing"
+
+    @invariant()
+    def nothing_is_computed_for_nobody(self):
+        if self.settled:
+            for run in self.runs:
+                assert not all(self.submits[number].task.done() for number, _ in run.items)
 
     def teardown(self):
         if not hasattr(self, "loop"):

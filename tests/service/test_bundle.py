@@ -45,7 +45,7 @@ def test_writing_a_manifest_replaces_it_whole_and_leaves_nothing_beside_it(tiny)
     before = load_manifest(tiny)
     write_manifest(tiny, before.model_copy(update={"description": "Another."}))
     assert load_manifest(tiny) == before.model_copy(update={"description": "Another."})
-    assert sorted(path.name for path in tiny.iterdir()) == ["1", "manifest.json"]
+    assert sorted(path.name for path in tiny.iterdir()) == ["1", "config.pbtxt", "manifest.json"]
 
 
 def test_a_truncated_file_is_refused_by_name(tiny):

@@ -23,10 +23,10 @@ def drawn(monkeypatch):
     counted = []
     generate = OnnxEngine.generate
 
-    async def counting(engine, prepare, finish):
+    async def counting(engine, prepare, finish, terms):
         counted.extend(prepare()[0])
         await asyncio.sleep(0.02)
-        return await generate(engine, prepare, finish)
+        return await generate(engine, prepare, finish, terms)
 
     monkeypatch.setattr(OnnxEngine, "generate", counting)
     return counted

@@ -1,12 +1,15 @@
 """The catalogue, the probes and the metrics."""
 
 import json
+import re
 
 import pytest
 
 from service.app import create_app
 from service.bundle import BundleError, load_bundle
 from service.catalogue import ModelRequiredError, UnknownModelError, pick
+from service.generation import _REJECTIONS
+from service.telemetry import available_memory
 from tests.bundles import CLOTHES, write_bundle
 from tests.service.client import Client
 
@@ -69,6 +72,63 @@ def test_metrics_name_what_happened(client):
     ):
         assert line in answer.text.splitlines()
     assert 'sid_model_info{digest="' in answer.text
+
+
+def test_what_can_be_counted_stands_at_0_from_the_start(client):
+    """A rate needs a sample before the first event; no request may make a series of its own."""
+
+    def series():
+        samples = (line.rpartition(" ") for line in client.get("/metrics").text.splitlines())
+        return {
+            name: float(value)
+            for name, _, value in samples
+            if name.startswith("sid_") and 'route="/metrics"' not in name
+        }
+
+    client.get("/metrics")
+    before = series()
+    counters = {name: value for name, value in before.items() if re.match(r"\w+_total\{", name)}
+    assert not any(counters.values())
+    reasons = {*_REJECTIONS.values(), "rate_limited", "engine_busy"}
+    refused = {f'sid_rejections_total{{model="tiny",reason="{reason}"}}' for reason in reasons}
+    late = {
+        f'sid_requests_total{{model="tiny",route="/generate",status="{status}"}}'
+        for status in (429, 499, 500, 503, 504)
+    }
+    assert refused | late <= set(counters)
+
+    tag = client.get("/generate?seed=7").headers["etag"]
+    statuses = [
+        client.get("/generate?seed=7", headers={"if-none-match": tag}).status_code,
+        client.generate({"seed": -1}).status_code,
+        client.generate({"seeds": 1}).status_code,
+        client.generate({"n": 10**6}).status_code,
+        client.generate({"model": "none"}).status_code,
+        client.generate({}, accept="text/html").status_code,
+        client.generate({}, **{"x-deadline-ms": "soon"}).status_code,
+        client.request("POST", "/generate", content=b"seed=1").status_code,
+        client.request("DELETE", "/generate").status_code,
+    ]
+    assert statuses == [304, 422, 422, 413, 404, 406, 400, 415, 405]
+    after = series()
+    assert set(after) == set(before)
+    answered = [name for name in counters if "requests" in name and after[name]]
+    assert len(answered) == len({200, *statuses}) + 1, "of 422, once with and once without a model"
+
+
+def test_the_limits_beside_which_a_load_is_read(client, settings):
+    lines = client.get("/metrics").text.splitlines()
+    assert f"sid_queue_limit {float(settings.queue_size)}" in lines
+    assert f'sid_engine_places{{model="tiny"}} {float(settings.batches_at_a_time)}' in lines
+    (memory,) = (line for line in lines if line.startswith("sid_memory_limit_bytes "))
+    assert 2**20 < float(memory.split()[1]) < 2**60
+
+
+@pytest.mark.parametrize(("written", "limited"), [("1048576\n", True), ("max\n", False)])
+def test_memory_is_the_containers_where_it_has_a_limit(monkeypatch, tmp_path, written, limited):
+    (tmp_path / "memory.max").write_text(written)
+    monkeypatch.setattr("service.telemetry._CGROUP_MEMORY", tmp_path / "memory.max")
+    assert (available_memory() == 2**20) is limited
 
 
 def test_the_openapi_document_resolves_every_reference(client):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from service.batching import ClosedError, ComputeError, DeadlineError, QueueFullError
 from service.catalogue import Catalogue
+from service.refusals import ClosedError, ComputeError, DeadlineError, QueueFullError
 from service.supervision import EngineDownError
 
 FIELDS = {"type", "title", "status", "detail"}

@@ -8,7 +8,7 @@ import time
 
 import httpx
 
-from tests.bundles import write_bundle
+from tests.bundles import FOR_EVER, write_bundle
 from tests.service.test_process import serving
 
 
@@ -40,7 +40,7 @@ def test_everything_accepted_before_sigterm_is_answered(tmp_path):
 
 def test_a_batch_that_hangs_holds_the_process_for_its_grace_only(tmp_path):
     grace = 1
-    write_bundle(tmp_path / "models", hangs=True)
+    write_bundle(tmp_path / "models", turns=FOR_EVER)
     log = tmp_path / "log"
     settings = {"SID_GRACE_SECONDS": str(grace), "SID_CONCURRENCY": "1"}
     with serving(tmp_path / "models", log=log, **settings) as (process, url):

@@ -1,4 +1,4 @@
-"""The embedded engine on real graphs: same bytes in any batch, and wrong graphs refused."""
+"""What only the embedded engine does: threads, and graphs of another signature refused."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ import pytest
 from service.bundle import Bundle, Manifest, latents, load_bundle, sha256_file, write_manifest
 from service.engines import Engine, EngineError
 from service.engines.onnx import OnnxEngine
-from tests.bundles import compute, write_bundle, write_graph
+from tests.bundles import compute, write_graph
 
 
 @asynccontextmanager
@@ -31,65 +31,11 @@ def generate(bundle: Bundle, noise, labels, threads: int = 1):
     return asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_an_image_is_the_same_bytes_in_a_batch_of_any_size(tmp_path, channels, threads):
-    bundle = load_bundle(write_bundle(tmp_path, resolution=16, channels=channels))
-    noise = latents(range(33), bundle.manifest.latent_shape)
-    labels = np.arange(33, dtype=np.int64) % 3
-
-    async def scenario():
-        async with opened(bundle, threads) as engine:
-            alone = [await compute(engine, noise[i : i + 1], labels[i : i + 1]) for i in range(33)]
-            for size in (2, 3, 8, 17, 33):
-                together = await compute(engine, noise[:size], labels[:size])
-                assert together.dtype == np.uint8
-                assert together.shape == (size, 16, 16, channels)
-                assert np.array_equal(together, np.concatenate(alone[:size]))
-
-    asyncio.run(scenario())
-
-
-def test_the_class_and_the_noise_change_the_image(models):
+def test_several_threads_draw_the_same_bytes_as_one(models):
     bundle = load_bundle(models / "tiny")
-    noise = latents([1, 1, 2], bundle.manifest.latent_shape)
-    images = generate(bundle, noise, np.array([0, 1, 0]))
-    assert not np.array_equal(images[0], images[1])
-    assert not np.array_equal(images[0], images[2])
-
-
-def test_an_unconditional_graph_takes_no_labels(tmp_path):
-    bundle = load_bundle(write_bundle(tmp_path, classes=[]))
-    noise = latents([1], bundle.manifest.latent_shape)
-    assert generate(bundle, noise, None).shape == (1, 8, 8, 1)
-
-
-def test_it_is_ready_between_open_and_close(models):
-    async def scenario():
-        bundle = load_bundle(models / "tiny")
-        engine = OnnxEngine(bundle, threads=1, concurrency=1)
-        assert not await engine.ready()
-        with pytest.raises(EngineError, match="not open"):
-            await compute(engine, latents([0], (1, 8, 8)), np.array([0]))
-        await engine.open()
-        assert await engine.ready()
-        await engine.close()
-        assert not await engine.ready()
-        await engine.close()
-
-    asyncio.run(scenario())
-
-
-def test_a_batch_that_cannot_be_computed_is_an_engine_error_and_the_next_one_works(models):
-    async def scenario():
-        async with opened(load_bundle(models / "tiny")) as engine:
-            noise = latents([0], (1, 8, 8))
-            with pytest.raises(EngineError, match=r"^tiny: ") as caught:
-                await compute(engine, noise, np.array([99]))
-            assert "\n" not in str(caught.value)
-            assert (await compute(engine, noise, np.array([0]))).shape == (1, 8, 8, 1)
-
-    asyncio.run(scenario())
+    noise, labels = latents(range(17), (1, 8, 8)), np.arange(17, dtype=np.int64) % 3
+    together = generate(bundle, noise, labels, threads=2)
+    assert np.array_equal(together, generate(bundle, noise, labels))
 
 
 @pytest.mark.parametrize(

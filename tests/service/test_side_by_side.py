@@ -5,7 +5,7 @@ import time
 
 import httpx
 
-from tests.bundles import write_bundle
+from tests.bundles import FOR_EVER, write_bundle
 from tests.service.test_process import serving
 
 CALM = {"model": "calm", "class_label": 1, "seed": 7}
@@ -24,7 +24,7 @@ async def seconds(http: httpx.AsyncClient, count: int = 15) -> float:
 
 def test_a_model_that_hangs_holds_up_no_other(tmp_path):
     write_bundle(tmp_path / "models", "calm")
-    write_bundle(tmp_path / "models", "hung", hangs=True)
+    write_bundle(tmp_path / "models", "hung", turns=FOR_EVER)
     with serving(tmp_path / "models", log=tmp_path / "log") as (_, url):
 
         async def scenario() -> set[int]:

@@ -11,7 +11,7 @@ from service.bundle import latents, load_bundle
 from service.engines import EngineError
 from service.engines.onnx import OnnxEngine
 from service.supervision import EngineDownError, Supervisor
-from tests.bundles import compute, write_bundle
+from tests.bundles import FOR_EVER, compute, write_bundle
 from tests.service.client import Client
 
 HANGS, DRAWS = 0, 2  # classes of the bundle that hangs
@@ -19,7 +19,7 @@ HANGS, DRAWS = 0, 2  # classes of the bundle that hangs
 
 @pytest.fixture
 def bundle(tmp_path):
-    return load_bundle(write_bundle(tmp_path / "hanging", hangs=True))
+    return load_bundle(write_bundle(tmp_path / "hanging", turns=FOR_EVER))
 
 
 class Watched:
@@ -165,10 +165,10 @@ def test_an_engine_that_stays_broken_is_tried_until_it_works(bundle, monkeypatch
     broken = True
     generate = OnnxEngine.generate
 
-    async def breakable(engine, prepare, finish):
+    async def breakable(engine, prepare, finish, terms):
         if broken:
             raise EngineError("out of order")
-        return await generate(engine, prepare, finish)
+        return await generate(engine, prepare, finish, terms)
 
     monkeypatch.setattr(OnnxEngine, "generate", breakable)
 

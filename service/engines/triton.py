@@ -1,0 +1,257 @@
+"""The production engine: Triton Inference Server, over gRPC.
+
+The gateway's batches travel as they are; Triton's dynamic batcher joins those of several
+gateways. What a bundle's folder holds is what Triton serves (its model repository), so a request
+names the version of the manifest, and the canary image proves that it is the same graph.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Callable, Sequence
+from itertools import cycle
+from typing import Any, TypeVar
+
+import tritonclient.grpc.aio as tritonclient
+from grpc.aio import UsageError
+from tritonclient.utils import InferenceServerException
+
+from service.bundle import Bundle
+from service.engines import (
+    ClassLabels,
+    EngineBusyError,
+    EngineDeadlineError,
+    EngineError,
+    Images,
+    Inputs,
+    Latents,
+    Terms,
+)
+from service.engines.threads import DaemonThreads
+
+T = TypeVar("T")
+
+# Two, because all calls of a channel share one connection: a large answer holds up those behind it.
+_CHANNELS = 2
+_CHECK_SECONDS = 1.0  # a server that needs longer to say that it is ready is not
+_RETRY_BUFFER = 64 << 20  # bytes of a request that gRPC keeps to send it again
+
+# A picture is a pure function of the request, so what one server's end interrupts may be drawn by
+# another: once more, at once. Servers are taken in turn, and those that do not answer passed over.
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{"service": "inference.GRPCInferenceService", "method": "ModelInfer"}],
+            "retryPolicy": {
+                "maxAttempts": 2,
+                "initialBackoff": "0.02s",
+                "maxBackoff": "0.02s",
+                "backoffMultiplier": 1,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+}
+_CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER),
+    # A connection of its own for each channel, also after a restart: never one that hangs.
+    ("grpc.use_local_subchannel_pool", 1),
+    # gRPC's own pauses grow to two minutes: a server that is back should be used at once.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+
+
+class TritonEngine:
+    """One model of one or several Triton servers that share the load (see `engines.Engine`).
+
+    Args:
+        bundle: a verified bundle, which is in the servers' model repository too.
+        addresses: host:port of each server's gRPC front end.
+        max_batch_size: largest batch that will be asked for.
+        concurrency: batches under way at a time.
+    """
+
+    name = "triton"
+
+    def __init__(
+        self, bundle: Bundle, *, addresses: Sequence[str], max_batch_size: int, concurrency: int
+    ) -> None:
+        self.version = ""
+        self.concurrency = concurrency
+        self._bundle = bundle
+        self._addresses = addresses
+        self._max_batch_size = max_batch_size
+        self._clients: list[Any] = []
+        self._next: Any = None
+        self._examined = False
+        self._threads: DaemonThreads | None = None
+
+    async def open(self) -> None:
+        """Make the channels. That a server is not there yet is no error: `check` tells."""
+        # Noise and files are made beside the event loop; two threads keep its processor busy.
+        self._threads = DaemonThreads(2, f"triton-{self._bundle.manifest.name}")
+        with contextlib.suppress(EngineError):
+            await self.restart()
+
+    async def check(self) -> None:
+        """Return if a server has the model loaded; raises EngineError saying why not."""
+        model, version = self._model
+        client = self._client()
+        try:
+            if not self._examined:
+                await self._examine(client)
+            if not await client.is_model_ready(model, version, client_timeout=_CHECK_SECONDS):
+                raise EngineError(f"{model}: Triton has not loaded version {version}")
+        except InferenceServerException as error:
+            raise self._translate(error) from None
+        except UsageError:  # `restart` has closed the channel meanwhile
+            raise EngineError(f"{model}: asked again over a new connection") from None
+
+    async def generate(
+        self, prepare: Callable[[], Inputs], finish: Callable[[Images], T], terms: Terms
+    ) -> T:
+        """Compute one batch on one of the servers (see `Engine.generate`)."""
+        if self._threads is None:
+            raise self._not_open()
+        latents, class_labels = await self._threads.run(prepare)
+        images = await self._infer(latents, class_labels, terms)
+        return await self._threads.run(finish, images)
+
+    async def restart(self) -> None:
+        """Make new channels: calls in flight end, and a connection that hangs is left behind."""
+        old, self._clients = self._clients, []
+        target = await _target(self._addresses)
+        self._examined = False  # it may be another server by now
+        self._clients = [
+            tritonclient.InferenceServerClient(target, channel_args=_CHANNEL_OPTIONS)
+            for _ in range(_CHANNELS)
+        ]
+        self._next = cycle(self._clients)
+        await _close(old)
+
+    async def close(self) -> None:
+        """Close the channels; calls in flight end."""
+        clients, self._clients = self._clients, []
+        await _close(clients)
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            await threads.stop()
+
+    @property
+    def _model(self) -> tuple[str, str]:
+        manifest = self._bundle.manifest
+        return manifest.name, str(manifest.version)
+
+    def _client(self) -> Any:
+        if not self._clients:
+            raise self._not_open()
+        return next(self._next)
+
+    def _not_open(self) -> EngineError:
+        return EngineError(f"{self._bundle.manifest.name}: the engine is not open")
+
+    async def _examine(self, client: Any) -> None:
+        """Learn, once a connection, the server's version, and that our batches are not too large.
+
+        Raises:
+            EngineError, InferenceServerException: it does not, or cannot say.
+        """
+        model, version = self._model
+        server = await client.get_server_metadata(client_timeout=_CHECK_SECONDS)
+        answer = await client.get_model_config(model, version, client_timeout=_CHECK_SECONDS)
+        largest = answer.config.max_batch_size
+        if largest < self._max_batch_size:
+            raise EngineError(
+                f"{model}: Triton takes batches of {largest} at most and the gateway may send "
+                f"{self._max_batch_size}: lower SID_MAX_BATCH_SIZE"
+            )
+        self.version, self._examined = server.version, True
+
+    async def _infer(
+        self, latents: Latents, class_labels: ClassLabels | None, terms: Terms
+    ) -> Images:
+        model, version = self._model
+        inputs = [_input("latents", latents, "FP32")]
+        if class_labels is not None:
+            inputs.append(_input("class_labels", class_labels[:, None], "INT64"))
+        seconds = None
+        if terms.deadline is not None:
+            seconds = terms.deadline - asyncio.get_running_loop().time()
+            if seconds <= 0:
+                raise EngineDeadlineError(f"{model}: the deadline has passed")
+        try:
+            answer = await self._client().infer(
+                model,
+                inputs,
+                model_version=version,
+                # Triton's own, for the time in its queue, and gRPC's, for all of the call.
+                timeout=None if seconds is None else max(1, int(seconds * 1e6)),
+                client_timeout=seconds,
+                headers={"traceparent": terms.traceparent} if terms.traceparent else None,
+            )
+        except InferenceServerException as error:
+            raise self._translate(error) from None
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            raise EngineError(f"{model}: the call was ended by a new connection") from None
+        images: Images | None = answer.as_numpy("images")
+        shape = (len(latents), *self._bundle.manifest.image_shape)
+        if images is None or images.shape != shape or images.dtype != "uint8":
+            found = "none" if images is None else f"{images.dtype} {images.shape}"
+            raise EngineError(f"{model}: Triton's images are {found}, not uint8 {shape}")
+        return images
+
+    def _translate(self, error: InferenceServerException) -> EngineError:
+        """What a status means (facts of Triton 2.51: tests/service/test_triton.py holds them)."""
+        status = str(error.status()).removeprefix("StatusCode.")
+        message = next(iter(str(error.message()).splitlines()), "")
+        text = f"{self._bundle.manifest.name}: Triton: {message} ({status})"
+        if status == "UNAVAILABLE" and "Exceeds maximum queue size" in message:
+            return EngineBusyError(text)
+        if status == "DEADLINE_EXCEEDED" or "Request timeout expired" in message:
+            return EngineDeadlineError(text)
+        return EngineError(text)
+
+
+async def _target(addresses: Sequence[str]) -> str:
+    """gRPC's name of the servers: it balances over all addresses that a name stands for.
+
+    Only IP addresses can be listed, so several names are looked up here, at each (re)start; one
+    name is left to gRPC, which looks it up again whenever a connection is lost.
+
+    Raises:
+        EngineError: a name cannot be looked up.
+    """
+    if len(addresses) == 1:
+        return f"dns:///{addresses[0]}"
+    loop = asyncio.get_running_loop()
+    found: list[str] = []
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        try:
+            answers = await loop.getaddrinfo(
+                host, int(port), family=socket.AF_INET, type=socket.SOCK_STREAM
+            )
+        except OSError as error:
+            raise EngineError(f"{address}: {error.strerror}") from None
+        found += (f"{ip!s}:{port}" for *_, (ip, *_) in answers)
+    return f"ipv4:{','.join(found)}"
+
+
+def _input(name: str, array: Any, datatype: str) -> Any:
+    tensor = tritonclient.InferInput(name, array.shape, datatype)
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+async def _close(clients: list[Any]) -> None:
+    for client in clients:
+        await client.close()

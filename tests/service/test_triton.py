@@ -1,0 +1,332 @@
+"""The gateway over the real Triton server: batches, refusals, deadlines, and servers that die."""
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import httpx
+import numpy as np
+import pytest
+
+from service.app import create_app
+from service.bundle import latents, load_bundle
+from service.engines import EngineBusyError, EngineDeadlineError, EngineError, Terms
+from service.engines.triton import TritonEngine
+from service.settings import Settings
+from tests.bundles import A_WHILE, compute, write_bundle
+from tests.service.client import Client
+from tests.service.test_process import serving
+from tests.service.triton import Triton, triton_over, until
+
+SLOW = {"class_label": 0}  # asks for a picture that takes a while
+
+
+class Answered(NamedTuple):
+    """When a request was sent, how long it took (seconds), and what came."""
+
+    sent: float
+    seconds: float
+    status: int
+    retry_after: int
+
+    @property
+    def ended(self) -> float:
+        return self.sent + self.seconds
+
+
+@pytest.fixture(scope="module")
+def busy_models(tmp_path_factory):
+    """A model that takes its time; one request may wait for it in Triton."""
+    models = tmp_path_factory.mktemp("busy")
+    write_bundle(models, "slow", turns=A_WHILE, triton={"queue_requests": 1})
+    return models
+
+
+@pytest.fixture(scope="module")
+def slow_triton(busy_models):
+    with triton_over(busy_models) as triton:
+        yield triton
+
+
+@pytest.fixture
+def busy(slow_triton):
+    """That server, with nothing left of the test before."""
+    until(lambda: not slow_triton.counter("nv_inference_pending_request_count"))
+    time.sleep(0.4)  # two pictures may still be computed
+    return slow_triton
+
+
+@pytest.fixture
+def own(models):
+    """A server that the test may kill, over `models`."""
+    with triton_over(models) as triton:
+        yield triton
+
+
+@contextmanager
+def gateway(*servers: Triton, **settings):
+    """The application over these servers, in this process."""
+    addresses = ",".join(server.address for server in servers)
+    with Client(create_app(Settings(models=servers[0].models, triton=addresses, **settings))) as c:
+        yield c
+
+
+def engine(triton, bundle, **settings):
+    return TritonEngine(
+        bundle,
+        **({"addresses": [triton.address], "max_batch_size": 8, "concurrency": 4} | settings),
+    )
+
+
+async def send(client, bodies, **headers):
+    return await asyncio.gather(
+        *(client.http.post("/generate", json=body, headers=headers) for body in bodies)
+    )
+
+
+def test_pictures_are_those_of_the_embedded_engine(repository, triton):
+    ask = {"model": "grey", "class_label": 1, "seed": 3, "n": 5}
+    with Client(create_app(Settings(models=repository.models))) as embedded:
+        expected = embedded.generate(ask, accept="application/x-npy").content
+    with gateway(triton) as client:
+        answer = client.generate(ask, accept="application/x-npy")
+        card = client.get("/models/grey").json()
+    assert answer.content == expected
+    assert card["engine"] == "triton 2.51.0"
+
+
+def test_requests_at_the_same_time_are_batched_by_triton_s_own_count(triton):
+    def counted():
+        names = ("nv_inference_count", "nv_inference_exec_count")
+        return np.array([triton.counter(name, model="colour") for name in names])
+
+    with gateway(triton, concurrency=32, max_batch_size=1) as client:
+        before = counted()
+        bodies = [{"model": "colour", "seed": seed} for seed in range(64)]
+        answers = client.run(send(client, bodies))
+        images, batches = counted() - before
+    assert {answer.status_code for answer in answers} == {200}
+    assert images == 64
+    assert batches < 48  # of requests that each brought one picture
+
+
+def test_a_full_queue_in_triton_is_429_and_no_failure(busy):
+    with gateway(busy, concurrency=16, max_batch_size=1) as client:
+        answers = client.run(send(client, [SLOW] * 16))
+        found = Counter(answer.status_code for answer in answers)
+        assert set(found) == {200, 429}
+        assert found[200] >= 3  # two computed, one waited
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert {answer.json()["type"] for answer in refused} == {"urn:sid-serve:problem:queue-full"}
+        assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+        registry = client.app.state.telemetry.registry
+        reason = {"model": "slow", "reason": "engine_busy"}
+        assert registry.get_sample_value("sid_rejections_total", reason) == len(refused)
+        assert registry.get_sample_value("sid_batch_failures_total", {"model": "slow"}) == 0
+        assert client.get("/readyz").status_code == 200
+
+
+def test_a_deadline_in_triton_is_504_and_no_failure(busy):
+    with gateway(busy, concurrency=3, max_batch_size=1) as client:
+        answers = client.run(send(client, [SLOW] * 3, **{"X-Deadline-Ms": "100"}))
+        assert [answer.status_code for answer in answers] == [504, 504, 504]
+        assert client.get("/readyz").status_code == 200
+
+
+def test_a_deadline_that_has_passed_is_told_apart_from_a_failure(busy_models, busy):
+    async def scenario():
+        bundle = load_bundle(busy_models / "slow")
+        slow = engine(busy, bundle)
+        await slow.open()
+        z, labels = latents([0], bundle.manifest.latent_shape), np.zeros(1, np.int64)
+        now = asyncio.get_running_loop().time
+        working = [asyncio.create_task(compute(slow, z, labels)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        for deadline in (now() + 0.05, now()):
+            with pytest.raises(EngineDeadlineError):
+                await slow.generate(lambda: (z, labels), lambda i: i, Terms(deadline=deadline))
+        await asyncio.gather(*working)
+        await slow.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_nobody_waits_for_any_more_is_cancelled_in_triton(busy):
+    def cancelled():
+        return busy.counter("nv_inference_request_failure", reason="CANCELED")
+
+    async def leave(client):
+        calls = [asyncio.create_task(send(client, [SLOW, SLOW]))]
+        await asyncio.sleep(0.05)  # both instances compute: the next one waits in Triton
+        calls.append(asyncio.create_task(send(client, [SLOW])))
+        await asyncio.sleep(0.05)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    with gateway(busy, concurrency=3, max_batch_size=1) as client:
+        before = cancelled()
+        client.run(leave(client))
+        until(lambda: cancelled() > before)
+        assert client.generate({"seed": 1}).status_code == 200
+
+
+def test_kill_9_under_load_is_503_at_once_and_over_two_seconds_after_its_return(own, tmp_path):
+    """In real processes: no request hangs, and none is answered with anything else."""
+    log = tmp_path / "log"
+    answers: list[Answered] = []
+
+    async def client(http, until):
+        seed = 0
+        while time.monotonic() < until():
+            seed, sent = seed + 1, time.monotonic()
+            answer = await http.post("/generate", json={"seed": seed})
+            retry_after = int(answer.headers.get("retry-after", 0))
+            seconds = time.monotonic() - sent
+            answers.append(Answered(sent, seconds, answer.status_code, retry_after))
+            await asyncio.sleep(0.01)
+
+    async def load(url):
+        times = {"end": float("inf")}
+        limits = httpx.Limits(max_connections=16)
+        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=20) as http:
+            clients = [asyncio.create_task(client(http, lambda: times["end"])) for _ in range(16)]
+            await asyncio.sleep(1)
+            own.kill()
+            times["killed"] = time.monotonic()
+            await asyncio.sleep(1)
+            times["red"] = (await http.get("/readyz")).status_code
+            await asyncio.to_thread(own.start)
+            times["back"] = time.monotonic()
+            await asyncio.sleep(2.5)
+            times["green"] = (await http.get("/readyz")).status_code
+            times["end"] = time.monotonic()
+            await asyncio.gather(*clients)
+        return times
+
+    with serving(own.models, log=log, SID_TRITON=own.address) as (process, url):
+        times = asyncio.run(load(url))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+    assert (times["red"], times["green"]) == (503, 200)
+    assert max(answer.seconds for answer in answers) < 1.5
+    down = []
+    for answer in answers:
+        assert answer.status in (200, 503)
+        assert answer.status == 200 or answer.retry_after >= 1
+        if answer.ended < times["killed"] or answer.sent > times["back"] + 2:
+            assert answer.status == 200, f"{answer} {times}"
+        if times["killed"] + 0.5 < answer.sent < times["back"] - 1:
+            assert answer.status == 503
+            down.append(answer.seconds)
+    assert np.median(down) < 0.05, "at once"
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_model_that_triton_has_unloaded_is_not_ready(own):
+    with gateway(own) as client:
+        assert client.get("/readyz").status_code == 200
+        own.unload("tiny")
+        red = client.get("/readyz")
+        assert red.status_code == 503
+        assert "not" in red.json()["detail"]
+        assert client.generate({}).status_code == 503
+        own.load("tiny")
+        took = until(lambda: client.get("/readyz").status_code == 200)
+        assert took < 2
+        assert client.generate({}).status_code == 200
+
+
+def test_a_server_that_freezes_is_noticed_and_used_again_when_it_thaws(own):
+    with gateway(own, engine_seconds=0.5) as client:
+        assert client.generate({}).status_code == 200
+        own.signal(signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            assert client.generate({}).status_code == 503
+            assert time.monotonic() - started < 1.5
+            started = time.monotonic()
+            assert client.generate({}).status_code == 503
+            assert time.monotonic() - started < 0.1
+        finally:
+            own.signal(signal.SIGCONT)
+        until(lambda: client.get("/readyz").status_code == 200)
+        assert client.generate({}).status_code == 200
+
+
+def test_the_gateway_starts_before_triton_and_is_ready_when_it_is(models):
+    triton = Triton(models)
+    with gateway(triton) as client:
+        assert client.get("/readyz").status_code == 503
+        assert client.generate({}).status_code == 503
+        triton.start()
+        try:
+            assert until(lambda: client.get("/readyz").status_code == 200) < 2
+            assert client.generate({}).status_code == 200
+            lines = client.get("/metrics").text.splitlines()
+            (info,) = [line for line in lines if line.startswith("sid_model_info{")]
+            assert 'engine_version="2.51.0"' in info
+        finally:
+            triton.stop()
+
+
+def test_two_servers_share_the_load_and_the_death_of_one_costs_no_picture(own, models):
+    with triton_over(models) as second:
+
+        async def scenario(client):
+            pending = [
+                asyncio.create_task(client.http.post("/generate", json={"seed": seed}))
+                for seed in range(200)
+            ]
+            await asyncio.sleep(0.05)
+            second.kill()
+            answers = await asyncio.gather(*pending)
+            more = await send(client, [{"seed": seed} for seed in range(50)])
+            return Counter(answer.status_code for answer in [*answers, *more])
+
+        with gateway(own, second, max_batch_size=1) as client:
+            client.run(send(client, [{"seed": seed} for seed in range(40)]))
+            shares = [one.counter("nv_inference_request_success") for one in (own, second)]
+            assert min(shares) >= 12
+            assert client.run(scenario(client)) == {200: 250}
+
+
+def test_batches_larger_than_triton_takes_are_refused_with_what_to_do(own):
+    with gateway(own, max_batch_size=33) as client:
+        detail = client.get("/readyz").json()["detail"]
+    assert "batches of 32 at most" in detail
+    assert "SID_MAX_BATCH_SIZE" in detail
+
+
+def test_what_triton_says_of_each_failure(repository, triton):
+    bundle = repository.bundle("grey")
+    z, labels = latents([0], (1, 8, 8)), np.zeros(1, np.int64)
+
+    async def scenario():
+        gone = bundle.manifest.model_copy(update={"version": 7})
+        missing = engine(triton, type(bundle)(gone, bundle.folder, "0"))
+        await missing.open()
+        with pytest.raises(EngineError, match=r"grey: Triton: .*version 7") as caught:
+            await compute(missing, z, labels)
+        assert type(caught.value) is EngineError
+        with pytest.raises(EngineError, match="version 7"):
+            await missing.check()
+        await missing.close()
+
+        nobody = engine(triton, bundle, addresses=["127.0.0.1:1"])
+        await nobody.open()
+        with pytest.raises(EngineError, match="Connection refused") as caught:
+            await compute(nobody, z, labels)
+        assert not isinstance(caught.value, EngineBusyError)
+        await nobody.close()
+
+        unknown = engine(triton, bundle, addresses=["no.such.host:1", "127.0.0.1:1"])
+        await unknown.open()
+        with pytest.raises(EngineError, match=r"no\.such\.host:1: "):
+            await unknown.restart()
+        await unknown.close()
+
+    asyncio.run(scenario())
