@@ -1,8 +1,8 @@
 """The models of one server: opened together, found by name, closed together."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from service.bundle import Bundle, list_bundles, load_bundle
@@ -11,6 +11,8 @@ from service.engines.onnx import OnnxEngine
 from service.generation import Model
 from service.settings import Settings
 from service.telemetry import ModelMetrics, Telemetry
+
+_LINGER_SECONDS = 1.0
 
 
 class UnknownModelError(LookupError):
@@ -44,12 +46,79 @@ def load_bundles(models: Path) -> list[Bundle]:
 
 
 class Catalogue:
-    """The open models of one server, and whether they are ready."""
+    """The open models of one server, and whether they are ready.
 
-    def __init__(self, models: Sequence[Model]) -> None:
-        self.models = {model.name: model for model in models}
+    Args:
+        open_model: opens a bundle's engine; raises EngineError when it cannot be served.
+        grace_seconds: how long a model's accepted work may take to finish when it is closed.
+    """
+
+    def __init__(
+        self, open_model: Callable[[Bundle], Awaitable[Model]], grace_seconds: float
+    ) -> None:
+        self.models: dict[str, Model] = {}
         self.draining = False
+        self._open_model = open_model
+        self._grace_seconds = grace_seconds
         self._check: asyncio.Task[dict[str, str]] | None = None
+        self._replacing = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def serve(self, bundles: Sequence[Bundle]) -> None:
+        """Open the first models, one by one.
+
+        A failing canary does not stop the server: it is logged, and readiness stays red.
+
+        Raises:
+            EngineError: a graph cannot be loaded or breaks the bundle's contract.
+        """
+        for bundle in bundles:
+            model = self.models[bundle.manifest.name] = await self._open_model(bundle)
+            model.enlist()
+
+    async def replace(self, bundles: Sequence[Bundle]) -> None:
+        """Go over to other bundles without refusing a request: all of them, or none.
+
+        What is new or has changed is opened beside what is served, and has to draw its canary
+        image. Then requests go there, and the models that were replaced finish what they have.
+
+        Raises:
+            EngineError: a new bundle cannot be served, or draws another picture than published.
+        """
+        async with self._replacing:
+            served = {model.bundle.tag: model for model in self.models.values()}
+            opened: list[Model] = []
+            try:
+                for bundle in bundles:
+                    if bundle.tag not in served:
+                        opened.append(await self._open_model(bundle))
+                        opened[-1].supervisor.require_up()
+            except EngineError:
+                for model in opened:
+                    await model.close(0)
+                raise
+            after = {model.bundle.tag: model for model in opened} | served
+            self.models = {b.manifest.name: after[b.tag] for b in bundles}
+            for model in opened:
+                model.enlist()
+            for model in served.values():
+                if model not in self.models.values():
+                    model.retire(replaced=model.name in self.models)
+                    task = asyncio.create_task(self._close_later(model))
+                    self._retiring.add(task)
+                    task.add_done_callback(self._retiring.discard)
+
+    async def close(self) -> None:
+        """Finish accepted work and free every engine."""
+        await asyncio.gather(
+            *(model.close(self._grace_seconds) for model in self.models.values()),
+            *self._retiring,
+        )
+
+    async def _close_later(self, model: Model) -> None:
+        # A request that has found this model may not have queued its pictures yet.
+        await asyncio.sleep(_LINGER_SECONDS)
+        await model.close(self._grace_seconds)
 
     def resolve(self, name: str | None) -> Model:
         """The model of that name, or the only one; raises like `pick`.
@@ -115,23 +184,29 @@ async def open_catalogue(
 ) -> AsyncIterator[Catalogue]:
     """Open every bundle's engine, draw each canary once (which warms it up), close all at the end.
 
-    A failing canary does not stop the server: it is logged, and readiness stays red.
-
     Raises:
-        EngineError: a graph cannot be loaded or breaks the bundle's contract.
+        EngineError: see `Catalogue.serve`.
     """
-    models = []
-    async with AsyncExitStack() as stack:
-        for bundle in bundles:
-            model = Model(
-                bundle,
-                make_engine(bundle, settings),
-                max_batch_size=settings.max_batch_size,
-                queue_size=settings.queue_size,
-                engine_seconds=settings.engine_seconds,
-                metrics=ModelMetrics(telemetry, bundle.manifest.name),
-            )
-            stack.push_async_callback(model.close, settings.grace_seconds)
+
+    async def open_model(bundle: Bundle) -> Model:
+        model = Model(
+            bundle,
+            make_engine(bundle, settings),
+            max_batch_size=settings.max_batch_size,
+            queue_size=settings.queue_size,
+            engine_seconds=settings.engine_seconds,
+            metrics=ModelMetrics(telemetry, bundle.manifest.name),
+        )
+        try:
             await model.open()
-            models.append(model)
-        yield Catalogue(models)
+        except BaseException:
+            await model.close(0)
+            raise
+        return model
+
+    catalogue = Catalogue(open_model, settings.grace_seconds)
+    try:
+        await catalogue.serve(bundles)
+        yield catalogue
+    finally:
+        await catalogue.close()

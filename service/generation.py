@@ -109,6 +109,7 @@ class Model:
             engine, bundle, seconds=engine_seconds, on_change=self._engine_changed
         )
         self.metrics = metrics
+        self._is_served = False
         self.flights: SingleFlight[list[Picture]] = SingleFlight()
         self._batcher: Batcher[_Job, Picture] = Batcher(
             self._draw,
@@ -116,7 +117,6 @@ class Model:
             queue_size=queue_size,
             concurrency=engine.concurrency,
         )
-        metrics.watch_queue(lambda: self._batcher.waiting)
 
     @property
     def name(self) -> str:
@@ -211,7 +211,21 @@ class Model:
             await self._batcher.close()
             await self.supervisor.close()
 
+    def enlist(self) -> None:
+        """From now on this is the model of its name: the metrics say how it stands."""
+        self._is_served = True
+        self.metrics.watch_queue(lambda: self._batcher.waiting)
+        self._engine_changed(self.supervisor.down is None)
+
+    def retire(self, *, replaced: bool) -> None:
+        """From now on it is not: another of its name is, or (not `replaced`) none."""
+        self._is_served = False
+        if not replaced:
+            self.metrics.forget()
+
     def _engine_changed(self, up: bool) -> None:
+        if not self._is_served:
+            return
         self.metrics.set_engine_up(up)
         if up:  # it may be another version than before
             self.metrics.describe(self.bundle, self.engine)

@@ -1,4 +1,4 @@
-"""The HTTP server process: one socket, one event loop, and an orderly end."""
+"""The HTTP server process: one socket, one event loop, new models on SIGHUP, an orderly end."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,9 @@ import uvicorn
 import uvloop
 
 from service.app import create_app
-from service.catalogue import Catalogue
+from service.bundle import BundleError
+from service.catalogue import Catalogue, load_bundles
+from service.engines import EngineError
 from service.engines.threads import left_behind
 from service.protocol import bounded
 from service.settings import Settings
@@ -45,6 +47,8 @@ def run(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
 
 async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
     """Serve until SIGINT or SIGTERM, then finish what was accepted and return.
+
+    SIGHUP loads the models anew, without a request refused.
 
     The application's lifespan runs here and not under uvicorn, so that a model that cannot be
     served ends as an exception for the caller instead of a logged traceback.
@@ -118,6 +122,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._settings, self._catalogue, self._on_ready = settings, catalogue, on_ready
         self._stopping = False
+        self._reloads: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -136,11 +141,31 @@ class _Server(uvicorn.Server):
             loop.call_soon_threadsafe(self._stop, loop)
 
         previous = {number: signal.signal(number, handle) for number in _SIGNALS}
+        previous[signal.SIGHUP] = signal.signal(
+            signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._start_reload)
+        )
         try:
             yield
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _start_reload(self) -> None:
+        task = asyncio.create_task(self._reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload(self) -> None:
+        """Serve what the folder of models holds now; what stands is kept if that cannot be."""
+        if self._stopping:
+            return
+        try:
+            bundles = await asyncio.to_thread(load_bundles, self._settings.models)
+            await self._catalogue.replace(bundles)
+        except (BundleError, EngineError) as error:
+            log.error("reload refused, all is served as before", reason=str(error))
+        else:
+            log.warning("reloaded", models=[bundle.tag for bundle in bundles])
 
     def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._stopping:  # asked twice: do not wait for anything

@@ -168,6 +168,7 @@ class Telemetry:
             ["model", "version", "digest", "engine", "engine_version"],
             registry=registry,
         )
+        self.identities: dict[str, tuple[str, ...]] = {}  # the labels shown for each model
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -180,7 +181,6 @@ class ModelMetrics:
     def __init__(self, telemetry: Telemetry, model: str) -> None:
         self._telemetry = telemetry
         self._model = model
-        self._identity: tuple[str, ...] | None = None
         for status in _STATUSES:
             telemetry.requests.labels(_GENERATE, model, str(status))
         stages = ("total", *Timings._fields)
@@ -207,11 +207,23 @@ class ModelMetrics:
         """Show which weights and which engine are served, in the place of what was shown."""
         version = str(bundle.manifest.version)
         identity = (self._model, version, bundle.digest, engine.name, engine.version)
-        if self._identity not in (None, identity):
-            self._telemetry.model_info.remove(*self._identity)
-        self._identity = identity
+        before = self._telemetry.identities.get(self._model)
+        if before not in (None, identity):
+            self._telemetry.model_info.remove(*before)
+        self._telemetry.identities[self._model] = identity
         self._telemetry.model_info.labels(*identity).set(1)
         self._telemetry.engine_places.labels(self._model).set(engine.concurrency)
+
+    def forget(self) -> None:
+        """Show no state of this model any more: it is not served. What was counted stays."""
+        for gauge in (
+            self._telemetry.engine_up,
+            self._telemetry.engine_places,
+            self._telemetry.queue_depth,
+        ):
+            gauge.remove(self._model)
+        if identity := self._telemetry.identities.pop(self._model, None):
+            self._telemetry.model_info.remove(*identity)
 
     def set_engine_up(self, up: bool) -> None:
         """Show whether the engine works."""

@@ -27,6 +27,7 @@ def write_bundle(
     channels: int = 1,
     golden: bool = True,
     turns: int = 0,
+    version: int = 1,
     triton: Mapping[str, int] = MappingProxyType({}),
     **manifest: Any,
 ) -> Path:
@@ -38,17 +39,17 @@ def write_bundle(
     """
     classes = CLOTHES if classes is None else classes
     folder = models / name
-    (folder / "1").mkdir(parents=True)
-    graph = folder / "1" / "model.onnx"
+    graph = folder / str(version) / "model.onnx"
+    graph.parent.mkdir(parents=True)
     write_graph(graph, classes=len(classes), resolution=resolution, channels=channels, turns=turns)
     facts: dict[str, Any] = {
         "name": name,
-        "version": 1,
+        "version": version,
         "resolution": resolution,
         "channels": channels,
         "classes": classes,
         "sigma_init": 2.5,
-        "files": {"1/model.onnx": sha256_file(graph)},
+        "files": {f"{version}/model.onnx": sha256_file(graph)},
         "licence": "Apache-2.0",
         "description": "Random weights, for tests.",
         "training": {"data": "none", "kimg": 0},

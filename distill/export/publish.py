@@ -58,7 +58,8 @@ def publish(
 
     The graph is proved against float32 torch on the golden seeds first. The measured quality
     comes from what `sid-distill evaluate` wrote beside the two networks' files. Publishing a
-    name again writes the next version; the folder is exchanged by two renames.
+    name again writes the next version; the folder is exchanged by two renames, and the version
+    before stays in it, so that Triton serves both while gateways go over.
 
     Args:
         generator_file: the distilled network (.safetensors).
@@ -112,6 +113,7 @@ def publish(
         configuration.write_text(triton_config(manifest))
         files = manifest.files | {"config.pbtxt": sha256_file(configuration)}
         write_manifest(staging, manifest.model_copy(update={"files": files}))
+        _keep_previous(folder, staging)
         _exchange(staging, folder)
     except ValidationError as error:
         first = error.errors()[0]
@@ -127,6 +129,16 @@ def _next_version(folder: Path) -> int:
         return load_manifest(folder).version + 1
     except BundleError:
         return 1
+
+
+def _keep_previous(folder: Path, staging: Path) -> None:
+    """Copy the version that is published now, if any, beside the new one."""
+    try:
+        previous = str(load_manifest(folder).version)
+    except BundleError:
+        return
+    if (folder / previous).is_dir():
+        shutil.copytree(folder / previous, staging / previous)
 
 
 def _retired(folder: Path) -> Path:

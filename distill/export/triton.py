@@ -9,20 +9,18 @@ INSTANCES, THREADS = 2, 1
 # What waits in Triton was admitted by a gateway, which has a queue of its own. A full queue tells
 # gateways to refuse (429); what waits so long has nobody left that wants it.
 QUEUE_REQUESTS, QUEUE_SECONDS = 64, 10
+VERSIONS = 2  # as many as `publish` keeps
 
 
-def triton_config(
-    manifest: Manifest, *, queue_requests: int = QUEUE_REQUESTS, versions: int = 2
-) -> str:
+def triton_config(manifest: Manifest, *, queue_requests: int = QUEUE_REQUESTS) -> str:
     """Return config.pbtxt for the onnxruntime backend.
 
     Batches are whatever waits when an instance frees up (no delay), as in the gateway. The last
-    versions are served side by side, so that gateways can go from one to the next at any time.
+    two versions are served, so that gateways can go from one to the next at any time.
 
     Args:
         manifest: of the bundle.
         queue_requests: requests, of up to MAX_BATCH_SIZE images each, that may wait.
-        versions: how many of the latest versions are served.
     """
     latents = f"dims: {_list(manifest.latent_shape)}"
     images = f"dims: {_list(manifest.image_shape)}"
@@ -43,7 +41,7 @@ def triton_config(
         f'name: "{manifest.name}"',
         'backend: "onnxruntime"',
         f"max_batch_size: {MAX_BATCH_SIZE}",
-        f"version_policy {{ latest {{ num_versions: {versions} }} }}",
+        f"version_policy {{ latest {{ num_versions: {VERSIONS} }} }}",
         "input [",
         ",\n".join(inputs),
         "]",

@@ -81,10 +81,11 @@ def test_a_published_bundle_verifies_and_states_its_quality(tmp_path):
     measure(generator, "generator", 1.5, 1)
     measure(teacher, "teacher", 2.5, 35)
     models = tmp_path / "models"
-    for version in (1, 2):  # publishing again makes the next version
+    for version in (1, 2, 3):  # publishing again makes the next version, and keeps the last
         folder = publish(generator, teacher, "letters", "Letters.", "MIT", models)
         manifest = load_bundle(folder).manifest
         assert manifest.version == version
+    assert {path.name for path in folder.iterdir()} == {"2", "3", "config.pbtxt", "manifest.json"}
     assert manifest.classes == ["a", "b", "c"]
     assert manifest.quality is not None
     assert (manifest.quality.generator, manifest.quality.teacher) == (1.5, 2.5)
@@ -93,7 +94,7 @@ def test_a_published_bundle_verifies_and_states_its_quality(tmp_path):
     assert [path.name for path in models.iterdir()] == ["letters"], "nothing is left lying about"
 
     assert manifest.golden is not None
-    session = onnxruntime.InferenceSession(folder / "2" / "model.onnx")
+    session = onnxruntime.InferenceSession(folder / "3" / "model.onnx")
     for reference in manifest.golden.images:
         feed = {
             "latents": latents([reference.seed], (3, 8, 8)),

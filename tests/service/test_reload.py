@@ -1,0 +1,155 @@
+"""SIGHUP: a model is upgraded under load, and not one request is refused for it."""
+
+import asyncio
+import json
+import shutil
+import signal
+import time
+from collections import Counter
+
+import httpx
+import pytest
+
+from service.bundle import load_bundle, load_manifest, write_manifest
+from tests.bundles import FOR_EVER, write_bundle
+from tests.service.test_process import serving
+from tests.service.triton import triton_over, until
+
+
+def upgrade(models, tmp_path):
+    """Put version 2 of `tiny` in the place of 1, which stays in it, as `publish` does."""
+    folder = write_bundle(tmp_path / "staging", "tiny", version=2, turns=1)
+    shutil.copytree(models / "tiny" / "1", folder / "1")
+    (models / "tiny").rename(tmp_path / "retired")
+    folder.rename(models / "tiny")
+    return load_bundle(models / "tiny").tag
+
+
+def logged(log, event):
+    return [one for one in map(json.loads, log.read_text().splitlines()) if one["event"] == event]
+
+
+async def draw_while(url, work):
+    """Sixteen clients draw until `work` is done; returns how often each (status, model) came."""
+    found = Counter()
+    done = asyncio.Event()
+
+    async def client(http, number):
+        seed = number
+        while not done.is_set():
+            seed += 16
+            answer = await http.post("/generate", json={"model": "tiny", "seed": seed})
+            found[answer.status_code, answer.headers.get("x-model")] += 1
+
+    async with httpx.AsyncClient(base_url=url, timeout=20) as http:
+        clients = [asyncio.create_task(client(http, number)) for number in range(16)]
+        await asyncio.to_thread(work)
+        done.set()
+        await asyncio.gather(*clients)
+    return found
+
+
+def hang_up(process, log, event):
+    """Send SIGHUP and wait for what comes of it."""
+    before = len(logged(log, event))
+    process.send_signal(signal.SIGHUP)
+    until(lambda: len(logged(log, event)) > before)
+
+
+def test_an_upgrade_under_load_refuses_nobody(models, tmp_path):
+    log = tmp_path / "log"
+    old = load_bundle(models / "tiny").tag
+    tags = {}
+    with serving(models, log=log, SID_LOG_FORMAT="json") as (process, url):
+
+        def work():
+            time.sleep(0.3)
+            tags["new"] = upgrade(models, tmp_path)
+            hang_up(process, log, "reloaded")
+            time.sleep(1.5)  # longer than the old one stays
+            tags["metrics"] = httpx.get(f"{url}/metrics").text
+
+        found = asyncio.run(draw_while(url, work))
+        assert httpx.get(f"{url}/readyz").status_code == 200
+    assert set(found) == {(200, old), (200, tags["new"])}
+    shown = [line for line in tags["metrics"].splitlines() if line.startswith("sid_model_info{")]
+    assert len(shown) == 1
+    assert 'version="2"' in shown[0]
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ({"golden_seed": 8}, "differ from the golden image"),
+        ({"truncated": True}, "not the file that was published"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_and_all_stays_as_it_is(models, tmp_path, broken, reason):
+    log = tmp_path / "log"
+    old = load_bundle(models / "tiny").tag
+    with serving(models, log=log, SID_LOG_FORMAT="json") as (process, url):
+        upgrade(models, tmp_path)
+        write_bundle(models, "another")  # all or nothing: this one would do
+        folder = models / "tiny"
+        if "golden_seed" in broken:
+            manifest = load_manifest(folder)
+            golden = manifest.golden
+            image = golden.images[0].model_copy(update={"seed": 8})
+            wrong = golden.model_copy(update={"images": [image]})
+            write_manifest(folder, manifest.model_copy(update={"golden": wrong}))
+        else:
+            (folder / "2" / "model.onnx").write_bytes(b"half")
+        hang_up(process, log, "reload refused, all is served as before")
+        answer = httpx.post(f"{url}/generate", json={"seed": 1})
+        assert (answer.status_code, answer.headers["x-model"]) == (200, old)
+        assert httpx.get(f"{url}/readyz").json()["models"] == ["tiny"]
+        metrics = httpx.get(f"{url}/metrics").text
+    (line,) = logged(log, "reload refused, all is served as before")
+    assert reason in line["reason"]
+    assert 'sid_engine_up{model="tiny"} 1.0' in metrics
+    assert 'sid_engine_up{model="another"}' not in metrics
+
+
+def test_models_come_and_go_and_what_stays_is_not_opened_again(models, tmp_path):
+    log = tmp_path / "log"
+    write_bundle(models, "leaves", turns=FOR_EVER)
+    with serving(models, log=log, SID_LOG_FORMAT="json", SID_GRACE_SECONDS="1") as (process, url):
+        (models / "leaves").rename(tmp_path / "left")
+        write_bundle(models, "comes", classes=[])
+        hang_up(process, log, "reloaded")
+        assert httpx.get(f"{url}/readyz").json()["models"] == ["comes", "tiny"]
+        for name, status in (("comes", 200), ("tiny", 200), ("leaves", 404)):
+            answer = httpx.post(f"{url}/generate", json={"model": name, "seed": 2})
+            assert answer.status_code == status
+        metrics = httpx.get(f"{url}/metrics").text
+        assert 'sid_engine_up{model="leaves"}' not in metrics
+        assert 'sid_queue_depth{model="comes"} 0' in metrics
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+    assert "Traceback" not in log.read_text()
+
+
+def test_over_triton_both_versions_are_served_while_gateways_go_over(models, tmp_path):
+    log = tmp_path / "log"
+    old = load_bundle(models / "tiny").tag
+    tags = {}
+    with (
+        triton_over(models) as triton,
+        serving(models, log=log, SID_LOG_FORMAT="json", SID_TRITON=triton.address) as (
+            process,
+            url,
+        ),
+    ):
+
+        def work():
+            time.sleep(0.3)
+            tags["new"] = upgrade(models, tmp_path)
+            # Too early: Triton has not loaded it.
+            hang_up(process, log, "reload refused, all is served as before")
+            triton.load("tiny")
+            time.sleep(0.3)
+            hang_up(process, log, "reloaded")
+            time.sleep(0.5)
+
+        found = asyncio.run(draw_while(url, work))
+    assert set(found) == {(200, old), (200, tags["new"])}
