@@ -132,3 +132,12 @@ def run_python(code: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("half", ["service", "distill"])
+def test_onnx_runtime_is_told_not_to_report_on_its_use(half):
+    """Before it is loaded, or it would be too late."""
+    run_python(
+        f"import os, sys; os.environ.pop('ORT_DISABLE_TELEMETRY', None); import {half};"
+        "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'; assert 'onnxruntime' not in sys.modules"
+    )
