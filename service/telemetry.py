@@ -155,7 +155,6 @@ class Telemetry:
             "only grows is a leak.",
             registry=registry,
         )
-        self.tasks.set_function(lambda: len(asyncio.all_tasks()))
         memory = Gauge(
             "sid_memory_limit_bytes",
             "Memory that the process may use: its container's limit, or the machine's.",
@@ -170,9 +169,10 @@ class Telemetry:
         )
         self.identities: dict[str, tuple[str, ...]] = {}  # the labels shown for each model
 
-    def exposition(self) -> bytes:
-        """All metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+    async def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format, written beside the event loop: it takes 5 ms."""
+        self.tasks.set(len(asyncio.all_tasks()))
+        return await asyncio.to_thread(generate_latest, self.registry)
 
 
 class ModelMetrics:

@@ -132,13 +132,14 @@ def _next_version(folder: Path) -> int:
 
 
 def _keep_previous(folder: Path, staging: Path) -> None:
-    """Copy the version that is published now, if any, beside the new one."""
+    """Copy the version that is published now, if any, and an operator's own Triton settings."""
     try:
         previous = str(load_manifest(folder).version)
     except BundleError:
         return
-    if (folder / previous).is_dir():
-        shutil.copytree(folder / previous, staging / previous)
+    for kept in (previous, "configs"):
+        if (folder / kept).is_dir():
+            shutil.copytree(folder / kept, staging / kept)
 
 
 def _retired(folder: Path) -> Path:

@@ -47,4 +47,4 @@ async def ready(request: Request) -> Ready:
 async def metrics(request: Request) -> Response:
     """Counters and histograms in Prometheus' text format."""
     telemetry: Telemetry = request.app.state.telemetry
-    return Response(telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)

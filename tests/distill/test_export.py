@@ -85,7 +85,9 @@ def test_a_published_bundle_verifies_and_states_its_quality(tmp_path):
         folder = publish(generator, teacher, "letters", "Letters.", "MIT", models)
         manifest = load_bundle(folder).manifest
         assert manifest.version == version
-    assert {path.name for path in folder.iterdir()} == {"2", "3", "config.pbtxt", "manifest.json"}
+        (folder / "configs").mkdir(exist_ok=True)  # an operator's (docs/operations.md)
+    kept = {"2", "3", "config.pbtxt", "configs", "manifest.json"}
+    assert {path.name for path in folder.iterdir()} == kept
     assert manifest.classes == ["a", "b", "c"]
     assert manifest.quality is not None
     assert (manifest.quality.generator, manifest.quality.teacher) == (1.5, 2.5)

@@ -1,0 +1,309 @@
+"""Prometheus and Grafana: no panel is dead, no rule is blind, and each alert fires when it should.
+
+The live half runs the shipped configuration in the real Prometheus, over the real gateway and the
+real Triton server, and asks for every expression that stands in a dashboard or a rule.
+"""
+
+import asyncio
+import math
+import re
+import shutil
+import subprocess
+from collections import Counter
+from itertools import combinations
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.telemetry import ModelMetrics, Telemetry
+from tests.bundles import FOR_EVER, write_bundle
+from tests.deploy.observed import drive, prometheus
+from tests.deploy.promql import alternatives, conditions, names, operands
+from tests.deploy.shipped import (
+    ALERTS,
+    DASHBOARDS,
+    EXPRESSIONS,
+    PANELS,
+    PROMETHEUS,
+    RECORDED,
+    ROOT,
+    RULE_TESTS,
+    RULES,
+    TARGETS,
+    provisioned,
+    variables,
+)
+from tests.service.test_process import serving
+from tests.service.triton import triton_over, until
+
+OF_PROMETHEUS = {"up", "ALERTS"}
+# Panels of Triton fall back to the processors' figures where a server shows no GPU, as here. So
+# these names, of Triton's documentation, are the only ones that no test has seen.
+OF_A_GPU = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes"}
+OF_TRITON = {
+    *(f"nv_inference_{name}_duration_us" for name in ("request", "queue")),
+    *(f"nv_inference_compute_{name}_duration_us" for name in ("input", "infer", "output")),
+    *(f"nv_inference_{name}" for name in ("count", "exec_count", "pending_request_count")),
+    *(f"nv_inference_request_{name}" for name in ("success", "failure")),
+    *(f"nv_cpu_{name}" for name in ("utilization", "memory_used_bytes", "memory_total_bytes")),
+}
+
+# A dozen failed requests, where little else is asked, fire these at once.
+CAUSED = {"SidErrorsFast", "SidErrorsSlow"}
+
+# The objective names 502 too, which the gateway itself never answers.
+SELECTORS = sorted(
+    one for one in set().union(*map(alternatives, EXPRESSIONS)) if '"502"' not in one
+)
+
+needs_prometheus = pytest.mark.skipif(
+    shutil.which("prometheus") is None or shutil.which("promtool") is None,
+    reason="Prometheus is not installed (Debian: apt-get install prometheus)",
+)
+
+
+# Rules.
+
+
+@needs_prometheus
+def test_prometheus_accepts_the_configuration():
+    promtool("check", "config", str(PROMETHEUS / "prometheus.yml"))
+
+
+@needs_prometheus
+@pytest.mark.parametrize("path", RULE_TESTS, ids=lambda path: path.stem)
+def test_alerts_fire_when_they_should_and_only_then(path):
+    promtool("test", "rules", str(path))
+
+
+def test_every_alert_is_tried_firing_and_silent():
+    tried = Counter(
+        (case["alertname"], bool(case.get("exp_alerts")))
+        for path in RULE_TESTS
+        for test in yaml.safe_load(path.read_text())["tests"]
+        for case in test.get("alert_rule_test", ())
+    )
+    for alert in ALERTS:
+        for firing in (True, False):
+            assert tried[alert.values[0]["alert"], firing], (alert.id, firing)
+
+
+@pytest.mark.parametrize("rule", ALERTS)
+def test_an_alert_says_what_is_wrong_and_where_to_read_on(rule):
+    assert rule["labels"]["severity"] in ("page", "ticket")
+    assert set(rule["annotations"]) == {"summary", "description", "runbook"}
+    assert "{{ $value" in rule["annotations"]["description"]
+    page, _, anchor = rule["annotations"]["runbook"].partition("#")
+    assert anchor == rule["alert"].lower()
+    if not (ROOT / page).exists():
+        pytest.skip(f"{page} is not written yet")
+    headings = re.findall(r"^#+ (.*)$", (ROOT / page).read_text(), re.M)
+    assert anchor in [heading.lower() for heading in headings], f"{page} does not explain it"
+
+
+# Dashboards.
+
+
+def test_what_is_provisioned_is_what_the_dashboards_ask():
+    (source,) = provisioned("datasources/prometheus.yml")["datasources"]
+    (provider,) = provisioned("dashboards/sid.yml")["providers"]
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    assert source["jsonData"]["timeInterval"] == config["global"]["scrape_interval"]
+    assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
+    used = {panel["datasource"]["uid"] for (panel,) in (one.values for one in PANELS)}
+    used |= {one["datasource"]["uid"] for board in DASHBOARDS.values() for one in variables(board)}
+    assert used == {source["uid"]}
+
+
+def test_dashboards_lead_to_each_other():
+    assert set(DASHBOARDS) == {"health", "latency", "triton"}
+    assert len({board["uid"] for board in DASHBOARDS.values()}) == len(DASHBOARDS)
+    for board in DASHBOARDS.values():
+        (link,) = board["links"]
+        assert link["type"] == "dashboards"
+        assert set(link["tags"]) <= set(board["tags"])
+
+
+@pytest.mark.parametrize("board", DASHBOARDS.values(), ids=DASHBOARDS)
+def test_panels_lie_side_by_side(board):
+    panels = board["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+    for one, other in combinations(panels, 2):
+        a, b = one["gridPos"], other["gridPos"]
+        apart = (
+            a["x"] + a["w"] <= b["x"]
+            or b["x"] + b["w"] <= a["x"]
+            or a["y"] + a["h"] <= b["y"]
+            or b["y"] + b["h"] <= a["y"]
+        )
+        assert apart, f"{one['title']} lies over {other['title']}"
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_says_in_a_sentence_what_it_shows(panel):
+    sentence = panel["description"]
+    assert sentence[0].isupper() or sentence[0].isdigit() or sentence.startswith("idle:")
+    assert sentence.endswith(".")
+    assert len(sentence.split()) > 8
+    assert panel["targets"]
+    assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+
+
+@pytest.mark.parametrize("expr", EXPRESSIONS)
+def test_every_metric_is_one_that_somebody_has(expr):
+    recorded = {one.values[0]["record"] for one in RECORDED}
+    assert names(expr)
+    assert names(expr) <= of_gateway() | OF_TRITON | OF_A_GPU | OF_PROMETHEUS | recorded
+
+
+def test_everything_recorded_is_used():
+    recorded = {one.values[0]["record"] for one in RECORDED}
+    assert recorded <= set().union(*map(names, EXPRESSIONS))
+
+
+# The real thing.
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    """Prometheus after a gateway of each engine has answered in every way."""
+    models, repository = (tmp_path_factory.mktemp(name) for name in ("models", "repository"))
+    write_bundle(models)
+    write_bundle(models, "stuck", turns=FOR_EVER)
+    write_bundle(repository)
+    small = {"SID_CONCURRENCY": "2", "SID_MAX_BATCH_SIZE": "4", "SID_QUEUE_SIZE": "16"}
+    logs = [tmp_path_factory.mktemp("logs") / name for name in ("embedded", "triton")]
+    with (
+        triton_over(repository) as triton,
+        serving(models, log=logs[0], SID_ENGINE_SECONDS="1", **small) as (_, embedded),
+        serving(repository, log=logs[1], SID_TRITON=triton.address) as (_, over_triton),
+        prometheus(
+            tmp_path_factory.mktemp("prometheus"),
+            {
+                "sid": [url.removeprefix("http://") for url in (embedded, over_triton)],
+                "triton": [f"127.0.0.1:{triton.metrics}"],
+            },
+        ) as server,
+    ):
+        # From the first scrape on, so that rates begin at 0.
+        until(lambda: server.values("count(up == 1)") == [3], seconds=30)
+        server.statuses = drive(embedded, over_triton)
+        # A few evaluations: what is recorded is there too, and alerts saw it.
+        until(lambda: firing(server) >= CAUSED, seconds=30)
+        yield server
+
+
+@needs_prometheus
+def test_prometheus_counts_every_answer_that_clients_got(live):
+    """And the first of each kind, because all of them were at 0 before."""
+    assert set(live.statuses) == {"200", "304", "422", "429", "499", "503", "504"}
+    answers = 'sum by (status) ({}(sid_requests_total{{route="/generate"}}{})) > 0'
+    until(lambda: by_status(live, answers.format("", "")) == live.statuses)
+    assert set(by_status(live, answers.format("increase", "[1h]"))) == set(live.statuses)
+
+
+@needs_prometheus
+def test_prometheus_reads_every_target_and_evaluates_every_rule(live):
+    targets = live.ask("targets")["activeTargets"]
+    assert Counter(one["labels"]["job"] for one in targets) == {"sid": 2, "triton": 1}
+    assert {one["lastError"] for one in targets} == {""}
+    rules = [rule for group in live.ask("rules")["groups"] for rule in group["rules"]]
+    assert len(rules) == len(RULES)
+    assert [rule for rule in rules if rule["health"] != "ok"] == []
+
+
+@needs_prometheus
+def test_an_engine_that_fails_pages_somebody(live):
+    assert firing(live) == CAUSED
+
+
+@needs_prometheus
+@pytest.mark.parametrize(("name", "expr"), TARGETS)
+def test_no_panel_is_dead(live, name, expr):
+    for variable in variables(DASHBOARDS[name]):
+        expr = expr.replace(f"${variable['name']}", "|".join(choices(live, variable)))
+    expr = expr.replace("$__rate_interval", "5m")
+    assert "$" not in expr
+    for part in (expr, *operands(expr)):
+        if not names(part) <= OF_A_GPU:
+            returns_data(live, part)
+
+
+@needs_prometheus
+@pytest.mark.parametrize("rule", RECORDED)
+def test_no_recording_is_dead(live, rule):
+    returns_data(live, rule["expr"])
+    labels = ",".join(f'{name}="{value}"' for name, value in rule.get("labels", {}).items())
+    returns_data(live, f"{rule['record']}{{{labels}}}")
+
+
+@needs_prometheus
+@pytest.mark.parametrize("rule", ALERTS)
+def test_no_alert_is_blind(live, rule):
+    """What it compares is there, each side by itself and, for `and`, under the same labels."""
+    assert operands(rule["expr"])
+    for expr in (*operands(rule["expr"]), *conditions(rule["expr"])):
+        returns_data(live, expr)
+
+
+@needs_prometheus
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_no_matcher_looks_for_what_never_was(live, selector):
+    returns_data(live, selector)
+
+
+@needs_prometheus
+def test_triton_names_its_metrics_as_we_do(live):
+    found = live.ask("label/__name__/values", **{"match[]": '{job="triton"}'})
+    assert set(found) >= OF_TRITON
+
+
+def promtool(*arguments: str) -> None:
+    done = subprocess.run(
+        ["promtool", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def choices(live, variable: dict) -> list[str]:
+    """What Grafana would offer for a variable, by its own query."""
+    metric, label = re.fullmatch(
+        r"label_values\((.*), (\w+)\)", variable["query"]["query"]
+    ).groups()
+    found = live.ask(f"label/{label}/values", **{"match[]": metric})
+    assert found, f"{variable['name']} has nothing to choose from"
+    return found
+
+
+def returns_data(live, expr: str) -> None:
+    values = live.values(expr)
+    assert values, f"returns nothing: {expr}"
+    assert not any(map(math.isnan, values)), f"returns {values}: {expr}"
+
+
+def by_status(live, expr: str) -> dict[str, float]:
+    found = live.ask("query", query=expr)["result"]
+    return {sample["metric"]["status"]: float(sample["value"][1]) for sample in found}
+
+
+def firing(live) -> set[str]:
+    found = live.ask("query", query='ALERTS{alertstate="firing"}')["result"]
+    return {sample["metric"]["alertname"] for sample in found}
+
+
+def of_gateway() -> set[str]:
+    """The names of the samples that a gateway shows, without one."""
+    telemetry = Telemetry()
+    metrics = ModelMetrics(telemetry, "tiny")
+    metrics.set_engine_up(True)
+
+    families = text_string_to_metric_families(asyncio.run(telemetry.exposition()).decode())
+    return {sample.name for family in families for sample in family.samples} | OF_A_MODEL
+
+
+# Shown once a model is opened, which needs its bundle.
+OF_A_MODEL = {"sid_model_info", "sid_queue_depth", "sid_engine_places"}
