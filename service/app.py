@@ -1,7 +1,7 @@
 """The application: the one place where the parts are wired together."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -15,12 +15,14 @@ from service.routes.lean import LeanRoute, LeanRoutes
 from service.security import TokenBuckets, load_keys
 from service.settings import Settings
 from service.telemetry import Telemetry
+from service.tracing import open_tracing
 
 
 def create_app(settings: Settings) -> FastAPI:
     """Make the application; its lifespan loads, opens and closes the models.
 
-    The lifespan raises BundleError or EngineError when a model cannot be served.
+    The lifespan raises BundleError or EngineError when a model cannot be served, TracingError when
+    traces were asked for and cannot be made.
 
     Raises:
         KeysError: the file of API keys cannot be used.
@@ -31,7 +33,10 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         bundles = load_bundles(settings.models)
-        async with open_catalogue(bundles, settings, telemetry) as app.state.catalogue:
+        async with (
+            aclosing(open_tracing(settings.traces)) as app.state.tracing,
+            open_catalogue(bundles, settings, telemetry) as app.state.catalogue,
+        ):
             yield
 
     app = _Application(
@@ -61,7 +66,7 @@ class _Application(FastAPI):
         stack = BodyLimit(stack, max_bytes=self.state.settings.max_body_bytes)
         if self.state.keys is not None:
             stack = ApiKeys(stack, keys=self.state.keys)
-        return RequestTelemetry(stack, telemetry=self.state.telemetry)
+        return RequestTelemetry(stack, telemetry=self.state.telemetry, tracing=self.state.tracing)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection, without what FastAPI looks up for its own telemetry."""

@@ -319,6 +319,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from service.refusals import ComputeError
     from service.security import KeysError
     from service.server import ListenError
+    from service.tracing import TracingError
     from service.triton_server import TritonServerError
 
     return (
@@ -332,6 +333,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         ListenError,
         ModelRequiredError,
         SeedError,
+        TracingError,
         TritonServerError,
         UnknownModelError,
     )

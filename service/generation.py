@@ -25,6 +25,7 @@ from service.refusals import ClosedError, ComputeError, DeadlineError, QueueFull
 from service.singleflight import SingleFlight
 from service.supervision import EngineDownError, Supervisor
 from service.telemetry import ModelMetrics, Timings
+from service.tracing import UNTRACED, Batch, BatchTrace, RequestTrace, start_batch
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +59,7 @@ class Picture:
         pixels: uint8 [H, W, C].
         file: the encoded picture; empty for the media type PIXELS.
         timings: where its time went.
+        batch: the trace of the batch that drew it.
     """
 
     order: Order
@@ -65,17 +67,21 @@ class Picture:
     pixels: Images
     file: bytes
     timings: Timings
+    batch: BatchTrace
 
 
 class _Job:
     """An order in the batcher."""
 
-    __slots__ = ("deadline", "order", "running", "submitted")
+    __slots__ = ("deadline", "order", "running", "submitted", "trace")
 
-    def __init__(self, order: Order, submitted: float, deadline: float | None) -> None:
+    def __init__(
+        self, order: Order, submitted: float, deadline: float | None, trace: RequestTrace
+    ) -> None:
         self.order = order
         self.submitted = submitted
         self.deadline = deadline
+        self.trace = trace
         self.running = False
 
 
@@ -165,13 +171,17 @@ class Model:
             raise
 
     async def generate(
-        self, orders: Sequence[Order], deadline: float | None = None
+        self,
+        orders: Sequence[Order],
+        deadline: float | None = None,
+        trace: RequestTrace = UNTRACED,
     ) -> list[Picture]:
         """Draw pictures, all or none.
 
         Args:
             orders: what `orders` returned.
             deadline: time of the event loop's clock by which they are wanted.
+            trace: the trace of the request that wants them.
 
         Raises:
             QueueFullError, ClosedError, EngineDownError: not now; nothing was computed.
@@ -180,7 +190,7 @@ class Model:
         """
         self.admit(len(orders), deadline)
         submitted = perf_counter()
-        jobs = [_Job(order, submitted, deadline) for order in orders]
+        jobs = [_Job(order, submitted, deadline, trace) for order in orders]
         try:
             pictures = await self._batcher.submit(jobs, deadline)
         except (asyncio.CancelledError, DeadlineError) as error:
@@ -249,19 +259,24 @@ class Model:
         started = perf_counter()
         for job in jobs:
             job.running = True
-        drawing = _Drawing([job.order for job in jobs], self.bundle.manifest)
         # The batch is wanted for as long as any picture of it is.
         deadlines = [job.deadline for job in jobs if job.deadline is not None]
         terms = Terms(deadline=max(deadlines) if len(deadlines) == len(jobs) else None)
-        try:
-            images, files = await self.supervisor.generate(drawing.inputs, drawing.encode, terms)
-        except (EngineBusyError, EngineDeadlineError):
-            raise
-        except Exception as error:
-            self.metrics.batch_failures.inc()
-            if not isinstance(error, EngineError):  # those are the supervisor's, which logs them
-                log.exception("batch failed", model=self.name, size=len(jobs))
-            raise
+        waited = {job.trace: started - job.submitted for job in jobs}
+        with start_batch(Batch(waited, len(jobs), reason, self.name, self.engine)) as trace:
+            drawing = _Drawing([job.order for job in jobs], self.bundle.manifest, terms, trace)
+            try:
+                images, files = await self.supervisor.generate(
+                    drawing.inputs, drawing.encode, terms
+                )
+            except (EngineBusyError, EngineDeadlineError):
+                raise
+            except Exception as error:
+                self.metrics.batch_failures.inc()
+                if not isinstance(error, EngineError):  # the supervisor logs those
+                    log.exception("batch failed", model=self.name, size=len(jobs))
+                raise
+            trace.timed(drawing.latents_seconds, drawing.encode_seconds)
         engine = perf_counter() - started - drawing.latents_seconds - drawing.encode_seconds
         timings = [
             Timings(
@@ -277,6 +292,7 @@ class Model:
                 pixels=pixels,
                 file=file,
                 timings=timing,
+                batch=trace,
             )
             for job, pixels, file, timing in zip(jobs, images, files, timings, strict=True)
         ]
@@ -285,9 +301,13 @@ class Model:
 class _Drawing:
     """What is done for a batch before and after the graph, in the engine's thread, and timed."""
 
-    def __init__(self, orders: list[Order], manifest: Manifest) -> None:
+    def __init__(
+        self, orders: list[Order], manifest: Manifest, terms: Terms, trace: BatchTrace
+    ) -> None:
         self._orders = orders
         self._manifest = manifest
+        self._terms = terms
+        self._trace = trace
         self.latents_seconds = 0.0
         self.encode_seconds = 0.0
 
@@ -299,10 +319,12 @@ class _Drawing:
         if self._manifest.classes:
             labels = np.array([order.class_label for order in self._orders], dtype=np.int64)
         self.latents_seconds = perf_counter() - started
+        self._terms.traceparent = self._trace.start_engine()
         return noise, labels
 
     def encode(self, images: Images) -> tuple[Images, list[bytes]]:
         """The images, and each as the file that was ordered."""
+        self._trace.end_engine()
         started = perf_counter()
         files = [
             b"" if order.media_type == PIXELS else encode(image, order.media_type)

@@ -1,4 +1,4 @@
-"""What happens around every request: telemetry, keys, the size of its body.
+"""What happens around every request: telemetry, its trace, keys, the size of its body.
 
 Plain ASGI, because Starlette's BaseHTTPMiddleware hides disconnects from the routes.
 """
@@ -6,6 +6,7 @@ Plain ASGI, because Starlette's BaseHTTPMiddleware hides disconnects from the ro
 import re
 from random import getrandbits
 from time import perf_counter
+from typing import Any
 
 import structlog
 from prometheus_client import Counter, Histogram
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import internal_error, problem
 from service.security import Keys
 from service.telemetry import Telemetry
+from service.tracing import UNTRACED, Tracing
 
 _PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 _OPEN = _PROBES  # needs no key
@@ -28,16 +30,17 @@ def new_request_id() -> str:
 
 
 class RequestTelemetry:
-    """Name, count and time each request, and log it unless it is a probe.
+    """Name, count and time each request, and log and trace it unless it is a probe.
 
     The outermost of our middleware, so that whatever is answered carries an X-Request-ID. For
     that reason it also answers the exceptions that nothing else handled, and logs their traceback
     under the same id.
     """
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, tracing: Tracing) -> None:
         self._app = app
         self._telemetry = telemetry
+        self._tracing = tracing
         self._log = structlog.get_logger(__name__).bind()
         # The metrics' own look-up costs more than the counting; as many entries as they have.
         self._counters: dict[tuple[str, str, int], Counter] = {}
@@ -52,6 +55,8 @@ class RequestTelemetry:
         request_id = _sent_request_id(scope) or new_request_id()
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
+        traced = scope["path"] not in _PROBES
+        trace = state["trace"] = self._tracing.start_request(scope) if traced else UNTRACED
         status = 0
 
         async def watch(message: Message) -> None:
@@ -65,10 +70,11 @@ class RequestTelemetry:
         try:
             await self._app(scope, receive, watch)
         except Exception:
-            self._log.exception("request failed", request_id=request_id)
+            self._log.exception("request failed", **_ids(state))
             if not status:  # else the answer is cut off: uvicorn closes the connection
                 await internal_error()(scope, receive, watch)
         finally:
+            trace.end(scope, status or 500)
             self._record(scope, status or 500, perf_counter() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
@@ -92,7 +98,7 @@ class RequestTelemetry:
             path=scope["path"],
             status=status,
             ms=round(seconds * 1000, 2),
-            request_id=state["request_id"],
+            **_ids(state),
             **known,
         )
 
@@ -164,6 +170,14 @@ class BodyLimit:
             return await receive()
 
         await self._app(scope, replay, send)
+
+
+def _ids(state: dict[str, Any]) -> dict[str, str]:
+    """What a request's log lines are found by."""
+    ids = {"request_id": state["request_id"]}
+    if (trace_id := state["trace"].trace_id) is not None:
+        ids["trace_id"] = trace_id
+    return ids
 
 
 def _sent_request_id(scope: Scope) -> str | None:

@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _BATCHES_A_SERVER = 4  # on two instances: two computed, two on their way (docs/results.md)
@@ -53,14 +54,14 @@ class Settings(BaseSettings):
         ge=1,
         description="Batches computed at a time. Default: one more than the processors have "
         "threads for, so that none idles between two batches; lower it to leave processors to "
-        "other programs. Over Triton: batches sent and not yet answered, 4 for each server; raise "
-        "it where the servers have more instances than that.",
+        "other programs. Over Triton: batches sent and not yet answered, 4 for each address; raise "
+        "it where the servers have more instances than that, or one name stands for many.",
     )
     triton: str | None = Field(
         default=None,
-        pattern=r"^[^\s:,]+:\d+(,[^\s:,]+:\d+)*$",
         description="Triton servers that compute instead of this process: host:port of each one's "
-        "gRPC front end, commas between them. Needs the package's extra `triton`.",
+        "gRPC front end, commas between them (then IPv4); or one name for all of a set that "
+        "changes. Needs the package's extra `triton`.",
     )
     max_batch_size: int = Field(
         default=8,
@@ -106,6 +107,14 @@ class Settings(BaseSettings):
         description="The least that is logged; at warning there is no line for each request, "
         "which saves its cost.",
     )
+    traces: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s/]+/?$",
+        description="OpenTelemetry collector that traces go to, by OTLP over gRPC: "
+        "http://collector:4317. OpenTelemetry's own variables hold too; under load set "
+        "OTEL_TRACES_SAMPLER=parentbased_traceidratio and OTEL_TRACES_SAMPLER_ARG=0.01, for all "
+        "requests are traced otherwise. Needs the package's extra `tracing`.",
+    )
     keys: Path | None = Field(
         default=None,
         description="File of API keys, as `sid key` makes them, to let in only those who hold "
@@ -137,6 +146,17 @@ class Settings(BaseSettings):
         "networks, lower it to drop stalled ones sooner.",
     )
 
+    @field_validator("triton")
+    @classmethod
+    def _addresses(cls, triton: str | None) -> str | None:
+        for address in triton.split(",") if triton else ():
+            host, _, port = address.strip().rpartition(":")
+            if not host or " " in host or not port.isdecimal() or not 0 < int(port) < 65536:
+                raise PydanticCustomError(
+                    "addresses", "host:port is expected, with commas between several"
+                )
+        return triton
+
     @model_validator(mode="after")
     def _rate_needs_keys(self) -> Self:
         if self.rate is not None and self.keys is None:
@@ -146,7 +166,7 @@ class Settings(BaseSettings):
     @property
     def triton_addresses(self) -> list[str]:
         """`triton` as a list; empty: this process computes."""
-        return self.triton.split(",") if self.triton else []
+        return [one.strip() for one in self.triton.split(",")] if self.triton else []
 
     @property
     def batches_at_a_time(self) -> int:

@@ -27,13 +27,14 @@ class EngineDeadlineError(EngineError):
     """The batch's deadline passed before the engine had computed it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Terms:
     """What an engine should know about a batch besides its inputs.
 
     Attributes:
         deadline: time of the event loop's clock after which nobody wants the images; None: never.
-        traceparent: the W3C trace context that the batch belongs to.
+        traceparent: the W3C trace context that the computation belongs to; known when `prepare`
+            (see `Engine.generate`) has returned.
     """
 
     deadline: float | None = None

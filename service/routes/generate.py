@@ -18,6 +18,7 @@ from service.routes.disconnect import ClientDisconnectedError, UnlessDisconnecte
 from service.routes.lean import LeanRoute
 from service.security import RateLimitedError, charge
 from service.settings import Settings
+from service.tracing import RequestTrace
 
 router = APIRouter(route_class=LeanRoute)
 cacheable_router = APIRouter()
@@ -120,7 +121,7 @@ async def generate(
     model, form, orders = _resolve(request, body.model, body.class_label, body.seed, body.n)
     _charge(request, model, len(orders))
     model.admit(len(orders), deadline)  # before anything is set up: under overload most end here
-    pictures = await _unless_left(request, model.generate(orders, deadline))
+    pictures = await _unless_left(request, model.generate(orders, deadline, request.state.trace))
     return await answer(model, pictures, form)
 
 
@@ -156,7 +157,8 @@ async def generate_cacheable(
         model.metrics.cache_hit("not_modified")
         return Response(status_code=304, headers=caching)
     _charge(request, model, len(orders))
-    pictures = await _unless_left(request, _share(model, etag, orders, deadline))
+    trace: RequestTrace = request.state.trace
+    pictures = await _unless_left(request, _share(model, etag, orders, deadline, trace))
     response = await answer(model, pictures, form)
     response.headers.update(caching)
     return response
@@ -188,21 +190,24 @@ def _charge(request: Request, model: Model, n: int) -> None:
 
 
 async def _share(
-    model: Model, etag: str, orders: list[Order], deadline: float | None
+    model: Model, etag: str, orders: list[Order], deadline: float | None, trace: RequestTrace
 ) -> list[Picture]:
     """Draw the pictures, or wait for a request that is drawing the very same ones.
 
     The deadline is each request's own, so it does not go along with the shared work.
     """
-    if model.flights.flying(etag):
+    if shared := model.flights.flying(etag):
         model.metrics.cache_hit("shared")
     else:
         model.admit(len(orders), deadline)
     try:
         async with asyncio.timeout_at(deadline):
-            return await model.flights.run(etag, lambda: model.generate(orders))
+            pictures = await model.flights.run(etag, lambda: model.generate(orders, trace=trace))
     except TimeoutError:
         raise DeadlineError("the picture was not drawn in time") from None
+    if shared:
+        trace.drawn_by({picture.batch for picture in pictures})
+    return pictures
 
 
 async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:

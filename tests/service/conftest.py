@@ -16,7 +16,7 @@ from tests.service.triton import Repository, Triton, triton_over
 @pytest.fixture(autouse=True)
 def _defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings of the developer's shell are not the tests'."""
-    for name in [name for name in os.environ if name.startswith("SID_")]:
+    for name in [name for name in os.environ if name.startswith(("SID_", "OTEL_"))]:
         monkeypatch.delenv(name)
 
 

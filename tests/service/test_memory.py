@@ -5,6 +5,7 @@ import gc
 import json
 from http.client import HTTPConnection
 
+import pytest
 import uvicorn
 
 from service.app import create_app
@@ -13,7 +14,11 @@ from service.protocol import BoundedProtocol
 REQUESTS = 50
 
 
-def test_a_request_leaves_nothing_for_the_garbage_collector(settings):
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_request_leaves_nothing_for_the_garbage_collector(settings, traced):
+    if traced:
+        settings = settings.model_copy(update={"traces": "http://127.0.0.1:1"})
+
     def request(connection: HTTPConnection, seed: int) -> None:
         body = json.dumps({"class_label": 1, "seed": seed})
         connection.request("POST", "/generate", body, {"content-type": "application/json"})

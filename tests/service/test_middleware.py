@@ -14,6 +14,7 @@ from service import errors, logs
 from service.middleware import ApiKeys, BodyLimit, RequestTelemetry
 from service.security import TokenBuckets, charge, load_keys, new_key
 from service.telemetry import Telemetry
+from service.tracing import Tracing
 
 LIMIT = 1000
 
@@ -49,7 +50,7 @@ def app(tmp_path, key) -> FastAPI:
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=LIMIT)
     app.add_middleware(ApiKeys, keys=load_keys(tmp_path / "keys"))
-    app.add_middleware(RequestTelemetry, telemetry=app.state.telemetry)
+    app.add_middleware(RequestTelemetry, telemetry=app.state.telemetry, tracing=Tracing())
 
     @app.post("/things/{name}")
     async def things(request: Request, name: str) -> dict[str, Any]:
@@ -207,7 +208,7 @@ def test_a_failure_in_the_middle_of_an_answer_starts_no_second_one(lines):
         await send({"type": "http.response.start", "status": 200})
         raise RuntimeError("too late")
 
-    sent = asyncio.run(drive(RequestTelemetry(app, Telemetry()), messages=[]))
+    sent = asyncio.run(drive(RequestTelemetry(app, Telemetry(), Tracing()), messages=[]))
     assert [message["type"] for message in sent] == ["http.response.start"]
     failure, _ = lines()
     assert failure["exception"][0]["exc_value"] == "too late"

@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -36,8 +36,9 @@ class Repository:
 class Triton:
     """A server that can be killed, frozen and started again on the same ports."""
 
-    def __init__(self, models: Path) -> None:
+    def __init__(self, models: Path, options: Sequence[str] = ()) -> None:
         self.models = models
+        self.options = options
         self.http, self.grpc, self.metrics = free_ports(3)
         self._stack = ExitStack()
 
@@ -47,7 +48,13 @@ class Triton:
 
     def start(self) -> None:
         self.server = self._stack.enter_context(
-            triton_server.running(self.models, http=self.http, grpc=self.grpc, metrics=self.metrics)
+            triton_server.running(
+                self.models,
+                http=self.http,
+                grpc=self.grpc,
+                metrics=self.metrics,
+                options=self.options,
+            )
         )
 
     def stop(self) -> None:
@@ -86,10 +93,10 @@ class Triton:
 
 
 @contextmanager
-def triton_over(models: Path) -> Iterator[Triton]:
-    """A running server over a folder of bundles."""
+def triton_over(models: Path, *options: str) -> Iterator[Triton]:
+    """A running server over a folder of bundles, with further arguments of tritonserver."""
     triton_server.install()
-    triton = Triton(models)
+    triton = Triton(models, options)
     triton.start()
     try:
         yield triton
