@@ -62,7 +62,7 @@ class Catalogue:
         self._grace_seconds = grace_seconds
         self._check: asyncio.Task[dict[str, str]] | None = None
         self._replacing = asyncio.Lock()
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[Model, asyncio.Task[None]] = {}
 
     async def serve(self, bundles: Sequence[Bundle]) -> None:
         """Open the first models, one by one.
@@ -76,16 +76,21 @@ class Catalogue:
             model = self.models[bundle.manifest.name] = await self._open_model(bundle)
             model.enlist()
 
-    async def replace(self, bundles: Sequence[Bundle]) -> None:
-        """Go over to other bundles without refusing a request: all of them, or none.
+    async def replace(self, load: Callable[[], Sequence[Bundle]]) -> list[str]:
+        """Go over to the bundles that `load` returns without refusing a request: all, or none.
 
         What is new or has changed is opened beside what is served, and has to draw its canary
         image. Then requests go there, and the models that were replaced finish what they have.
 
+        Returns:
+            The tags of what is served now.
+
         Raises:
+            BundleError: a bundle cannot be read.
             EngineError: a new bundle cannot be served, or draws another picture than published.
         """
         async with self._replacing:
+            bundles = await asyncio.to_thread(load)
             served = {model.bundle.tag: model for model in self.models.values()}
             opened: list[Model] = []
             try:
@@ -93,7 +98,7 @@ class Catalogue:
                     if bundle.tag not in served:
                         opened.append(await self._open_model(bundle))
                         opened[-1].supervisor.require_up()
-            except EngineError:
+            except BaseException:  # a cancel too: the server ends
                 for model in opened:
                     await model.close(0)
                 raise
@@ -104,21 +109,22 @@ class Catalogue:
             for model in served.values():
                 if model not in self.models.values():
                     model.retire(replaced=model.name in self.models)
-                    task = asyncio.create_task(self._close_later(model))
-                    self._retiring.add(task)
-                    task.add_done_callback(self._retiring.discard)
+                    self._retiring[model] = asyncio.create_task(self._close_later(model))
+            return [bundle.tag for bundle in bundles]
 
     async def close(self) -> None:
         """Finish accepted work and free every engine."""
-        await asyncio.gather(
-            *(model.close(self._grace_seconds) for model in self.models.values()),
-            *self._retiring,
-        )
+        async with self._replacing:  # which ends what it had begun
+            await asyncio.gather(
+                *(model.close(self._grace_seconds) for model in self.models.values()),
+                *self._retiring.values(),
+            )
 
     async def _close_later(self, model: Model) -> None:
         # A request that has found this model may not have queued its pictures yet.
         await asyncio.sleep(_LINGER_SECONDS)
         await model.close(self._grace_seconds)
+        del self._retiring[model]
 
     def resolve(self, name: str | None) -> Model:
         """The model of that name, or the only one; raises like `pick`.
@@ -142,11 +148,13 @@ class Catalogue:
 
     async def give_up(self) -> None:
         """End all work that is still accepted, unfinished, with ClosedError."""
-        await asyncio.gather(*(model.give_up() for model in self.models.values()))
+        accepted = [*self.models.values(), *self._retiring]
+        await asyncio.gather(*(model.give_up() for model in accepted))
 
     async def _check_all(self) -> dict[str, str]:
-        reasons = await asyncio.gather(*map(self._reason, self.models.values()))
-        return {name: why for name, why in zip(self.models, reasons, strict=True) if why}
+        models = self.models  # `replace` may put others there meanwhile
+        reasons = await asyncio.gather(*map(self._reason, models.values()))
+        return {name: why for name, why in zip(models, reasons, strict=True) if why}
 
     async def _reason(self, model: Model) -> str | None:
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import math
 import os
 import signal
@@ -38,6 +39,7 @@ class ListenError(Exception):
 def run(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
     """Serve on an event loop of this process; see `serve`."""
     sys.setswitchinterval(_SWITCH_SECONDS)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are models to replace
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings, announce))
     if left_behind():
@@ -60,6 +62,7 @@ async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) 
     Raises:
         ListenError: the address is taken or not ours.
         BundleError, EngineError: a model cannot be served.
+        TracingError: traces were asked for and cannot be made.
     """
     listener = listen(settings.host, settings.port)
     with contextlib.closing(listener):
@@ -142,7 +145,7 @@ class _Server(uvicorn.Server):
 
         previous = {number: signal.signal(number, handle) for number in _SIGNALS}
         previous[signal.SIGHUP] = signal.signal(
-            signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._start_reload)
+            signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._hang_up, loop)
         )
         try:
             yield
@@ -150,22 +153,25 @@ class _Server(uvicorn.Server):
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _start_reload(self) -> None:
-        task = asyncio.create_task(self._reload())
-        self._reloads.add(task)
-        task.add_done_callback(self._reloads.discard)
+    def _hang_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        if _terminal_is_gone():  # the older meaning of the signal
+            self._stop(loop)
+        elif not self._stopping:
+            task = asyncio.create_task(self._reload())
+            self._reloads.add(task)
+            task.add_done_callback(self._reloads.discard)
 
     async def _reload(self) -> None:
         """Serve what the folder of models holds now; what stands is kept if that cannot be."""
-        if self._stopping:
-            return
+        refused = "reload refused, all is served as before"
         try:
-            bundles = await asyncio.to_thread(load_bundles, self._settings.models)
-            await self._catalogue.replace(bundles)
+            served = await self._catalogue.replace(lambda: load_bundles(self._settings.models))
         except (BundleError, EngineError) as error:
-            log.error("reload refused, all is served as before", reason=str(error))
+            log.error(refused, reason=str(error))
+        except Exception:
+            log.exception(refused)
         else:
-            log.warning("reloaded", models=[bundle.tag for bundle in bundles])
+            log.warning("reloaded", models=served)
 
     def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._stopping:  # asked twice: do not wait for anything
@@ -173,9 +179,20 @@ class _Server(uvicorn.Server):
             return
         self._stopping = True
         self._catalogue.draining = True
+        for reload in self._reloads:
+            reload.cancel()
         loop.call_later(self._settings.drain_seconds, setattr, self, "should_exit", True)
         last = self._settings.drain_seconds + self._settings.grace_seconds
         loop.call_later(last, self._give_up)
 
     def _give_up(self) -> None:
         self._giving_up = asyncio.create_task(self._catalogue.give_up())
+
+
+def _terminal_is_gone() -> bool:
+    """Whether this process had a terminal, which has been closed."""
+    try:
+        os.tcgetpgrp(0)
+    except OSError as error:
+        return error.errno == errno.EIO
+    return False

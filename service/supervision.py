@@ -25,7 +25,8 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 0.5  # seconds between two attempts to mend an engine
-# A batch that everyone gave up after so many seconds may have hung; sooner, they were in a hurry.
+# Batches that were late or given up, and none that was not, for so many seconds: the engine may
+# hang; for less, those who waited were in a hurry.
 _SUSPICIOUS_SECONDS = 1.0
 
 
@@ -37,10 +38,10 @@ class Supervisor:
     """Passes batches to an engine and mends it when it fails.
 
     A batch that takes longer than `seconds` means that the engine hangs: from then on batches
-    are refused at once. A batch that fails makes it suspect, and so does one that is given up
-    after a while: it goes on if it can still draw the canary image, otherwise it is down too. A
-    down engine is restarted and tried again until the canary image is right. One that is busy, or
-    missed a deadline, is neither.
+    are refused at once. A batch that fails makes it suspect, and so do batches that miss their
+    deadlines or are given up for a while without one that succeeds: it goes on if it can still
+    draw the canary image, otherwise it is down too. A down engine is restarted and tried again
+    until the canary image is right. One that is busy is neither.
 
     Args:
         engine: the engine.
@@ -63,6 +64,8 @@ class Supervisor:
         self._on_change = on_change
         self._mending: asyncio.Task[None] | None = None
         self._restarts = 0
+        self._closed = False
+        self._lost_since: float | None = None
         self.down: str | None = None  # why, while it is down
 
     async def open(self) -> None:
@@ -91,16 +94,17 @@ class Supervisor:
         self.require_up()
         started = monotonic()
         try:
-            return await self._generate(prepare, finish, terms)
-        except (EngineBusyError, EngineDeadlineError):
+            result = await self._generate(prepare, finish, terms)
+        except EngineBusyError:
+            raise
+        except (EngineDeadlineError, asyncio.CancelledError):
+            self._lose(started)
             raise
         except EngineError as error:
             self._suspect(str(error))
             raise
-        except asyncio.CancelledError:
-            if (seconds := monotonic() - started) > _SUSPICIOUS_SECONDS:
-                self._suspect(f"a batch was given up after {seconds:.1f} s")
-            raise
+        self._lost_since = None
+        return result
 
     def require_up(self) -> None:
         """Raise EngineDownError while the engine is down."""
@@ -126,6 +130,7 @@ class Supervisor:
 
     async def close(self) -> None:
         """Stop mending and close the engine."""
+        self._closed = True  # a canary that this cuts off is no reason to mend
         if self._mending is not None:
             self._mending.cancel()
             await asyncio.wait([self._mending])
@@ -171,12 +176,20 @@ class Supervisor:
             log.error("engine is down", model=self._name, reason=reason)
             self._start_mending(reason)
 
+    def _lose(self, started: float) -> None:
+        """A batch that was started then ended without images, by nobody's fault so far."""
+        if self._lost_since is None:
+            self._lost_since = started
+        if (seconds := monotonic() - self._lost_since) > _SUSPICIOUS_SECONDS:
+            self._lost_since = None
+            self._suspect(f"no batch was drawn in time for {seconds:.1f} s")
+
     def _suspect(self, reason: str) -> None:
         if self.down is None:  # else it is being mended
             self._start_mending(reason)
 
     def _start_mending(self, reason: str) -> None:
-        if self._mending is None:
+        if self._mending is None and not self._closed:
             self._mending = asyncio.create_task(self._mend(reason))
 
     async def _mend(self, reason: str) -> None:

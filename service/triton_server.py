@@ -6,24 +6,26 @@ are served as they are. For a laptop and for tests: processors only.
 """
 
 import contextlib
+import ctypes
 import os
 import platform
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 PACKAGE = "nvidia-pytriton==0.7.0"  # Triton 2.51.0
 _STAND_IN = Path(__file__).parents[1] / "deploy" / "triton" / "backends"
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 _START_SECONDS = 60
 _STOP_SECONDS = 15
 
@@ -116,10 +118,16 @@ def running(
             # The backend starts its processes in the first Python on PATH: this one.
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         }
-        # A group of its own, so that Ctrl-C ends the gateway first.
+        _require_free(http, grpc, metrics)
+        # A group of its own, so that Ctrl-C ends the gateway first; and it ends when we are gone.
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=output, start_new_session=True
+                command,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         try:
             _wait_until_ready(process, http, log)
@@ -163,14 +171,30 @@ def _backends(server: Path, scratch: Path) -> Path:
     return backends
 
 
+def _require_free(*ports: int) -> None:
+    for port in ports:
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError as error:
+            raise TritonServerError(
+                f"cannot listen on 127.0.0.1:{port}: {error.strerror}; does another Triton run? "
+                "sid triton --help has options for other ports"
+            ) from None
+
+
+def _end_with_parent() -> None:
+    """In the child: have the kernel send SIGTERM when the thread that started it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _wait_until_ready(process: "subprocess.Popen[bytes]", http: int, log: Path) -> None:
     until = time.monotonic() + _START_SECONDS
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            break
-        with contextlib.suppress(OSError):  # urllib's errors too
-            urllib.request.urlopen(f"http://127.0.0.1:{http}/v2/health/ready", timeout=1).close()
-            return
+    while time.monotonic() < until and process.poll() is None:
+        connection = HTTPConnection("127.0.0.1", http, timeout=1)  # urllib would ask a proxy
+        with contextlib.suppress(OSError, HTTPException), contextlib.closing(connection):
+            connection.request("GET", "/v2/health/ready")
+            if connection.getresponse().status == 200:
+                return
         time.sleep(0.05)
     raise TritonServerError(f"Triton did not start:\n{_errors(log)}")
 

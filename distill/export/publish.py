@@ -84,11 +84,12 @@ def publish(
     shape = (config.img_channels, config.img_resolution, config.img_resolution)
     quality = None if teacher_file is None else _quality(generator_file, teacher_file)
     folder = models / name
+    models.mkdir(parents=True, exist_ok=True)
     _recover(folder)
     if folder.exists() and not (folder / MANIFEST_NAME).exists():
         raise UserError(f"{folder} exists and is no bundle: name another model, or move it away")
     version = _next_version(folder)
-    staging = models / f".{name}.partial"
+    staging = _beside(folder, "partial")
     shutil.rmtree(staging, ignore_errors=True)
     try:
         graph = staging / str(version) / "model.onnx"
@@ -113,7 +114,7 @@ def publish(
         configuration.write_text(triton_config(manifest))
         files = manifest.files | {"config.pbtxt": sha256_file(configuration)}
         write_manifest(staging, manifest.model_copy(update={"files": files}))
-        _keep_previous(folder, staging)
+        _keep_previous(folder, staging, manifest)
         _exchange(staging, folder)
     except ValidationError as error:
         first = error.errors()[0]
@@ -131,24 +132,39 @@ def _next_version(folder: Path) -> int:
         return 1
 
 
-def _keep_previous(folder: Path, staging: Path) -> None:
-    """Copy the version that is published now, if any, and an operator's own Triton settings."""
+def _keep_previous(folder: Path, staging: Path, new: Manifest) -> None:
+    """Copy the version that is published now, if any, and an operator's own Triton settings.
+
+    Not where the two differ in what goes in and out: Triton has one configuration for both.
+    """
     try:
-        previous = str(load_manifest(folder).version)
+        previous = load_manifest(folder)
     except BundleError:
         return
-    for kept in (previous, "configs"):
+    signature = (previous.latent_shape, bool(previous.classes))
+    if signature != (new.latent_shape, bool(new.classes)):
+        return
+    for kept in (str(previous.version), "configs"):
         if (folder / kept).is_dir():
             shutil.copytree(folder / kept, staging / kept)
 
 
-def _retired(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.retired")
+def _beside(folder: Path, purpose: str) -> Path:
+    """A path to build or keep a bundle at, from where a rename brings it to `folder`.
+
+    Not in the catalogue, where Triton takes every folder for a model; unless that is a file system
+    of its own.
+    """
+    models = folder.parent.resolve()
+    outside = models.parent
+    if outside.stat().st_dev != models.stat().st_dev:
+        outside = models
+    return outside / f".{models.name}-{folder.name}.{purpose}"
 
 
 def _recover(folder: Path) -> None:
     """Undo an exchange that a kill cut in half: the old bundle goes back to its place."""
-    retired = _retired(folder)
+    retired = _beside(folder, "retired")
     if retired.exists() and not folder.exists():
         retired.rename(folder)
     shutil.rmtree(retired, ignore_errors=True)
@@ -158,7 +174,7 @@ def _exchange(staging: Path, folder: Path) -> None:
     """Put `staging` in the place of `folder`; whatever happens, one of the two is there."""
     try:
         if folder.exists():
-            folder.rename(_retired(folder))
+            folder.rename(_beside(folder, "retired"))
         staging.rename(folder)
     finally:
         _recover(folder)

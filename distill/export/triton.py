@@ -51,7 +51,7 @@ def triton_config(manifest: Manifest, *, queue_requests: int = QUEUE_REQUESTS) -
         f"    max_queue_size: {queue_requests}",
         f"    default_timeout_microseconds: {QUEUE_SECONDS * 1_000_000}",
         "    timeout_action: REJECT",
-        "    allow_timeout_override: true  # a request may bring its own, shorter or longer",
+        "    allow_timeout_override: true  # a request may bring its own, which is shorter",
         "  }",
         "}",
         "# On every GPU there is, otherwise on the processors.",

@@ -9,10 +9,11 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from typing import Any, TypeVar
 
+import structlog
 import tritonclient.grpc.aio as tritonclient
 from grpc.aio import UsageError
 from tritonclient.utils import InferenceServerException
@@ -32,18 +33,21 @@ from service.engines.threads import DaemonThreads
 
 T = TypeVar("T")
 
+log = structlog.get_logger(__name__)
+
 # Two, because all calls of a channel share one connection: a large answer holds up those behind it.
 _CHANNELS = 2
 _CHECK_SECONDS = 1.0  # a server that needs longer to say that it is ready is not
 _RETRY_BUFFER = 64 << 20  # bytes of a request that gRPC keeps to send it again
 
-# A picture is a pure function of the request, so what one server's end interrupts may be drawn by
-# another: once more, at once. Servers are taken in turn, and those that do not answer passed over.
+# A picture is a pure function of the request, so what one server's end interrupts, or its full
+# queue refuses, may be drawn by another: once more, at once. Servers are taken in turn; those
+# without a connection are passed over (one that is frozen has a connection: see the supervisor).
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
-            "name": [{"service": "inference.GRPCInferenceService", "method": "ModelInfer"}],
+            "name": [{"service": "inference.GRPCInferenceService"}],
             "retryPolicy": {
                 "maxAttempts": 2,
                 "initialBackoff": "0.02s",
@@ -56,6 +60,7 @@ _SERVICE_CONFIG = {
 }
 _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.enable_http_proxy", 0),  # Triton is a neighbour, whatever the environment says
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER),
@@ -91,48 +96,62 @@ class TritonEngine:
         self._clients: list[Any] = []
         self._next: Any = None
         self._examined = False
+        self._why_closed = f"{bundle.manifest.name}: the engine is not open"
         self._threads: DaemonThreads | None = None
 
     async def open(self) -> None:
         """Make the channels. That a server is not there yet is no error: `check` tells."""
         # Noise and files are made beside the event loop; two threads keep its processor busy.
         self._threads = DaemonThreads(2, f"triton-{self._bundle.manifest.name}")
-        with contextlib.suppress(EngineError):
+        try:
             await self.restart()
+        except EngineError as error:
+            self._why_closed = str(error)
 
     async def check(self) -> None:
-        """Return if a server has the model loaded; raises EngineError saying why not."""
-        model, version = self._model
+        """Return if a server has the model loaded; raises EngineError saying why none has."""
+        # A channel asks servers in turn, and one that has it is enough: calls pass over the others.
         client = self._client()
-        try:
+        for left in reversed(range(2 * len(self._addresses))):
+            try:
+                await self._check_one(client)
+            except EngineError:
+                if not left:
+                    raise
+            else:
+                return
+
+    async def _check_one(self, client: Any) -> None:
+        model, version = self._model
+        with self._translated():
             if not self._examined:
                 await self._examine(client)
             if not await client.is_model_ready(model, version, client_timeout=_CHECK_SECONDS):
                 raise EngineError(f"{model}: Triton has not loaded version {version}")
-        except InferenceServerException as error:
-            raise self._translate(error) from None
-        except UsageError:  # `restart` has closed the channel meanwhile
-            raise EngineError(f"{model}: asked again over a new connection") from None
 
     async def generate(
         self, prepare: Callable[[], Inputs], finish: Callable[[Images], T], terms: Terms
     ) -> T:
         """Compute one batch on one of the servers (see `Engine.generate`)."""
         if self._threads is None:
-            raise self._not_open()
-        latents, class_labels = await self._threads.run(prepare)
-        images = await self._infer(latents, class_labels, terms)
+            raise EngineError(self._why_closed)
+        inputs = await self._threads.run(lambda: _as_inputs(*prepare()))
+        images = await self._infer(inputs, terms)
         return await self._threads.run(finish, images)
 
     async def restart(self) -> None:
         """Make new channels: calls in flight end, and a connection that hangs is left behind."""
-        old, self._clients = self._clients, []
+        if self._threads is None:
+            raise EngineError(self._why_closed)
         target = await _target(self._addresses)
         self._examined = False  # it may be another server by now
-        self._clients = [
-            tritonclient.InferenceServerClient(target, channel_args=_CHANNEL_OPTIONS)
-            for _ in range(_CHANNELS)
-        ]
+        old, self._clients = (
+            self._clients,
+            [
+                tritonclient.InferenceServerClient(target, channel_args=_CHANNEL_OPTIONS)
+                for _ in range(_CHANNELS)
+            ],
+        )
         self._next = cycle(self._clients)
         await _close(old)
 
@@ -151,11 +170,8 @@ class TritonEngine:
 
     def _client(self) -> Any:
         if not self._clients:
-            raise self._not_open()
+            raise EngineError(self._why_closed)
         return next(self._next)
-
-    def _not_open(self) -> EngineError:
-        return EngineError(f"{self._bundle.manifest.name}: the engine is not open")
 
     async def _examine(self, client: Any) -> None:
         """Learn, once a connection, the server's version, and that our batches are not too large.
@@ -174,19 +190,14 @@ class TritonEngine:
             )
         self.version, self._examined = server.version, True
 
-    async def _infer(
-        self, latents: Latents, class_labels: ClassLabels | None, terms: Terms
-    ) -> Images:
+    async def _infer(self, inputs: list[Any], terms: Terms) -> Images:
         model, version = self._model
-        inputs = [_input("latents", latents, "FP32")]
-        if class_labels is not None:
-            inputs.append(_input("class_labels", class_labels[:, None], "INT64"))
         seconds = None
         if terms.deadline is not None:
             seconds = terms.deadline - asyncio.get_running_loop().time()
             if seconds <= 0:
                 raise EngineDeadlineError(f"{model}: the deadline has passed")
-        try:
+        with self._translated(terms.deadline):
             answer = await self._client().infer(
                 model,
                 inputs,
@@ -196,54 +207,79 @@ class TritonEngine:
                 client_timeout=seconds,
                 headers={"traceparent": terms.traceparent} if terms.traceparent else None,
             )
-        except InferenceServerException as error:
-            raise self._translate(error) from None
-        except asyncio.CancelledError:
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise
-            raise EngineError(f"{model}: the call was ended by a new connection") from None
         images: Images | None = answer.as_numpy("images")
-        shape = (len(latents), *self._bundle.manifest.image_shape)
+        shape = (inputs[0].shape()[0], *self._bundle.manifest.image_shape)
         if images is None or images.shape != shape or images.dtype != "uint8":
             found = "none" if images is None else f"{images.dtype} {images.shape}"
             raise EngineError(f"{model}: Triton's images are {found}, not uint8 {shape}")
         return images
 
-    def _translate(self, error: InferenceServerException) -> EngineError:
-        """What a status means (facts of Triton 2.51: tests/service/test_triton.py holds them)."""
-        status = str(error.status()).removeprefix("StatusCode.")
-        message = next(iter(str(error.message()).splitlines()), "")
-        text = f"{self._bundle.manifest.name}: Triton: {message} ({status})"
-        if status == "UNAVAILABLE" and "Exceeds maximum queue size" in message:
-            return EngineBusyError(text)
-        if status == "DEADLINE_EXCEEDED" or "Request timeout expired" in message:
-            return EngineDeadlineError(text)
-        return EngineError(text)
+    @contextlib.contextmanager
+    def _translated(self, deadline: float | None = None) -> Iterator[None]:
+        """Raise what a call raises as what it means.
+
+        The statuses are those of Triton 2.51 (tests/service/test_triton.py).
+        """
+        model = self._bundle.manifest.name
+        try:
+            yield
+        except InferenceServerException as error:
+            status = str(error.status()).removeprefix("StatusCode.")
+            message = next(iter(str(error.message()).splitlines()), "")
+            text = f"{model}: Triton: {message} ({status})"
+            if status == "UNAVAILABLE" and "Exceeds maximum queue size" in message:
+                raise EngineBusyError(text) from None
+            if "Request timeout expired" in message:  # in its queue: ours, or its own longest
+                late = deadline is not None and asyncio.get_running_loop().time() >= deadline
+                raise (EngineDeadlineError if late else EngineBusyError)(text) from None
+            if status == "DEADLINE_EXCEEDED" and deadline is not None:
+                raise EngineDeadlineError(text) from None
+            raise EngineError(text) from None
+        except UsageError:
+            raise EngineError(f"{model}: asked over a connection that was closed") from None
+        except asyncio.CancelledError:  # what ends a call when its channel is closed
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            raise EngineError(f"{model}: the call was ended by a new connection") from None
 
 
 async def _target(addresses: Sequence[str]) -> str:
     """gRPC's name of the servers: it balances over all addresses that a name stands for.
 
-    Only IP addresses can be listed, so several names are looked up here, at each (re)start; one
-    name is left to gRPC, which looks it up again whenever a connection is lost.
+    Only IPv4 addresses can be listed, so several names are looked up here, at each (re)start; those
+    that stand for nothing now are left out. One name is left to gRPC, which looks it up again
+    whenever a connection is lost.
 
     Raises:
-        EngineError: a name cannot be looked up.
+        EngineError: none can be looked up.
     """
     if len(addresses) == 1:
         return f"dns:///{addresses[0]}"
     loop = asyncio.get_running_loop()
     found: list[str] = []
+    failed: list[str] = []
     for address in addresses:
         host, _, port = address.rpartition(":")
         try:
             answers = await loop.getaddrinfo(
                 host, int(port), family=socket.AF_INET, type=socket.SOCK_STREAM
             )
-        except OSError as error:
-            raise EngineError(f"{address}: {error.strerror}") from None
-        found += (f"{ip!s}:{port}" for *_, (ip, *_) in answers)
+        except (OSError, UnicodeError) as error:
+            failed.append(f"{address}: {getattr(error, 'strerror', None) or error}")
+        else:
+            found += (f"{ip!s}:{port}" for *_, (ip, *_) in answers)
+    if not found:
+        raise EngineError("; ".join(failed))
+    if failed:
+        log.warning("some Triton servers have no address", reasons=failed)
     return f"ipv4:{','.join(found)}"
+
+
+def _as_inputs(latents: Latents, class_labels: ClassLabels | None) -> list[Any]:
+    inputs = [_input("latents", latents, "FP32")]
+    if class_labels is not None:
+        inputs.append(_input("class_labels", class_labels[:, None], "INT64"))
+    return inputs
 
 
 def _input(name: str, array: Any, datatype: str) -> Any:

@@ -149,8 +149,31 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path):
 
 def test_a_publish_that_was_killed_half_way_is_undone_by_the_next(tmp_path):
     generator = save_generator(tmp_path / "generator.safetensors")
-    folder = publish(generator, None, "letters", "", "MIT", tmp_path)
-    folder.rename(tmp_path / ".letters.retired")  # as after the first of the two renames
-    publish(generator, None, "letters", "", "MIT", tmp_path)
+    models = tmp_path / "models"
+    folder = publish(generator, None, "letters", "", "MIT", models)
+    folder.rename(tmp_path / ".models-letters.retired")  # as after the first of the two renames
+    publish(generator, None, "letters", "", "MIT", models)
     assert load_bundle(folder).manifest.version == 2
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["letters"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["models"]
+
+
+def test_what_is_built_never_lies_where_triton_would_take_it_for_a_model(tmp_path, monkeypatch):
+    generator = save_generator(tmp_path / "generator.safetensors")
+    models, seen = tmp_path / "models", []
+
+    def export(network, sigma_init, path):
+        seen.extend(models.iterdir())
+        export_onnx(network, sigma_init, path)
+
+    monkeypatch.setattr("distill.export.publish.export_onnx", export)
+    publish(generator, None, "letters", "", "MIT", models)
+    assert seen == []
+
+
+def test_a_version_of_another_signature_is_not_kept_beside_the_new_one(tmp_path):
+    """Triton has one configuration for both, and would load neither."""
+    conditional = save_generator(tmp_path / "conditional.safetensors")
+    unconditional = save_generator(tmp_path / "unconditional.safetensors", label_dim=0)
+    for generator in (conditional, unconditional):
+        folder = publish(generator, None, "letters", "", "MIT", tmp_path / "models")
+    assert {path.name for path in folder.iterdir()} == {"2", "config.pbtxt", "manifest.json"}

@@ -159,15 +159,15 @@ def test_what_nobody_waits_for_any_more_is_cancelled_in_triton(busy):
         return busy.counter("nv_inference_request_failure", reason="CANCELED")
 
     async def leave(client):
-        calls = [asyncio.create_task(send(client, [SLOW, SLOW]))]
-        await asyncio.sleep(0.05)  # both instances compute: the next one waits in Triton
-        calls.append(asyncio.create_task(send(client, [SLOW])))
-        await asyncio.sleep(0.05)
+        calls = []
+        for _ in range(3):  # two at once may be one batch for Triton; of six, one waits at least
+            calls.append(asyncio.create_task(send(client, [SLOW, SLOW])))
+            await asyncio.sleep(0.05)
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
 
-    with gateway(busy, concurrency=3, max_batch_size=1) as client:
+    with gateway(busy, concurrency=6, max_batch_size=1) as client:
         before = cancelled()
         client.run(leave(client))
         until(lambda: cancelled() > before)
@@ -294,6 +294,100 @@ def test_two_servers_share_the_load_and_the_death_of_one_costs_no_picture(own, m
             assert client.run(scenario(client)) == {200: 250}
 
 
+def test_one_server_that_lacks_the_model_is_passed_over_by_probes_too(own, models):
+    with triton_over(models) as second, gateway(own, second) as client:
+        second.unload("tiny")
+        for seed in range(12):
+            assert client.get("/readyz").status_code == 200
+            assert client.generate({"seed": seed}).status_code == 200
+
+
+def test_one_name_that_stands_for_nothing_does_not_take_the_others_down(repository, triton):
+    async def scenario():
+        bundle = repository.bundle("grey")
+        both = engine(triton, bundle, addresses=["no.such.host:1", triton.address])
+        await both.open()
+        await both.check()
+        await both.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_waits_too_long_in_triton_s_queue_is_429_and_the_canary_may_wait_too(tmp_path):
+    """Triton's own limit is nobody's deadline: the server is busy, and nothing is wrong with it."""
+    folder = write_bundle(tmp_path / "models", "slow", turns=A_WHILE)
+    config = folder / "config.pbtxt"
+    limit = "default_timeout_microseconds: 10000000"
+    assert limit in config.read_text()
+    config.write_text(config.read_text().replace(limit, "default_timeout_microseconds: 5000"))
+    with (
+        triton_over(folder.parent) as own,
+        gateway(own, concurrency=10, max_batch_size=1) as client,
+    ):
+
+        async def overload():
+            answers, probes = [], []
+            for _ in range(10):  # what comes while both instances compute, waits too long
+                answers.append(asyncio.create_task(client.http.post("/generate", json=SLOW)))
+                probes.append(asyncio.create_task(client.http.get("/readyz")))
+                await asyncio.sleep(0.03)
+            return await asyncio.gather(*answers), await asyncio.gather(*probes)
+
+        answers, probes = client.run(overload())
+        assert {answer.status_code for answer in answers} == {200, 429}
+        assert {probe.status_code for probe in probes} == {200}
+        assert client.get("/metrics").text.count('sid_engine_up{model="slow"} 1.0') == 1
+
+
+def test_a_connection_that_hangs_is_noticed_however_short_the_deadlines_are(own):
+    with gateway(own) as client:
+        assert client.generate({}).status_code == 200
+        own.signal(signal.SIGSTOP)
+        try:
+            up = 'sid_engine_up{model="tiny"} 1.0'
+            deadline = {"X-Deadline-Ms": "200"}
+            # The canary that follows waits for engine_seconds, 30: it is enough that it was asked.
+            client.app.state.catalogue.models["tiny"].supervisor._seconds = 0.5
+            until(lambda: client.generate({}, **deadline).status_code == 503)
+            assert up not in client.get("/metrics").text
+        finally:
+            own.signal(signal.SIGCONT)
+        until(lambda: client.generate({}).status_code == 200)
+
+
+def test_a_probe_across_a_restart_is_no_server_error(own):
+    async def scenario():
+        bundle = load_bundle(own.models / "tiny")
+        one = engine(own, bundle)
+        await one.open()
+        own.signal(signal.SIGSTOP)
+        try:
+            checks = [asyncio.create_task(one.check()) for _ in range(2)]
+            await asyncio.sleep(0.1)
+            await one.restart()
+            for error in await asyncio.gather(*checks, return_exceptions=True):
+                assert isinstance(error, EngineError)
+        finally:
+            own.signal(signal.SIGCONT)
+        await one.close()
+        with pytest.raises(EngineError, match="not open"):
+            await one.restart()
+
+    asyncio.run(scenario())
+
+
+def test_a_proxy_in_the_environment_is_not_asked(repository, triton, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+
+    async def scenario():
+        one = engine(triton, repository.bundle("grey"))
+        await one.open()
+        await one.check()
+        await one.close()
+
+    asyncio.run(scenario())
+
+
 def test_batches_larger_than_triton_takes_are_refused_with_what_to_do(own):
     with gateway(own, max_batch_size=33) as client:
         detail = client.get("/readyz").json()["detail"]
@@ -323,10 +417,10 @@ def test_what_triton_says_of_each_failure(repository, triton):
         assert not isinstance(caught.value, EngineBusyError)
         await nobody.close()
 
-        unknown = engine(triton, bundle, addresses=["no.such.host:1", "127.0.0.1:1"])
+        unknown = engine(triton, bundle, addresses=["no.such.host:1", "a..b:1"])
         await unknown.open()
-        with pytest.raises(EngineError, match=r"no\.such\.host:1: "):
-            await unknown.restart()
+        with pytest.raises(EngineError, match=r"no\.such\.host:1: .*; a\.\.b:1: "):
+            await unknown.check()
         await unknown.close()
 
     asyncio.run(scenario())
