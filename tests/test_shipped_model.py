@@ -11,6 +11,7 @@ import torch
 from distill.data import FASHION_CLASSES
 from distill.evaluation.features import load_detector
 from distill.evaluation.frechet import frechet_distance, statistics
+from distill.export.triton import triton_config
 from service.bundle import Bundle, latents, load_bundle
 
 FOLDER = Path(__file__).parents[1] / "models" / "fashion"
@@ -38,6 +39,10 @@ def test_the_golden_images_are_drawn_again(bundle, draw):
     for reference in golden.images:
         (pixels,) = draw([reference.seed], [reference.class_label])
         assert golden.mismatch(reference, pixels) is None
+
+
+def test_triton_is_told_what_publish_writes_today(bundle):
+    assert (FOLDER / "config.pbtxt").read_text() == triton_config(bundle.manifest)
 
 
 def test_it_is_class_conditional_and_at_most_15_mb(bundle):

@@ -153,3 +153,20 @@ def test_over_triton_both_versions_are_served_while_gateways_go_over(models, tmp
 
         found = asyncio.run(draw_while(url, work))
     assert set(found) == {(200, old), (200, tags["new"])}
+
+
+def test_reloads_in_a_hurry_and_a_sigterm_in_the_middle_of_one_end_in_order(models, tmp_path):
+    log = tmp_path / "log"
+    write_bundle(tmp_path / "late", "late")
+    with serving(models, log=log, SID_LOG_FORMAT="json") as (process, _):
+        for _ in range(3):
+            (tmp_path / "late" / "late").rename(models / "late")
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.05)
+            (models / "late").rename(tmp_path / "late" / "late")
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+    text = log.read_text()
+    assert "Traceback" not in text
+    assert "left behind" not in text
