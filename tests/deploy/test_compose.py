@@ -5,12 +5,13 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 import yaml
 
+from service import triton_server
 from service.settings import Settings
 from tests.deploy.files import (
     DOCKERFILE,
@@ -206,10 +207,8 @@ def test_ports_and_names_agree():
 
 @pytest.mark.parametrize("name", sorted(TRITONS))
 def test_triton_has_these_options(name):
-    try:
-        packages = Path(str(distribution("nvidia-pytriton").locate_file("")))
-    except PackageNotFoundError:
-        pytest.skip("nvidia-pytriton is not installed")
+    triton_server.install()
+    packages = Path(str(distribution("nvidia-pytriton").locate_file("")))
     shown = subprocess.run(
         [packages / "pytriton/tritonserver/bin/tritonserver", "--help"],
         env={"LD_LIBRARY_PATH": f"{packages / 'nvidia_pytriton.libs'}:{sys.base_prefix}/lib"},
