@@ -106,7 +106,7 @@ class TritonEngine:
         try:
             await self.restart()
         except EngineError as error:
-            self._why_closed = str(error)
+            self._why_closed = str(error)  # until a restart goes better
 
     async def check(self) -> None:
         """Return if a server has the model loaded; raises EngineError saying why none has."""
@@ -207,7 +207,10 @@ class TritonEngine:
                 client_timeout=seconds,
                 headers={"traceparent": terms.traceparent} if terms.traceparent else None,
             )
-        images: Images | None = answer.as_numpy("images")
+        try:
+            images: Images | None = answer.as_numpy("images")
+        except ValueError as error:  # fewer bytes than its shape says
+            raise EngineError(f"{model}: Triton's images cannot be read: {error}") from None
         shape = (inputs[0].shape()[0], *self._bundle.manifest.image_shape)
         if images is None or images.shape != shape or images.dtype != "uint8":
             found = "none" if images is None else f"{images.dtype} {images.shape}"
