@@ -123,8 +123,10 @@ class Catalogue:
     async def _close_later(self, model: Model) -> None:
         # A request that has found this model may not have queued its pictures yet.
         await asyncio.sleep(_LINGER_SECONDS)
-        await model.close(self._grace_seconds)
-        del self._retiring[model]
+        try:
+            await model.close(self._grace_seconds)
+        finally:
+            del self._retiring[model]
 
     def resolve(self, name: str | None) -> Model:
         """The model of that name, or the only one; raises like `pick`.

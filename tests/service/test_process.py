@@ -1,5 +1,6 @@
 """The real server in a real process: start, pictures, metrics, an orderly end, and no torch."""
 
+import fcntl
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -70,6 +72,27 @@ def test_readiness_fails_first_and_a_second_signal_ends_the_wait(models):
         assert http.post(f"{url}/generate", json={}).status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
+
+
+def test_closing_its_terminal_ends_it(models):
+    """SIGHUP reloads the models, but not where it means what it always meant."""
+    terminal, inside = os.openpty()
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--models", str(models)]
+    process = subprocess.Popen(
+        command,
+        stdin=inside,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(inside)
+    assert process.stdout.readline()
+    os.close(terminal)
+    try:
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
 
 
 def test_logs_are_json_where_that_is_asked_for(models):

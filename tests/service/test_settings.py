@@ -1,6 +1,7 @@
 """Settings: where they come from, and that each says why one would change it."""
 
 import pytest
+from pydantic import ValidationError
 
 from service import settings as module
 from service.settings import Settings, available_cpus
@@ -41,3 +42,15 @@ def test_threads_follow_the_affinity_where_there_is_no_quota(monkeypatch, tmp_pa
     monkeypatch.setattr(module, "_CGROUP_CPU", tmp_path / "missing")
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
     assert available_cpus() == 3
+
+
+@pytest.mark.parametrize(
+    "wrong", ["triton", "triton:", ":8001", "a:99999", "a:8001,,b:8001", "a b:1"]
+)
+def test_addresses_of_triton_that_cannot_be_are_refused_with_what_is_expected(wrong):
+    with pytest.raises(ValidationError, match="host:port is expected"):
+        Settings(triton=wrong)
+
+
+def test_addresses_of_triton_may_have_blanks_between_them():
+    assert Settings(triton="a:8001, b:8001").triton_addresses == ["a:8001", "b:8001"]

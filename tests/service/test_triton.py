@@ -340,14 +340,12 @@ def test_what_waits_too_long_in_triton_s_queue_is_429_and_the_canary_may_wait_to
 
 
 def test_a_connection_that_hangs_is_noticed_however_short_the_deadlines_are(own):
-    with gateway(own) as client:
+    with gateway(own, engine_seconds=0.5) as client:
         assert client.generate({}).status_code == 200
         own.signal(signal.SIGSTOP)
         try:
             up = 'sid_engine_up{model="tiny"} 1.0'
-            deadline = {"X-Deadline-Ms": "200"}
-            # The canary that follows waits for engine_seconds, 30: it is enough that it was asked.
-            client.app.state.catalogue.models["tiny"].supervisor._seconds = 0.5
+            deadline = {"X-Deadline-Ms": "200"}  # so no batch itself takes engine_seconds
             until(lambda: client.generate({}, **deadline).status_code == 503)
             assert up not in client.get("/metrics").text
         finally:
