@@ -1,0 +1,30 @@
+"""`sid-distill features`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distill.commands.options import DataOption
+
+
+def features(
+    out: Annotated[
+        Path, typer.Option(help="The .safetensors file to write; its stem is its name.")
+    ],
+    data: DataOption = None,
+    resolution: Annotated[
+        int, typer.Option(min=8, help="Size to which your images are scaled: the recipe's.")
+    ] = 28,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="Start of the random stream.")] = 0,
+) -> None:
+    """Train the classifier whose features the Fréchet distance compares."""
+    from distill.data import has_test_split, load_dataset
+    from distill.evaluation.features import save_detector, train_detector
+
+    train_set = load_dataset(data, "train", resolution)
+    test_set = load_dataset(data, "test", resolution) if has_test_split(data) else None
+    detector = train_detector(out.stem, train_set, test_set, epochs, seed)
+    save_detector(out.with_suffix(".safetensors"), detector)
+    typer.echo(detector.facts.model_dump_json(indent=2))
