@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
+from torch import Tensor
 
 from distill.errors import UserError
 from distill.networks import Denoiser, NetworkConfig
@@ -53,9 +54,18 @@ class Facts(BaseModel):
     sigma_init: float | None = None
 
 
-def save_network(path: Path, network: Denoiser, facts: Mapping[str, Any]) -> None:
-    """Write a denoiser's weights with its configuration and `facts` about its origin."""
-    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+def save_network(
+    path: Path,
+    network: Denoiser,
+    facts: Mapping[str, Any],
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a denoiser's weights with its configuration and `facts` about its origin.
+
+    `weights` are those of a network that is spread over processes, gathered; None takes its own.
+    """
+    whole = network.state_dict() if weights is None else weights
+    weights = {name: tensor.contiguous() for name, tensor in whole.items()}
     header = {"config": network.config.model_dump_json(), "facts": json.dumps(dict(facts))}
     content = safetensors.torch.save(weights, header)
     write_atomically(path, lambda file: file.write_bytes(content))

@@ -60,13 +60,33 @@ def generator_loss(
     Raises:
         ValueError: `weighting` is neither of the two.
     """
+    identity, gap = generator_loss_parts(images, teacher_denoised, fake_denoised, weighting)
+    return identity - alpha * gap
+
+
+def generator_loss_parts(
+    images: Tensor,
+    teacher_denoised: Tensor,
+    fake_denoised: Tensor,
+    weighting: Weighting = "sid",
+) -> tuple[Tensor, Tensor]:
+    """The two parts of the generator's loss, which is the first less alpha times the second.
+
+    Returns:
+        (a - b) (a - x) / w, which the score identity gives, and the score gap (a - b)^2 / w, each
+        [N, C, H, W]; w = 1 for the weighting "none".
+
+    Raises:
+        ValueError: `weighting` is neither of the two.
+    """
     difference = teacher_denoised - fake_denoised
-    loss = difference * ((teacher_denoised - images) - alpha * difference)
+    identity, gap = difference * (teacher_denoised - images), difference**2
     if weighting == "none":
-        return loss
+        return identity, gap
     if weighting != "sid":
         raise ValueError(f'weighting must be "sid" or "none", not {weighting!r}')
-    return loss / sample_weight(images, teacher_denoised)
+    weight = sample_weight(images, teacher_denoised)
+    return identity / weight, gap / weight
 
 
 def sample_weight(images: Tensor, teacher_denoised: Tensor) -> Tensor:

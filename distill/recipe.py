@@ -4,16 +4,19 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distill.errors import UserError
 from distill.losses import Weighting
 from distill.networks import NetworkConfig
+from distill.precision import Precision
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Frequency = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -27,9 +30,14 @@ class LoopConfig(_Section):
 
     Attributes:
         total_images: stop after this many images.
-        batch: images a step.
+        batch: images a step, of all processes together.
+        microbatch: images a network call, at most; gradients add up over as many calls as the
+            batch takes. It decides the random draws, the number of processes does not.
+        precision: see `distill.precision`.
         lr: Adam's learning rate.
         betas: Adam's decay rates of the two moments.
+        adam_eps: added to the root of the second moment; None means 1e-8, with fp16 1e-6.
+        augment: the probability of each augmentation, see `distill.augment`.
         ema_halflife: images after which a weight's share in the average has halved.
         checkpoint_every: images between two checkpoints.
         seed: start of every random stream; the same seed repeats the run (on a CPU to the bit).
@@ -37,11 +45,33 @@ class LoopConfig(_Section):
 
     total_images: int = Field(gt=0)
     batch: int = Field(gt=0)
+    microbatch: int = Field(default=64, gt=0)
+    precision: Precision = "fp32"
     lr: float = Field(gt=0)
     betas: tuple[Decay, Decay]
+    adam_eps: float | None = Field(default=None, gt=0)
+    augment: Probability = 0.0
     ema_halflife: float = Field(gt=0)
     checkpoint_every: int = Field(gt=0)
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _divides(self) -> "LoopConfig":
+        if self.batch % self.images_a_call:
+            raise ValueError(
+                f"a batch of {self.batch} is no multiple of the micro-batch of {self.microbatch}"
+            )
+        return self
+
+    @property
+    def images_a_call(self) -> int:
+        """Images in one micro-batch."""
+        return min(self.batch, self.microbatch)
+
+    @property
+    def eps(self) -> float:
+        """Adam's eps (facts, section 2)."""
+        return self.adam_eps or (1e-6 if self.precision == "fp16" else 1e-8)
 
 
 class TeacherConfig(LoopConfig):
@@ -66,6 +96,9 @@ class SidConfig(LoopConfig):
         t_max: see `distill.schedules.generator_sigmas`.
         weighting: see `distill.losses.generator_loss`.
         sigma_init: noise level at which the generator denoises pure noise.
+        dropout: of the fake score and the generator while they learn; None keeps the teacher's.
+        class_frequencies: how often each class is drawn, up to a factor; None means alike.
+        generator_betas: Adam's for the generator; None means `betas`.
         fake_lr: learning rate of the fake-score network; None means `lr`.
         cooldown: the last images of the run, over which both learning rates fall on a line to
             0; the paper has none and trains far longer.
@@ -83,6 +116,9 @@ class SidConfig(LoopConfig):
     t_max: float = Field(default=800, gt=0, le=1000)
     weighting: Weighting = "sid"
     sigma_init: float = Field(default=2.5, gt=0)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    class_frequencies: tuple[Frequency, ...] | None = None
+    generator_betas: tuple[Decay, Decay] | None = None
     generator_loss_scale: float = Field(default=100, gt=0)
     fake_loss_scale: float = Field(default=1, gt=0)
 
@@ -93,12 +129,14 @@ class Recipe(_Section):
     Attributes:
         description: what it is for and how long it takes.
         features: the shipped feature network over which a distance means something here.
+        network: the teacher's shape.
+        teacher: how the teacher is trained; None where it is released and imported.
     """
 
     description: str
     features: str | None = None
     network: NetworkConfig
-    teacher: TeacherConfig
+    teacher: TeacherConfig | None = None
     sid: SidConfig
 
 

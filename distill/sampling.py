@@ -1,6 +1,7 @@
 """Drawing pictures: EDM's deterministic Heun sampler, and the one-step generator."""
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -44,21 +45,26 @@ def heun(
 
 
 def one_step(
-    generator: Denoiser, latents: Tensor, class_labels: Tensor | None, sigma_init: float
+    generator: Callable[..., Tensor],
+    latents: Tensor,
+    class_labels: Tensor | None,
+    sigma_init: float,
+    augment_labels: Tensor | None = None,
 ) -> Tensor:
     """G(z, c) = D_theta(sigma_init z; sigma_init, c), SiD equation 8.
 
     Args:
-        generator: the distilled network.
+        generator: the distilled network, called as a `Denoiser`.
         latents: standard normal z [N, C, H, W].
         class_labels: one-hot [N, classes], or None.
         sigma_init: the one noise level it knows.
+        augment_labels: [N, augment_dim], all zero; None means the same and computes nothing.
 
     Returns:
         float32 images [N, C, H, W], pixels in [-1, 1].
     """
     level = torch.full((1,), sigma_init, device=latents.device)  # one for all: it broadcasts
-    return generator(latents * sigma_init, level, class_labels)
+    return generator(latents * sigma_init, level, class_labels, augment_labels)
 
 
 def sample_inputs(network: NetworkConfig, device: torch.device) -> tuple[Tensor, Tensor | None]:

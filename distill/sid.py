@@ -6,20 +6,29 @@ generator's own images) and theta (the generator). They alternate, one step each
 """
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from distill.augment import AUGMENT_DIM, augment
 from distill.checkpoints import sha256_of_weights
 from distill.data import one_hot
+from distill.distributed import World
+from distill.errors import UserError
 from distill.images import to_pixels
-from distill.losses import fake_score_loss, generator_loss, sample_weight
+from distill.learner import Learner, Loss, ema_beta, load_weights, update_ema, whole_weights
+from distill.losses import fake_score_loss, generator_loss_parts, sample_weight
+from distill.microbatches import seed_draws, share_of_batch
 from distill.networks import Denoiser
+from distill.precision import compute_dtype
 from distill.recipe import SidConfig
 from distill.sampling import one_step, sample_inputs
 from distill.schedules import generator_sigmas, training_sigmas
-from distill.training import channels_last, clean_gradients, ema_beta, update_ema
+from distill.training import channels_last
+
+FAKE_SCORE_PHASE, GENERATOR_PHASE = 0, 1
 
 
 class SidTraining:
@@ -27,108 +36,146 @@ class SidTraining:
 
     Attributes:
         teacher: phi, in eval mode, its weights frozen.
-        fake_score: psi, trained in its own step, frozen in the generator's.
+        fake_score: psi, trained in its own phase, frozen in the generator's.
         generator: theta.
         ema: the running average of theta, which is what gets exported.
     """
 
-    def __init__(self, teacher: Denoiser, config: SidConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
-        self.teacher = channels_last(teacher.to(device)).eval().requires_grad_(False)
-        self.fake_score = copy.deepcopy(self.teacher)
-        self.generator = copy.deepcopy(self.teacher)
-        self.ema = copy.deepcopy(self.teacher)
-        self.fake_optimizer = self._adam(self.fake_score, config.fake_lr or config.lr)
-        self.generator_optimizer = self._adam(self.generator, config.lr)
+    def __init__(self, teacher: Denoiser, config: SidConfig, world: World) -> None:
+        self.config, self.world = config, world
+        self.microbatches = share_of_batch(config, world)
+        frequencies = _frequencies(config, teacher.config.label_dim)
+        self.frequencies = (
+            None if frequencies is None else torch.tensor(frequencies, device=world.device)
+        )
+        _check_augmentation(config, teacher)
+        self._identity = {"teacher": sha256_of_weights(teacher)}
+        teacher = channels_last(_with_dropout(teacher, config.dropout).to(world.device)).eval()
+        teacher.compute_dtype = compute_dtype(config.precision, world.device)
+        fake_score, generator = copy.deepcopy(teacher), copy.deepcopy(teacher)
+        ema = copy.deepcopy(teacher)
+        self.ema = world.fixed(ema.requires_grad_(False))
+        self.teacher = world.fixed(teacher.requires_grad_(False))
+        self.fake_score = self._learner(fake_score, config.betas)
+        self.generator = self._learner(generator, config.generator_betas or config.betas)
 
-    def _adam(self, network: Denoiser, lr: float) -> torch.optim.Adam:
-        parameters = [{"params": list(network.parameters()), "initial_lr": lr}]
-        return torch.optim.Adam(parameters, lr=lr, betas=self.config.betas, fused=True)
+    def _learner(self, network: Denoiser, betas: tuple[float, float]) -> Learner:
+        return Learner(network, self.world, betas, self.config.eps)
 
     def identity(self) -> dict[str, Any]:
         """The teacher, by its weights."""
-        return {"teacher": sha256_of_weights(self.teacher)}
+        return self._identity
 
     def step(self, images_seen: int) -> dict[str, Tensor]:
-        """One step of psi, one of theta, one of the average; `batch` images are counted."""
-        share = learning_rate_share(self.config, images_seen)
-        for optimizer in (self.fake_optimizer, self.generator_optimizer):
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * share
-        scalars = self._fake_score_step() | self._generator_step()
-        beta = ema_beta(self.config.batch, self.config.ema_halflife, images_seen)
-        update_ema(self.ema, self.generator, beta)
-        return scalars
+        """One step of psi, one of theta, one of the average; `batch` images are counted.
 
-    def _fake_score_step(self) -> dict[str, Tensor]:
-        """Teach psi to denoise the generator's images (SiD equation 22)."""
-        self.generator.eval().requires_grad_(False)
-        self.fake_score.train().requires_grad_(True)
+        Returns:
+            Both losses an element, the generator's two parts, the score gap E[(a - b)^2 / w]
+            and the norms of both gradients: this process's mean.
+        """
+        config = self.config
+        share = learning_rate_share(config, images_seen)
+
+        self.generator.network.eval().requires_grad_(False)
+        self.fake_score.network.train().requires_grad_(True)
+        losses = [partial(self._fake_score_loss, images_seen, i) for i in self.microbatches]
+        fake, fake_norm = self.fake_score.descend(losses, share * (config.fake_lr or config.lr))
+
+        self.generator.network.train().requires_grad_(True)
+        self.fake_score.network.eval().requires_grad_(False)
+        losses = [partial(self._generator_loss, images_seen, i) for i in self.microbatches]
+        made, norm = self.generator.descend(losses, share * config.lr)
+
+        beta = ema_beta(config.batch, config.ema_halflife, images_seen)
+        update_ema(self.ema, self.generator.network, beta)
+        return fake | made | {"gradient/fake_score": fake_norm, "gradient/generator": norm}
+
+    def _fake_score_loss(self, images_seen: int, microbatch: int) -> Loss:
+        """How well psi denoises the generator's images (SiD equation 22)."""
+        config = self.config
+        seed_draws(config.seed, images_seen, FAKE_SCORE_PHASE, microbatch)
         latents, labels = self._draw_inputs()
         with torch.no_grad():
-            images = one_step(self.generator, latents, labels, self.config.sigma_init)
-        sigma = training_sigmas(torch.randn(len(images), 1, 1, 1, device=self.device))
-        denoised = self.fake_score(images + sigma * torch.randn_like(images), sigma, labels)
-        loss = fake_score_loss(images, denoised, sigma)
-        loss = drop_nan_samples(loss, images)
-        self._descend(self.fake_score, self.fake_optimizer, loss, self.config.fake_loss_scale)
-        return {"loss/fake_score": loss.detach().mean()}
-
-    def _generator_step(self) -> dict[str, Tensor]:
-        """Move theta so that psi's score meets phi's (SiD equations 20, 23, 24)."""
-        self.generator.train().requires_grad_(True)
-        self.fake_score.eval().requires_grad_(False)
-        latents, labels = self._draw_inputs()
-        images = one_step(self.generator, latents, labels, self.config.sigma_init)
-        u = torch.rand(len(images), 1, 1, 1, device=self.device)
-        sigma = generator_sigmas(u, self.config.t_max)
+            images = one_step(self.generator.network, latents, labels, config.sigma_init)
+        images, augmentation = self._augment(images)
+        sigma = training_sigmas(torch.randn(len(images), 1, 1, 1, device=images.device))
         noisy = images + sigma * torch.randn_like(images)
-        teacher = self.teacher(noisy, sigma, labels)
-        fake = self.fake_score(noisy, sigma, labels)
-        loss = generator_loss(images, teacher, fake, self.config.alpha, self.config.weighting)
-        loss = drop_nan_samples(loss, images, teacher, fake)
-        scale = self.config.generator_loss_scale
-        self._descend(self.generator, self.generator_optimizer, loss, scale)
-        gap = (teacher - fake).detach() ** 2 / sample_weight(images, teacher)
-        return {"loss/generator": loss.detach().mean(), "score gap": gap.mean()}
+        denoised = self.fake_score.call(noisy, sigma, labels, augmentation)
+        loss = fake_score_loss(images, denoised, sigma)
+        logged = {"loss/fake_score": loss.detach().mean()}
+        kept = drop_nan_samples(loss, images)
+        return kept.sum() * (config.fake_loss_scale / config.batch), logged
 
-    def _descend(
-        self, network: Denoiser, optimizer: torch.optim.Adam, loss: Tensor, scale: float
-    ) -> None:
-        """One Adam step on the sum of the elements times scale / batch."""
-        optimizer.zero_grad(set_to_none=True)
-        (loss.sum() * (scale / self.config.batch)).backward()
-        clean_gradients(network)
-        optimizer.step()
+    def _generator_loss(
+        self, images_seen: int, microbatch: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """How far psi's score is from phi's at theta's images (SiD equations 20, 23, 24)."""
+        config = self.config
+        seed_draws(config.seed, images_seen, GENERATOR_PHASE, microbatch)
+        latents, labels = self._draw_inputs()
+        augmentation = self._no_augmentation(len(latents))
+        images = one_step(self.generator.call, latents, labels, config.sigma_init, augmentation)
+        u = torch.rand(len(images), 1, 1, 1, device=images.device)
+        sigma = generator_sigmas(u, config.t_max)
+        noisy = images + sigma * torch.randn_like(images)
+        a = self.teacher(noisy, sigma, labels)
+        b = self.fake_score.network(noisy, sigma, labels)
+        identity, gap = generator_loss_parts(images, a, b, config.weighting)
+        loss = identity - config.alpha * gap
+        logged = {
+            "loss/generator": loss.detach().mean(),
+            "loss/generator: score identity": identity.detach().mean(),
+            "loss/generator: - alpha x gap": -config.alpha * gap.detach().mean(),
+            "score gap": ((a - b).detach() ** 2 / sample_weight(images, a)).mean(),
+        }
+        kept = drop_nan_samples(loss, images, a, b)
+        return kept.sum() * (config.generator_loss_scale / config.batch), logged
 
     def _draw_inputs(self) -> tuple[Tensor, Tensor | None]:
-        """Fresh latents, and one-hot labels drawn uniformly (None without classes)."""
-        network, batch = self.teacher.config, self.config.batch
-        shape = (batch, network.img_channels, network.img_resolution, network.img_resolution)
-        latents = torch.randn(shape, device=self.device)
-        latents = latents.contiguous(memory_format=torch.channels_last)
+        """Fresh latents of one micro-batch, and one-hot labels (None without classes)."""
+        network, device, count = self.teacher.config, self.world.device, self.config.images_a_call
+        shape = (count, network.img_channels, network.img_resolution, network.img_resolution)
+        latents = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
         if not network.label_dim:
             return latents, None
-        labels = torch.randint(network.label_dim, (batch,), device=self.device)
+        if self.frequencies is None:
+            labels = torch.randint(network.label_dim, (count,), device=device)
+        else:
+            labels = torch.multinomial(self.frequencies, count, replacement=True)
         return latents, one_hot(labels, network.label_dim)
 
+    def _augment(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.config.augment:
+            return augment(images, self.config.augment)
+        return images, self._no_augmentation(len(images))
+
+    def _no_augmentation(self, count: int) -> Tensor | None:
+        """Zeros, so that every weight has a gradient for the processes to exchange."""
+        width = self.teacher.config.augment_dim
+        return torch.zeros(count, width, device=self.world.device) if width else None
+
     def state(self) -> dict[str, Any]:
-        """Weights of psi, theta and its average, and Adam's moments."""
-        return {name: part.state_dict() for name, part in self._parts().items()}
+        """Weights of psi, theta and its average, and Adam's moments; every process must ask."""
+        return {
+            "fake_score": whole_weights(self.fake_score.network),
+            "generator": whole_weights(self.generator.network),
+            "ema": whole_weights(self.ema),
+            "fake_optimizer": self.fake_score.optimizer_state(),
+            "generator_optimizer": self.generator.optimizer_state(),
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state()`."""
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-
-    def _parts(self) -> dict[str, Any]:
-        names = ("fake_score", "generator", "ema", "fake_optimizer", "generator_optimizer")
-        return {name: getattr(self, name) for name in names}
+        load_weights(self.fake_score.network, state["fake_score"])
+        load_weights(self.generator.network, state["generator"])
+        load_weights(self.ema, state["ema"])
+        self.fake_score.load_optimizer_state(state["fake_optimizer"])
+        self.generator.load_optimizer_state(state["generator_optimizer"])
 
     @torch.no_grad()
     def samples(self) -> Tensor:
         """Ten pictures a class (a hundred without classes), each in one step."""
-        latents, labels = sample_inputs(self.ema.config, self.device)
+        latents, labels = sample_inputs(self.ema.config, self.world.device)
         return to_pixels(one_step(self.ema, latents, labels, self.config.sigma_init))
 
 
@@ -143,3 +190,32 @@ def drop_nan_samples(loss: Tensor, *parts: Tensor) -> Tensor:
     """Keep the rows of `loss` for which no part [N, ...] holds a NaN."""
     bad = torch.stack([part.detach().flatten(1).isnan().any(dim=1) for part in parts])
     return loss[~bad.any(dim=0)]
+
+
+def _frequencies(config: SidConfig, classes: int) -> tuple[float, ...] | None:
+    """Check the frequencies of the classes against a network that has `classes`."""
+    given = config.class_frequencies
+    if given is not None and (len(given) != classes or not sum(given)):
+        raise UserError(
+            f"class_frequencies has {len(given)} numbers, the teacher {classes} classes: one "
+            "number a class is needed, not all 0"
+        )
+    return given
+
+
+def _check_augmentation(config: SidConfig, teacher: Denoiser) -> None:
+    if config.augment and teacher.config.augment_dim != AUGMENT_DIM:
+        raise UserError(
+            f"augment is {config.augment}, but this teacher was built with "
+            f"{teacher.config.augment_dim or 'no'} augmentation labels instead of {AUGMENT_DIM}: "
+            "say --augment 0"
+        )
+
+
+def _with_dropout(teacher: Denoiser, dropout: float | None) -> Denoiser:
+    """The same network with another probability of dropout."""
+    if dropout is None or dropout == teacher.config.dropout:
+        return teacher
+    network = Denoiser(teacher.config.model_copy(update={"dropout": dropout}))
+    network.load_state_dict(teacher.state_dict())
+    return network

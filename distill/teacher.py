@@ -2,34 +2,40 @@
 
 import copy
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from distill.augment import augment
 from distill.data import Dataset
+from distill.distributed import World
 from distill.images import to_pixels
+from distill.learner import Learner, Loss, ema_beta, load_weights, update_ema, whole_weights
 from distill.losses import fake_score_loss
+from distill.microbatches import seed_draws, share_of_batch
 from distill.networks import Denoiser, NetworkConfig
+from distill.precision import compute_dtype
 from distill.recipe import TeacherConfig
 from distill.sampling import heun, sample_inputs
 from distill.schedules import training_sigmas
-from distill.training import channels_last, clean_gradients, ema_beta, update_ema
+from distill.training import channels_last
 
 
 class TeacherTraining:
     """A denoiser learning the images of a data set; see `distill.training.Training`."""
 
     def __init__(
-        self, network: NetworkConfig, config: TeacherConfig, dataset: Dataset, device: torch.device
+        self, network: NetworkConfig, config: TeacherConfig, dataset: Dataset, world: World
     ) -> None:
-        self.config, self.dataset, self.device = config, dataset, device
+        self.config, self.dataset, self.world = config, dataset, world
+        self.microbatches = share_of_batch(config, world)
         torch.manual_seed(config.seed)
-        self.network = channels_last(Denoiser(network).to(device))
-        self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=config.lr, betas=config.betas, fused=True
-        )
+        denoiser = channels_last(Denoiser(network).to(world.device))
+        denoiser.compute_dtype = compute_dtype(config.precision, world.device)
+        self.ema = world.fixed(copy.deepcopy(denoiser).eval().requires_grad_(False))
+        self.learner = Learner(denoiser.train(), world, config.betas, config.eps)
 
     def identity(self) -> dict[str, Any]:
         """The network's shape and the data set."""
@@ -38,41 +44,45 @@ class TeacherTraining:
     def step(self, images_seen: int) -> dict[str, Tensor]:
         """One Adam step on EDM's denoising loss, and one of the average."""
         config = self.config
-        self.network.train()
-        images, labels = self.dataset.batch(torch.randint(len(self.dataset), (config.batch,)))
-        images = images.to(self.device, memory_format=torch.channels_last)
-        labels = None if labels is None else labels.to(self.device)
-        sigma = training_sigmas(torch.randn(len(images), 1, 1, 1, device=self.device))
-        noisy = images + sigma * torch.randn_like(images)
-        loss = fake_score_loss(images, self.network(noisy, sigma, labels), sigma)
-        loss = loss.sum() / config.batch
+        losses = [partial(self._loss, images_seen, i) for i in self.microbatches]
+        logged, norm = self.learner.descend(losses, learning_rate(config, images_seen))
+        beta = ema_beta(config.batch, config.ema_halflife, images_seen)
+        update_ema(self.ema, self.learner.network, beta)
+        return logged | {"gradient/teacher": norm}
 
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, images_seen)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        clean_gradients(self.network)
-        self.optimizer.step()
-        update_ema(self.ema, self.network, ema_beta(config.batch, config.ema_halflife, images_seen))
-        return {"loss/teacher": loss.detach() / images[0].numel()}
+    def _loss(self, images_seen: int, microbatch: int) -> Loss:
+        config, device = self.config, self.world.device
+        seed_draws(config.seed, images_seen, 0, microbatch)
+        picked = torch.randint(len(self.dataset), (config.images_a_call,))
+        images, labels = self.dataset.batch(picked)
+        images = images.to(device, memory_format=torch.channels_last)
+        labels = None if labels is None else labels.to(device)
+        augmentation = None
+        if config.augment:
+            images, augmentation = augment(images, config.augment)
+        sigma = training_sigmas(torch.randn(len(images), 1, 1, 1, device=device))
+        noisy = images + sigma * torch.randn_like(images)
+        denoised = self.learner.call(noisy, sigma, labels, augmentation)
+        loss = fake_score_loss(images, denoised, sigma)
+        return loss.sum() / config.batch, {"loss/teacher": loss.detach().mean()}
 
     def state(self) -> dict[str, Any]:
-        """Weights, average and Adam's moments."""
+        """Weights, average and Adam's moments; every process must ask."""
         return {
-            "network": self.network.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "network": whole_weights(self.learner.network),
+            "ema": whole_weights(self.ema),
+            "optimizer": self.learner.optimizer_state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state()`."""
-        self.network.load_state_dict(state["network"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_weights(self.learner.network, state["network"])
+        load_weights(self.ema, state["ema"])
+        self.learner.load_optimizer_state(state["optimizer"])
 
     def samples(self) -> Tensor:
         """Ten pictures a class (a hundred without classes) by the 35-evaluation sampler."""
-        latents, labels = sample_inputs(self.ema.config, self.device)
+        latents, labels = sample_inputs(self.ema.config, self.world.device)
         return to_pixels(heun(self.ema, latents, labels))
 
 

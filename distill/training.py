@@ -17,8 +17,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from distill.checkpoints import load_state, save_network, save_state
+from distill.distributed import World
 from distill.errors import UserError
 from distill.images import save_grid
+from distill.learner import whole_weights
 from distill.networks import Denoiser
 from distill.recipe import LoopConfig
 
@@ -29,6 +31,7 @@ class Training(Protocol):
     """What the loop drives: a teacher's training or a distillation."""
 
     ema: Denoiser
+    world: World
 
     @property
     def config(self) -> LoopConfig:
@@ -38,7 +41,7 @@ class Training(Protocol):
         """Return what a resumed run must share besides its configuration, as JSON values."""
 
     def step(self, images_seen: int) -> dict[str, Tensor]:
-        """Take one optimiser step; return scalars to log."""
+        """Take one optimiser step; return scalars to log, of this process's share."""
 
     def state(self) -> dict[str, Any]:
         """Return all that a later `load_state` needs to go on to the bit."""
@@ -50,7 +53,7 @@ class Training(Protocol):
         """Draw a fixed grid of pictures with the averaged weights: uint8 [rows*cols, H, W, C]."""
 
 
-Evaluate = Callable[[Denoiser], dict[str, float]]
+Evaluate = Callable[[Denoiser], dict[str, Any]]
 
 
 def train(
@@ -69,6 +72,9 @@ def train(
     run. A run resumed under another configuration is refused, except that it may be given
     another end: more images, or a cooldown from where it is.
 
+    Of several processes all must call this, with one folder that all of them see; process 0
+    writes.
+
     Args:
         training: what to step.
         folder: where the run lives.
@@ -83,6 +89,8 @@ def train(
         UserError: the folder holds another configuration's run or a damaged state, or another
             process trains in it.
     """
+    if not training.world.is_main:
+        return _train(training, folder, facts, evaluate, progress=False)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         return _train(training, folder, facts, evaluate, progress)
@@ -95,62 +103,56 @@ def _train(
     evaluate: Evaluate | None,
     progress: bool,
 ) -> int:
-    config = training.config
-    state_file = folder / "state.pt"
-    settings = config.model_dump(
-        mode="json", exclude={"total_images", "cooldown", "checkpoint_every"}
-    )
-    settings |= training.identity()
-    seen = 0
-    if state_file.exists():
-        state = load_state(state_file)
-        _check_same_run(folder, json.loads(state["settings"]), settings)
-        training.load_state(state["training"])
-        seen = state["images_seen"]
+    config, world = training.config, training.world
+    seen = _resume(training, folder)
 
     def checkpoint() -> None:
         # The state last: a kill in between makes a resumed run write the network again.
-        save_network(folder / "network.safetensors", training.ema, facts | {"images_seen": seen})
-        save_state(
-            state_file,
-            {
-                "settings": json.dumps(settings),
-                "images_seen": seen,
-                "training": training.state(),
-            },
-        )
+        weights = whole_weights(training.ema)
+        state = {
+            "settings": json.dumps(_settings(training)),
+            "images_seen": seen,
+            "training": training.state(),
+        }
+        if world.is_main:
+            header = facts | {"images_seen": seen}
+            save_network(folder / "network.safetensors", training.ema, header, weights)
+            save_state(folder / "state.pt", state)
 
     def measure() -> None:
         kimg = f"{seen / 1000:09.1f}"
-        save_network(
-            folder / "snapshots" / f"{kimg}.safetensors",
-            training.ema,
-            facts | {"images_seen": seen},
-        )
-        save_grid(folder / "samples" / f"{kimg}.png", training.samples())
-        if evaluate is not None:
-            measured = evaluate(training.ema)
+        weights, pictures = whole_weights(training.ema), training.samples()
+        measured = {} if evaluate is None else evaluate(training.ema)
+        if not world.is_main:
+            return
+        header = facts | {"images_seen": seen}
+        save_network(folder / "snapshots" / f"{kimg}.safetensors", training.ema, header, weights)
+        save_grid(folder / "samples" / f"{kimg}.png", pictures)
+        if measured:
             for name, value in measured.items():
-                events.add_scalar(f"evaluation/{name}", value, seen)
+                if isinstance(value, float):
+                    events.add_scalar(f"evaluation/{name}", value, seen)
             with (folder / "curve.jsonl").open("a") as file:
                 file.write(json.dumps({"images_seen": seen, **measured}) + "\n")
-            bar.write(
-                f"{seen:>9} images: " + ", ".join(f"{k} {v:.4g}" for k, v in measured.items())
-            )
+            told = (f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float))
+            bar.write(f"{seen:>9} images: {', '.join(told)}")
 
     bar = tqdm(
         total=config.total_images, initial=seen, unit="img", unit_scale=True, disable=not progress
     )
-    with SummaryWriter(str(folder), purge_step=seen) as events, bar, _asked_to_stop() as stop:
+    with (
+        _events(folder if world.is_main else None, seen) as events,
+        bar,
+        _asked_to_stop(insists=world.size == 1) as stop,
+    ):
         began, began_at = time.monotonic(), seen
-        while seen < config.total_images and not stop():
-            torch.manual_seed(step_seed(config.seed, seen))
+        while seen < config.total_images and not world.any(stop()):
             scalars = training.step(seen)
             before, seen = seen, seen + config.batch
             bar.update(config.batch)
             if seen // config.batch % LOG_EVERY == 0:
-                for name, value in scalars.items():
-                    events.add_scalar(name, value.item(), seen)
+                for name, value in world.mean(scalars).items():
+                    events.add_scalar(name, value, seen)
                 rate = (seen - began_at) / (time.monotonic() - began)
                 events.add_scalar("images per second", rate, seen)
             if _crosses(before, seen, 500 * math.sqrt(2) ** np.arange(64)):
@@ -162,6 +164,46 @@ def _train(
                 measure()
             checkpoint()
     return seen
+
+
+def _settings(training: Training) -> dict[str, Any]:
+    """What a resumed run must share."""
+    free = {"total_images", "cooldown", "checkpoint_every"}
+    return training.config.model_dump(mode="json", exclude=free) | training.identity()
+
+
+def _resume(training: Training, folder: Path) -> int:
+    """Load the folder's state, if it holds one; return the images seen."""
+    state_file = folder / "state.pt"
+    seen = 0
+    if state_file.exists():
+        state = load_state(state_file)
+        _check_same_run(folder, json.loads(state["settings"]), _settings(training))
+        training.load_state(state["training"])
+        seen = state["images_seen"]
+    if seen != training.world.from_main(seen):
+        raise UserError(
+            f"process {training.world.rank} does not see the {state_file} of process 0: all "
+            "nodes need the same --out, on a file system that they share"
+        )
+    return seen
+
+
+@contextmanager
+def _events(folder: Path | None, seen: int) -> Iterator["SummaryWriter | _NoEvents"]:
+    """TensorBoard's curves in a folder, going on after `seen` images; nothing without one."""
+    if folder is None:
+        yield _NoEvents()
+        return
+    with SummaryWriter(str(folder), purge_step=seen) as events:
+        yield events
+
+
+class _NoEvents:
+    """What a process that writes no files logs to."""
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Do nothing."""
 
 
 def _check_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -178,34 +220,9 @@ def _crosses(before: int, after: int, marks: np.ndarray) -> bool:
     return bool(((marks > before) & (marks <= after)).any())
 
 
-def step_seed(seed: int, images_seen: int) -> int:
-    """Return the 63-bit seed of one step's random draws, a hash of its arguments."""
-    return int(np.random.SeedSequence([seed, images_seen]).generate_state(1, np.uint64)[0]) >> 1
-
-
 def channels_last(network: Denoiser) -> Denoiser:
     """Store the weights so that convolutions run on NHWC memory, the faster layout."""
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-@torch.no_grad()
-def update_ema(ema: Denoiser, network: Denoiser, beta: float) -> None:
-    """ema <- beta ema + (1 - beta) network, over parameters."""
-    pairs = list(zip(ema.parameters(), network.parameters(), strict=True))
-    torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - beta)
-
-
-def ema_beta(batch: int, halflife: float, images_seen: int) -> float:
-    """0.5^(batch / halflife), the half-life at most 5 % of the images seen (facts, section 2)."""
-    return float(0.5 ** (batch / max(min(halflife, 0.05 * images_seen), 1e-8)))
-
-
-@torch.no_grad()
-def clean_gradients(network: Denoiser) -> None:
-    """Replace NaN by 0 and infinities by +-1e5 in every gradient (facts, section 2)."""
-    for parameter in network.parameters():
-        if parameter.grad is not None:
-            torch.nan_to_num(parameter.grad, nan=0, posinf=1e5, neginf=-1e5, out=parameter.grad)
 
 
 @contextmanager
@@ -223,14 +240,19 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether SIGINT or SIGTERM came; a second one kills."""
+def _asked_to_stop(insists: bool) -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether SIGINT or SIGTERM came.
+
+    If `insists`, a second one kills. Not under torchrun, which passes on what the terminal has
+    already sent to every process.
+    """
     received: list[int] = []
     previous: dict[int, Any] = {}
 
     def note(number: int, _frame: object) -> None:
         received.append(number)
-        signal.signal(number, previous[number])
+        if insists:
+            signal.signal(number, previous[number])
 
     for number in (int(signal.SIGINT), int(signal.SIGTERM)):
         previous[number] = signal.signal(number, note)

@@ -10,6 +10,7 @@ from distill.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from distill.distributed import World
     from distill.recipe import LoopConfig
 
 RecipeOption = Annotated[
@@ -43,6 +44,23 @@ LrOption = Annotated[float | None, recipes_own("Adam's learning rate.")]
 HalflifeOption = Annotated[
     float | None, recipes_own("Images in which a weight's share in the average halves.")
 ]
+MicrobatchOption = Annotated[
+    int | None,
+    recipes_own("Images a network call, at most: fewer take less memory, gradients add up."),
+]
+PrecisionOption = Annotated[
+    str | None, recipes_own("fp32, tf32 (CUDA), bf16 or fp16 (CUDA, with the paper's scaling).")
+]
+AugmentOption = Annotated[
+    float | None, recipes_own("Probability of each augmentation of what the denoiser learns from.")
+]
+ShardOption = Annotated[
+    bool,
+    typer.Option(
+        help="Under torchrun: spread the networks over the processes (FSDP2) instead of copying "
+        "them to each."
+    ),
+]
 SeedOption = Annotated[int | None, recipes_own("Start of every random stream.")]
 
 
@@ -61,9 +79,12 @@ def chosen_device(name: str) -> "torch.device":
     return device
 
 
-def report(seen: int, config: "LoopConfig", out: Path) -> None:
-    """Say how far a run came; one that was stopped exits with 130."""
-    if seen < config.total_images:
+def report(seen: int, config: "LoopConfig", out: Path, world: "World") -> None:
+    """Say how far a run came, once; one that was stopped exits with 130."""
+    stopped = seen < config.total_images
+    if world.is_main and stopped:
         typer.echo(f"stopped at {seen} images; the same command goes on from there")
+    elif world.is_main:
+        typer.echo(f"{seen} images: {out / 'network.safetensors'}")
+    if stopped:
         raise typer.Exit(130)
-    typer.echo(f"{seen} images: {out / 'network.safetensors'}")

@@ -1,19 +1,25 @@
 """`sid-distill run`."""
 
+import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from distill.commands.options import (
+    AugmentOption,
     BatchOption,
     DeviceOption,
     HalflifeOption,
     ImagesOption,
     LrOption,
+    MicrobatchOption,
     OutFolder,
+    PrecisionOption,
     RecipeOption,
     SeedOption,
+    ShardOption,
     chosen_device,
     recipes_own,
     report,
@@ -21,7 +27,7 @@ from distill.commands.options import (
 from distill.errors import UserError
 
 if TYPE_CHECKING:
-    from distill.networks import Denoiser
+    from distill.networks import Denoiser, NetworkConfig
 
 
 def run(
@@ -38,6 +44,8 @@ def run(
     ] = None,
     images: ImagesOption = None,
     batch: BatchOption = None,
+    microbatch: MicrobatchOption = None,
+    precision: PrecisionOption = None,
     lr: LrOption = None,
     fake_lr: Annotated[
         float | None, recipes_own("Learning rate of the fake-score network.")
@@ -58,15 +66,29 @@ def run(
     sigma_init: Annotated[
         float | None, recipes_own("Noise level at which the generator denoises pure noise.")
     ] = None,
+    augment: AugmentOption = None,
+    dropout: Annotated[
+        float | None, recipes_own("Dropout of fake score and generator while they learn.")
+    ] = None,
+    class_frequencies: Annotated[
+        str | None,
+        typer.Option(
+            help="How often each class is drawn: numbers with commas between, or a file with one "
+            "a line. Left out: the recipe's, or all alike.",
+            show_default=False,
+        ),
+    ] = None,
     ema_halflife: HalflifeOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "auto",
+    shard: ShardOption = False,
 ) -> None:
     """Distil a teacher into a one-step generator, without data (SiD).
 
     The result is OUT/network.safetensors; OUT/curve.jsonl holds the distance along the way.
     """
     from distill.checkpoints import load_network
+    from distill.distributed import join_world
     from distill.evaluation.evaluate import measure, one_step_sampler
     from distill.evaluation.features import load_detector
     from distill.recipe import load_recipe, override
@@ -74,14 +96,17 @@ def run(
     from distill.training import train
 
     chosen = load_recipe(recipe)
-    target = chosen_device(device)
     network, origin = load_network(teacher)
     if origin.get("role") != "teacher":
         raise UserError(f"{teacher} is a {origin.get('role')}: --teacher takes a teacher")
+    if difference := _difference(chosen.network, network.config):
+        typer.echo(f"note: {difference}; its rates may not suit", err=True)
     config = override(
         chosen.sid,
         total_images=images,
         batch=batch,
+        microbatch=microbatch,
+        precision=precision,
         lr=lr,
         fake_lr=fake_lr,
         cooldown=cooldown,
@@ -89,30 +114,72 @@ def run(
         t_max=t_max,
         weighting=weighting,
         sigma_init=sigma_init,
+        augment=augment,
+        dropout=dropout,
+        class_frequencies=class_frequencies and _numbers(class_frequencies),
         ema_halflife=ema_halflife,
         seed=seed,
     )
-    numbers = config.model_dump(exclude_none=True, exclude={"betas", "checkpoint_every"})
     facts = (
         origin
-        | numbers
-        | {
-            "role": "generator",
-            "recipe": recipe,
-            "teacher_images_seen": origin["images_seen"],
-        }
+        | config.model_dump(exclude_none=True, exclude={"betas", "checkpoint_every"})
+        | {"role": "generator", "recipe": recipe, "teacher_images_seen": origin.get("images_seen")}
     )
-    detector = None
     detector_name = features or chosen.features or "none"
+    detector = None
     if detector_name != "none":
         detector = load_detector(detector_name)
         detector.check_fits(network, origin["classes"])
-        detector.network.to(target)
 
-    def distance(generator: "Denoiser") -> dict[str, float]:
-        if detector is None:
-            return {}
-        return measure(one_step_sampler(generator, config.sigma_init), generator, detector)
+    with join_world(chosen_device(device), shard) as world:
 
-    evaluate = None if detector is None else distance
-    report(train(SidTraining(network, config, target), out, facts, evaluate), config, out)
+        def distance(generator: "Denoiser") -> dict[str, Any]:
+            assert detector is not None
+            measured = measure(one_step_sampler(generator, config.sigma_init), generator, detector)
+            return {"features": detector.name, **measured}
+
+        training = SidTraining(network, config, world)
+        if detector is not None:
+            detector.network.to(world.device)
+        if world.is_main:
+            _write_origin(out, teacher, detector_name, recipe)
+        evaluate = None if detector is None else distance
+        report(train(training, out, facts, evaluate), config, out, world)
+
+
+def _numbers(text: str) -> list[float]:
+    """Read numbers with commas between, or a file of one number a line."""
+    source = Path(text)
+    parts = source.read_text().split() if source.is_file() else text.split(",")
+    try:
+        return [float(part) for part in parts]
+    except ValueError as error:
+        raise UserError(
+            f"--class-frequencies {text}: {error}; expected numbers with commas between, or a "
+            "file with one a line"
+        ) from None
+
+
+def _difference(recipe: "NetworkConfig", teacher: "NetworkConfig") -> str | None:
+    """In what a teacher is of another kind than the recipe is for, if in anything."""
+    for name, what in (("img_resolution", "pixels a side"), ("label_dim", "classes")):
+        meant, given = getattr(recipe, name), getattr(teacher, name)
+        if meant != given:
+            return f"the recipe is for {meant} {what}, this teacher has {given}"
+    return None
+
+
+def _write_origin(out: Path, teacher: Path, features: str, recipe: str) -> None:
+    """Say in OUT/run.json what the run started from, for those who analyse it."""
+    from distill.checkpoints import write_atomically
+    from service.bundle import sha256_file
+
+    origin = {
+        "teacher": str(teacher.resolve()),
+        "teacher_sha256": sha256_file(teacher),
+        "features": None if features == "none" else features,
+        "recipe": recipe,
+        "command": sys.argv,
+    }
+    text = json.dumps(origin, indent=2) + "\n"
+    write_atomically(out / "run.json", lambda file: file.write_text(text))

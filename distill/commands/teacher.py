@@ -1,15 +1,19 @@
 """`sid-distill teacher`."""
 
 from distill.commands.options import (
+    AugmentOption,
     BatchOption,
     DataOption,
     DeviceOption,
     HalflifeOption,
     ImagesOption,
     LrOption,
+    MicrobatchOption,
     OutFolder,
+    PrecisionOption,
     RecipeOption,
     SeedOption,
+    ShardOption,
     chosen_device,
     report,
 )
@@ -22,41 +26,55 @@ def teacher(
     data: DataOption = None,
     images: ImagesOption = None,
     batch: BatchOption = None,
+    microbatch: MicrobatchOption = None,
+    precision: PrecisionOption = None,
+    augment: AugmentOption = None,
     lr: LrOption = None,
     ema_halflife: HalflifeOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "auto",
+    shard: ShardOption = False,
 ) -> None:
     """Train a diffusion teacher on images.
 
     Channels and classes are those of the data; images of your own are scaled to the recipe's
     resolution. The result is OUT/network.safetensors.
     """
+    from distill.augment import AUGMENT_DIM
     from distill.data import load_dataset
+    from distill.distributed import join_world
     from distill.recipe import load_recipe, override
     from distill.teacher import TeacherTraining
     from distill.training import train
 
     chosen = load_recipe(recipe)
-    target = chosen_device(device)
+    if chosen.teacher is None:
+        raise UserError(
+            f"the recipe {recipe} distils a released teacher and does not train one: import that, "
+            "or add a [teacher] section to a copy of the recipe"
+        )
     size = chosen.network.img_resolution
     dataset = load_dataset(data, resolution=size)
     if dataset.images.shape[-1] != size:
         raise UserError(
             f"the images are {dataset.images.shape[-1]} pixels wide, the recipe asks for {size}"
         )
-    network = override(
-        chosen.network,
-        img_channels=dataset.images.shape[1],
-        label_dim=len(dataset.classes),
-    )
     config = override(
         chosen.teacher,
         total_images=images,
         batch=batch,
+        microbatch=microbatch,
+        precision=precision,
+        augment=augment,
         lr=lr,
         ema_halflife=ema_halflife,
         seed=seed,
+    )
+    network = override(
+        chosen.network,
+        img_channels=dataset.images.shape[1],
+        label_dim=len(dataset.classes),
+        augment_dim=AUGMENT_DIM if config.augment else 0,
     )
     facts = {
         "role": "teacher",
@@ -64,4 +82,6 @@ def teacher(
         "data": f"{dataset.name}, {len(dataset)} images",
         "classes": list(dataset.classes),
     }
-    report(train(TeacherTraining(network, config, dataset, target), out, facts), config, out)
+    with join_world(chosen_device(device), shard) as world:
+        seen = train(TeacherTraining(network, config, dataset, world), out, facts)
+        report(seen, config, out, world)

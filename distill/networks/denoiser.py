@@ -1,56 +1,21 @@
 """EDM preconditioning around a raw network (arXiv 2206.00364, table 1)."""
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import torch
 from torch import Tensor, nn
 
-from distill.networks.layers import group_count_misfits
+from distill.networks.config import NetworkConfig
+from distill.networks.dhariwal import DhariwalUNet
 from distill.networks.song import SongUNet
-
-
-class NetworkConfig(BaseModel):
-    """What it takes to build a network anew; stored beside its weights. See `SongUNet`.
-
-    A configuration that cannot be built raises pydantic's ValidationError, saying why.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    img_resolution: int = Field(ge=4)
-    img_channels: int = Field(ge=1)
-    label_dim: int = Field(default=0, ge=0)
-    augment_dim: int = Field(default=0, ge=0)
-    model_channels: int = Field(default=128, ge=4)
-    channel_mult: tuple[int, ...] = Field(default=(2, 2, 2), min_length=1)
-    num_blocks: int = Field(default=4, ge=1)
-    attn_resolutions: tuple[int, ...] = (16,)
-    dropout: float = Field(default=0.10, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _buildable(self) -> "NetworkConfig":
-        halvings = len(self.channel_mult) - 1
-        if self.img_resolution % 2**halvings:
-            raise ValueError(
-                f"img_resolution {self.img_resolution} cannot be halved {halvings} times: choose "
-                f"one divisible by {2**halvings}, or fewer entries in channel_mult"
-            )
-        levels = [self.img_resolution >> level for level in range(halvings + 1)]
-        if foreign := set(self.attn_resolutions) - set(levels):
-            raise ValueError(
-                f"attn_resolutions {sorted(foreign)} are no level of this network: it has {levels}"
-            )
-        for mult in (1, *self.channel_mult):
-            if mult < 1 or group_count_misfits(self.model_channels * mult):
-                raise ValueError(
-                    f"{self.model_channels} x {mult} channels cannot be normalised in groups: "
-                    "choose a multiple of 4 up to 128, above it a multiple of 32"
-                )
-        return self
 
 
 class Denoiser(nn.Module):
     """D(x; sigma, c) = c_skip x + c_out F(c_in x, c_noise, c), sigma_data = 0.5.
 
-    Everything is float32.
+    Attributes:
+        config: what it was built from.
+        model: the raw network F.
+        compute_dtype: precision in which F computes (float16, bfloat16) by torch's autocast;
+            None means that of its weights. The weights themselves and all outside F are float32.
     """
 
     sigma_data = 0.5
@@ -58,7 +23,8 @@ class Denoiser(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.model = SongUNet(**config.model_dump())
+        self.compute_dtype: torch.dtype | None = None
+        self.model = (DhariwalUNet if config.architecture == "adm" else SongUNet)(config)
 
     def forward(
         self,
@@ -86,4 +52,9 @@ class Denoiser(nn.Module):
         c_noise = (sigma.log() / 4).flatten()
         if class_labels is None and self.config.label_dim:
             class_labels = x.new_zeros(x.shape[0], self.config.label_dim)
-        return c_skip * x + c_out * self.model(c_in * x, c_noise, class_labels, augment_labels)
+        inputs = (c_in * x, c_noise, class_labels, augment_labels)
+        if self.compute_dtype is None:
+            return c_skip * x + c_out * self.model(*inputs)
+        with torch.autocast(x.device.type, dtype=self.compute_dtype):
+            raw = self.model(*inputs)
+        return c_skip * x + c_out * raw.float()

@@ -5,76 +5,124 @@ Feature maps are NCHW; the memory layout may be channels_last, which is faster o
 """
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# A projection that starts near zero makes its residual branch start as the identity.
-NEAR_ZERO = 1e-5
+from distill.networks.config import group_count
+
+BOX = (1, 1)  # mean of 2x2 pixels, repetition
+BINOMIAL = (1, 3, 3, 1)
 
 
-def _xavier_uniform_(weight: Tensor, fan_in: int, fan_out: int, gain: float) -> None:
-    """Fill with U(-b, b), b = gain sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
-    bound = gain * math.sqrt(6 / (fan_in + fan_out))
+class Init(Protocol):
+    """Fills a fresh layer's weight, and its bias where it has one, in place."""
+
+    def __call__(self, weight: Tensor, bias: Tensor | None, fan_in: int, fan_out: int) -> None:
+        """Draw the weight of a layer with so many inputs and outputs an element."""
+
+
+def glorot(gain: float = 1) -> Init:
+    """U(-b, b), b = gain sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010), bias 0."""
+
+    def fill(weight: Tensor, bias: Tensor | None, fan_in: int, fan_out: int) -> None:
+        bound = gain * math.sqrt(6 / (fan_in + fan_out))
+        nn.init.uniform_(weight, -bound, bound)
+        if bias is not None:
+            nn.init.zeros_(bias)
+
+    return fill
+
+
+def kaiming(weight: Tensor, bias: Tensor | None, fan_in: int, fan_out: int) -> None:  # noqa: ARG001
+    """He et al.'s U(-b, b), b = sqrt(3 / fan_in), with gain sqrt(1/3); the bias alike."""
+    bound = math.sqrt(1 / fan_in)
     nn.init.uniform_(weight, -bound, bound)
+    if bias is not None:
+        nn.init.uniform_(bias, -bound, bound)
+
+
+def zeros(weight: Tensor, bias: Tensor | None, fan_in: int, fan_out: int) -> None:  # noqa: ARG001
+    """0: a residual branch that ends in it starts as the identity."""
+    nn.init.zeros_(weight)
+    if bias is not None:
+        nn.init.zeros_(bias)
+
+
+def filter_of(taps: tuple[int, ...]) -> Tensor:
+    """The outer product of `taps` with themselves, its sum 1: float32 [len, len]."""
+    row = torch.tensor(taps, dtype=torch.float32) / sum(taps)
+    return torch.outer(row, row)
 
 
 class Linear(nn.Linear):
-    """A dense layer with Glorot initialisation and zero bias."""
+    """A dense layer."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+    def __init__(self, in_features: int, out_features: int, init: Init, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
-        _xavier_uniform_(self.weight, in_features, out_features, gain=1)
-        if bias:
-            nn.init.zeros_(self.bias)
+        init(self.weight, self.bias, in_features, out_features)
 
 
 class Conv2d(nn.Module):
-    """A same-size convolution after an optional resampling by two.
+    """A same-size convolution after a resampling by two, if any.
 
-    Resampling uses the filter [1, 1]: the mean of 2x2 pixels on the way down, repetition on
-    the way up. `kernel` 0 means resampling alone, without a weight.
+    `kernel` 0 means resampling alone, without a weight. `resample` is the filter along one axis;
+    it is part of the architecture, so its buffer is not in the state dict. On the way down the
+    convolution may come first (`fused`), and then also fills the margin that the filter reads.
     """
+
+    resample_filter: Tensor
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         kernel: int,
+        init: Init,
         up: bool = False,
         down: bool = False,
-        gain: float = 1,
+        resample: tuple[int, ...] = BOX,
+        fused: bool = False,
     ) -> None:
         super().__init__()
         assert not (up and down)
         assert kernel or in_channels == out_channels
-        self.up, self.down, self.kernel = up, down, kernel
+        assert not fused or (down and resample != BOX)
+        self.up, self.down, self.kernel, self.fused = up, down, kernel, fused
+        self.resample = resample if up or down else ()
+        if self.resample and resample != BOX:  # torch has the box as an operation of its own
+            self.register_buffer("resample_filter", filter_of(resample), persistent=False)
         if kernel:
             self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel))
-            self.bias = nn.Parameter(torch.zeros(out_channels))
+            self.bias = nn.Parameter(torch.empty(out_channels))
             area = kernel * kernel
-            _xavier_uniform_(self.weight, in_channels * area, out_channels * area, gain)
+            init(self.weight, self.bias, in_channels * area, out_channels * area)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in, H, W] to [N, out, H', W'], H' = 2H when up, H/2 when down."""
-        if self.up:
+        margin = (len(self.resample) - 1) // 2
+        if self.fused:
+            x = F.conv2d(x, self.weight, self.bias, padding=self.kernel // 2 + margin)
+            return self._filtered(x, padding=0)
+        if self.resample not in ((), BOX):
+            x = self._filtered(x, padding=margin)
+        elif self.up:
             x = F.interpolate(x, scale_factor=2, mode="nearest")
-        if self.down:
+        elif self.down:
             x = F.avg_pool2d(x, kernel_size=2)
         if self.kernel:
             x = F.conv2d(x, self.weight, self.bias, padding=self.kernel // 2)
         return x
 
-
-def group_count(channels: int) -> int:
-    """Groups of at least four channels, at most 32."""
-    return min(32, channels // 4)
-
-
-def group_count_misfits(channels: int) -> bool:
-    """Whether `channels` cannot be divided into `group_count` equal groups."""
-    return channels < 4 or channels % group_count(channels) != 0
+    def _filtered(self, x: Tensor, padding: int) -> Tensor:
+        """Resample every channel by two; each tap counts four times on the way up."""
+        channels = x.shape[1]
+        taps = self.resample_filter.expand(channels, 1, -1, -1)
+        if self.up:
+            return F.conv_transpose2d(x, 4 * taps, stride=2, padding=padding, groups=channels)
+        return F.conv2d(x, taps, stride=2, padding=padding, groups=channels)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -88,7 +136,8 @@ def self_attention(qkv: Tensor, heads: int) -> Tensor:
     """Attend over all pixels: [N, 3C, H, W] -> [N, C, H, W].
 
     The three of q, k, v are interleaved per channel, as in the released checkpoints: channel
-    3i + j holds component j of channel i.
+    3i + j holds component j of channel i. torch takes the softmax of half-precision inputs in
+    float32, in every kernel it chooses from.
     """
     n, c3, height, width = qkv.shape
     dim = c3 // (3 * heads)
@@ -97,61 +146,35 @@ def self_attention(qkv: Tensor, heads: int) -> Tensor:
     return attended.transpose(2, 3).reshape(n, heads * dim, height, width)
 
 
-class UNetBlock(nn.Module):
-    """The DDPM++ residual block: two convolutions, the embedding added between, attention.
+class PositionalEmbedding(nn.Module):
+    """Cosines and sines of a scalar at geometrically spaced frequencies 1 .. 1/10000.
 
-    h = conv0(silu(norm0(x))); h = conv1(dropout(silu(norm1(h + affine(emb)))));
-    x = (h + skip(x)) / sqrt(2), then the same residual form around attention.
+    With `endpoint` the last frequency is 1/10000 itself, else it would be the next.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        emb_channels: int,
-        dropout: float,
-        up: bool = False,
-        down: bool = False,
-        attention: bool = False,
-    ) -> None:
+    def __init__(self, channels: int, endpoint: bool) -> None:
         super().__init__()
-        self.in_channels, self.dropout = in_channels, dropout
-        self.norm0 = GroupNorm(in_channels, eps=1e-6)
-        self.conv0 = Conv2d(in_channels, out_channels, kernel=3, up=up, down=down)
-        self.affine = Linear(emb_channels, out_channels)
-        self.norm1 = GroupNorm(out_channels, eps=1e-6)
-        self.conv1 = Conv2d(out_channels, out_channels, kernel=3, gain=NEAR_ZERO)
-        self.skip: Conv2d | None = None
-        if in_channels != out_channels or up or down:
-            self.skip = Conv2d(in_channels, out_channels, kernel=1, up=up, down=down)
-        self.attention = attention
-        if attention:
-            self.norm2 = GroupNorm(out_channels, eps=1e-6)
-            self.qkv = Conv2d(out_channels, out_channels * 3, kernel=1, gain=math.sqrt(0.2))
-            self.proj = Conv2d(out_channels, out_channels, kernel=1, gain=NEAR_ZERO)
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Map x [N, in, H, W] and emb [N, emb_channels] to [N, out, H', W']."""
-        h = self.conv0(F.silu(self.norm0(x)))
-        h = F.silu(self.norm1(h + self.affine(emb)[:, :, None, None]))
-        h = self.conv1(F.dropout(h, p=self.dropout, training=self.training))
-        x = (h + (x if self.skip is None else self.skip(x))) * math.sqrt(0.5)
-        if self.attention:
-            h = self.proj(self_attention(self.qkv(self.norm2(x)), heads=1))
-            x = (h + x) * math.sqrt(0.5)
-        return x
-
-
-class PositionalEmbedding(nn.Module):
-    """Sines and cosines of a scalar at geometrically spaced frequencies 1 .. 1/10000."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
+        self.channels, self.endpoint = channels, endpoint
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [N] to [N, channels]: the sines, then the cosines."""
+        """Map [N] to [N, channels]: the cosines, then the sines."""
         half = self.channels // 2
-        exponent = torch.arange(half, device=x.device, dtype=torch.float32) / (half - 1)
+        exponent = torch.arange(half, device=x.device, dtype=torch.float32)
+        exponent = exponent / (half - int(self.endpoint))
         angles = torch.outer(x, (1 / 10000) ** exponent)
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """Cosines and sines of a scalar at random frequencies, drawn once: N(0, scale^2)."""
+
+    freqs: Tensor
+
+    def __init__(self, channels: int, scale: float = 16) -> None:
+        super().__init__()
+        self.register_buffer("freqs", torch.empty(channels // 2).normal_(std=scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N] to [N, channels]: the cosines, then the sines."""
+        angles = torch.outer(x, 2 * math.pi * self.freqs)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)

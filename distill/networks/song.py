@@ -1,92 +1,90 @@
-"""DDPM++: the U-Net of Song et al. (arXiv 2011.13456) as EDM configures it."""
+"""DDPM++ and NCSN++: the U-Nets of Song et al. (arXiv 2011.13456) as EDM configures them."""
 
+import dataclasses
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.networks.block import BlockStyle, UNetBlock
+from distill.networks.config import NetworkConfig
 from distill.networks.layers import (
-    NEAR_ZERO,
+    BINOMIAL,
+    BOX,
     Conv2d,
+    FourierEmbedding,
     GroupNorm,
     Linear,
     PositionalEmbedding,
-    UNetBlock,
+    glorot,
 )
+from distill.networks.unet import build_decoder, build_encoder, decode, encode
+
+# A projection that starts near zero makes its residual branch start as the identity.
+NEAR_ZERO = glorot(gain=1e-5)
+
+DDPMPP = BlockStyle(
+    adaptive=False,
+    skip_scale=math.sqrt(0.5),
+    eps=1e-6,
+    channels_per_head=None,
+    project_resampled=True,
+    resample=BOX,
+    init=glorot(),
+    init_qkv=glorot(gain=math.sqrt(0.2)),
+    init_last=NEAR_ZERO,
+)
+NCSNPP = dataclasses.replace(DDPMPP, resample=BINOMIAL)
 
 
 class SongUNet(nn.Module):
     """The raw network F(c_in x, c_noise, labels) inside the EDM preconditioning.
 
-    Args:
-        img_resolution: height and width in pixels, divisible by 2^(levels - 1).
-        img_channels: colour channels of input and output.
-        label_dim: number of classes, 0 for an unconditional network.
-        augment_dim: width of the augmentation labels, 0 for none.
-        model_channels: channels at the highest resolution, before `channel_mult`.
-        channel_mult: one factor per level, from the highest resolution down.
-        num_blocks: residual blocks per level on the way down (one more on the way up).
-        attn_resolutions: resolutions whose blocks attend over all pixels.
-        dropout: probability of dropping an activation inside the blocks.
+    NCSN++ differs from DDPM++ in three things: random Fourier features embed the noise level, a
+    smoother filter resamples, and a reduced image is added at every level on the way down.
     """
 
-    def __init__(
-        self,
-        img_resolution: int,
-        img_channels: int,
-        label_dim: int = 0,
-        augment_dim: int = 0,
-        model_channels: int = 128,
-        channel_mult: tuple[int, ...] = (2, 2, 2),
-        num_blocks: int = 4,
-        attn_resolutions: tuple[int, ...] = (16,),
-        dropout: float = 0.10,
-    ) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        emb_channels = 4 * model_channels
-        self.label_dim = label_dim
-        self.map_noise = PositionalEmbedding(model_channels)
-        self.map_label = Linear(label_dim, model_channels) if label_dim else None
-        self.map_augment = Linear(augment_dim, model_channels, bias=False) if augment_dim else None
-        self.map_layer0 = Linear(model_channels, emb_channels)
-        self.map_layer1 = Linear(emb_channels, emb_channels)
+        ncsnpp = config.architecture == "ncsnpp"
+        style = NCSNPP if ncsnpp else DDPMPP
+        width = config.model_channels
+        emb_channels, noise_channels = 4 * width, 2 * width if ncsnpp else width
+        init = style.init
+        self.label_dim = config.label_dim
+        self.map_noise = (
+            FourierEmbedding(noise_channels)
+            if ncsnpp
+            else PositionalEmbedding(noise_channels, endpoint=True)
+        )
+        self.map_label = (
+            Linear(config.label_dim, noise_channels, init) if config.label_dim else None
+        )
+        self.map_augment = (
+            Linear(config.augment_dim, noise_channels, init, bias=False)
+            if config.augment_dim
+            else None
+        )
+        self.map_layer0 = Linear(noise_channels, emb_channels, init)
+        self.map_layer1 = Linear(emb_channels, emb_channels, init)
 
-        def block(cin: int, cout: int, attention: bool, **resample: bool) -> UNetBlock:
-            return UNetBlock(cin, cout, emb_channels, dropout, attention=attention, **resample)
+        def block(
+            cin: int, cout: int, attention: bool = False, *, up: bool = False, down: bool = False
+        ) -> UNetBlock:
+            return UNetBlock(cin, cout, emb_channels, config.dropout, style, attention, up, down)
 
-        self.enc = nn.ModuleDict()
-        channels, skips = img_channels, []
-        for level, mult in enumerate(channel_mult):
-            res = img_resolution >> level
-            if level == 0:
-                self.enc[f"{res}x{res}_conv"] = Conv2d(channels, model_channels, kernel=3)
-                channels = model_channels
-            else:
-                self.enc[f"{res}x{res}_down"] = block(channels, channels, False, down=True)
-            skips.append(channels)
-            for i in range(num_blocks):
-                width = model_channels * mult
-                self.enc[f"{res}x{res}_block{i}"] = block(channels, width, res in attn_resolutions)
-                channels = width
-                skips.append(channels)
+        def aux_residual(cin: int, cout: int) -> Conv2d:
+            return Conv2d(cin, cout, 3, init, down=True, resample=BINOMIAL, fused=True)
 
-        self.dec = nn.ModuleDict()
-        for level, mult in reversed(list(enumerate(channel_mult))):
-            res = img_resolution >> level
-            if level == len(channel_mult) - 1:
-                self.dec[f"{res}x{res}_in0"] = block(channels, channels, True)
-                self.dec[f"{res}x{res}_in1"] = block(channels, channels, False)
-            else:
-                self.dec[f"{res}x{res}_up"] = block(channels, channels, False, up=True)
-            for i in range(num_blocks + 1):
-                attention = i == num_blocks and res in attn_resolutions
-                width = model_channels * mult
-                self.dec[f"{res}x{res}_block{i}"] = block(channels + skips.pop(), width, attention)
-                channels = width
-        res = img_resolution
-        self.dec[f"{res}x{res}_aux_norm"] = GroupNorm(channels, eps=1e-6)
-        self.dec[f"{res}x{res}_aux_conv"] = Conv2d(channels, img_channels, kernel=3, gain=NEAR_ZERO)
+        first = Conv2d(config.img_channels, width, 3, init)
+        self.enc, skips = build_encoder(
+            config, first, width, block, aux_residual if ncsnpp else None
+        )
+        self.dec, channels = build_decoder(config, skips, block, attention_in_all=False)
+        self._end = f"{config.img_resolution}x{config.img_resolution}_aux"
+        self.dec[f"{self._end}_norm"] = GroupNorm(channels, style.eps)
+        self.dec[f"{self._end}_conv"] = Conv2d(channels, config.img_channels, 3, NEAR_ZERO)
 
     def forward(
         self,
@@ -97,26 +95,15 @@ class SongUNet(nn.Module):
     ) -> Tensor:
         """Map x [N, C, H, W], c_noise [N] or [1], one-hot labels [N, label_dim] to [N, C, H, W]."""
         emb = self.embed(c_noise, class_labels, augment_labels)
-        skips: list[Tensor] = []
-        for layer in self.enc.values():
-            x = layer(x, emb) if isinstance(layer, UNetBlock) else layer(x)
-            skips.append(x)
-        for name, layer in self.dec.items():
-            if name.endswith("aux_norm"):
-                x = F.silu(layer(x))
-            elif name.endswith("aux_conv"):
-                x = layer(x)
-            else:
-                if x.shape[1] != layer.in_channels:
-                    x = torch.cat([x, skips.pop()], dim=1)
-                x = layer(x, emb)
-        return x
+        x = decode(self.dec, encode(self.enc, x, emb), emb)
+        return self.dec[f"{self._end}_conv"](F.silu(self.dec[f"{self._end}_norm"](x)))
 
     def embed(
         self, c_noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
     ) -> Tensor:
         """Embed noise level, class and augmentation: [N, 4 model_channels]."""
-        emb = self.map_noise(c_noise)
+        cosines, sines = self.map_noise(c_noise).chunk(2, dim=1)
+        emb = torch.cat([sines, cosines], dim=1)
         if self.map_label is not None and class_labels is not None:
             emb = emb + self.map_label(class_labels * math.sqrt(self.label_dim))
         if self.map_augment is not None and augment_labels is not None:

@@ -1,0 +1,134 @@
+"""One run on many processes, started by torchrun: what each of them is, and what they share.
+
+Without torchrun's environment there is one process and nothing is initialised. With it, networks
+are copied to every process (DDP) or spread over them (FSDP2), and gradients are averaged.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from distill.errors import UserError
+from distill.networks import Denoiser
+
+# A first step compiles kernels and a distance is measured between two exchanges: both may take
+# long, and a process that died is found out by torchrun much sooner.
+PATIENCE = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of its run.
+
+    Attributes:
+        device: where this process computes.
+        rank: its number, 0 writes the files.
+        size: how many there are.
+        shard: whether networks are spread over the processes instead of copied to each.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    shard: bool = False
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and talks."""
+        return self.rank == 0
+
+    def trained(self, network: Denoiser) -> nn.Module:
+        """Return what a forward pass goes through so that gradients reach every process.
+
+        Call it once, while the parameters that will ever learn want gradients.
+        """
+        if self.shard:
+            return shard(network)
+        if self.size == 1:
+            return network
+        ids = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(
+            network, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def fixed(self, network: Denoiser) -> Denoiser:
+        """Return a network that learns nothing here, in this process's share of it."""
+        return shard(network) if self.shard else network
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so; every process must ask."""
+        if self.size == 1:
+            return flag
+        said = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(said, dist.ReduceOp.MAX)
+        return bool(said.item())
+
+    def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Average scalars over the processes; every process must ask."""
+        if not values:
+            return {}
+        stacked = torch.stack([value.detach().double() for value in values.values()])
+        if self.size > 1:
+            dist.all_reduce(stacked)
+        return dict(zip(values, (stacked / self.size).tolist(), strict=True))
+
+    def from_main(self, value: Any) -> Any:
+        """Process 0's value, at every process; every process must ask."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+@contextmanager
+def join_world(device: torch.device, shard: bool = False) -> Iterator[World]:
+    """Join the run that torchrun started, if any, and leave it at the end.
+
+    Args:
+        device: where to compute; "cuda" without a number is the one of torchrun's LOCAL_RANK.
+        shard: spread networks over the processes (FSDP2), for those that do not fit on one.
+
+    Raises:
+        UserError: sharding was asked for without torchrun.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        if shard:
+            raise UserError("--shard spreads a network over processes: start it by torchrun")
+        yield World(device)
+        return
+    if device.type == "cuda":
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield World(device, dist.get_rank(), dist.get_world_size(), shard)
+    finally:
+        dist.destroy_process_group()
+
+
+def shard(network: Denoiser) -> Denoiser:
+    """Spread a network's parameters over the processes, block by block (FSDP2), in place."""
+    # FSDP2 takes no weights in channels_last; activations still are.
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for half in (network.model.enc, network.model.dec):
+        for block in half.values():
+            fully_shard(block)
+    # Always: else the outermost weights stay whole after a picture was drawn, unlike the average's.
+    fully_shard(network, reshard_after_forward=True)
+    return network
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor; any other tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

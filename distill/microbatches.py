@@ -1,0 +1,36 @@
+"""How a batch is divided: into micro-batches, and those among processes.
+
+A micro-batch is what one network call takes. All its random draws (noise, labels, dropout,
+augmentation) are a function of the run's seed, the images seen, the phase of the step and the
+micro-batch's number, so a run does not depend on how many processes share the work, but for the
+order in which sums are rounded, and a resumed run is the same run.
+"""
+
+import numpy as np
+import torch
+
+from distill.distributed import World
+from distill.errors import UserError
+from distill.recipe import LoopConfig
+
+
+def share_of_batch(config: LoopConfig, world: World) -> range:
+    """The numbers of the micro-batches that this process computes: every `world.size`-th.
+
+    Raises:
+        UserError: the batch cannot be divided evenly among the processes.
+    """
+    count = config.batch // config.images_a_call
+    if count % world.size:
+        raise UserError(
+            f"a batch of {config.batch} in micro-batches of {config.images_a_call} cannot be "
+            f"divided among {world.size} processes: choose a smaller --microbatch, or another "
+            "--batch"
+        )
+    return range(world.rank, count, world.size)
+
+
+def seed_draws(seed: int, images_seen: int, phase: int, microbatch: int) -> None:
+    """Start torch's random streams, on every device, for one micro-batch."""
+    words = np.random.SeedSequence([seed, images_seen, phase, microbatch])
+    torch.manual_seed(int(words.generate_state(1, np.uint64)[0]) >> 1)

@@ -1,0 +1,33 @@
+"""In which precision the networks compute. Weights, losses and Adam's moments stay float32."""
+
+from typing import Literal
+
+import torch
+
+from distill.errors import UserError
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """Set torch's switches for a precision; return what F inside a denoiser computes in.
+
+    fp32 is float32 throughout. tf32 lets CUDA multiply float32 with 10 bits of mantissa. bf16
+    and fp16 run F under autocast. (The paper's fp16: Adam's eps is 1e-6 and the generator's loss
+    is scaled by 100; see `SidConfig`.)
+
+    Returns:
+        For `Denoiser.compute_dtype`: None for float32.
+
+    Raises:
+        UserError: the device does not compute so.
+    """
+    if device.type != "cuda" and precision in ("tf32", "fp16"):
+        raise UserError(
+            f"--precision {precision} needs a CUDA device: on {device.type} take fp32, or bf16 "
+            "for a large network"
+        )
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)

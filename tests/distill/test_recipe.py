@@ -1,0 +1,73 @@
+"""Shipped recipes say what the paper says; mistakes in one's own end in one line."""
+
+import pytest
+import torch
+
+from distill.errors import UserError
+from distill.networks import Denoiser
+from distill.precision import compute_dtype
+from distill.recipe import RECIPES, load_recipe, override
+
+# facts of the paper's runs (arXiv 2404.04057, table of hyperparameters; EDM's networks):
+# alpha, batch, lr, precision, dropout, augment, million images, million parameters, classes
+PAPER = {
+    "cifar10-uncond": (1.2, 256, 1e-5, "fp32", 0.13, 0.12, 500, 55.7, 0),
+    "cifar10-cond": (1.2, 256, 1e-5, "fp32", 0.13, 0.12, 800, 55.7, 10),
+    "imagenet64": (1.2, 8192, 4e-6, "fp16", 0.10, 0.0, 1000, 295.9, 1000),
+    "ffhq64": (1.2, 512, 1e-5, "fp16", 0.05, 0.15, 500, 61.8, 0),
+    "afhqv2-64": (1.0, 512, 5e-6, "fp16", 0.05, 0.15, 500, 61.8, 0),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_five_results_have_their_recipes(name):
+    alpha, batch, lr, precision, dropout, augment, mimg, parameters, classes = PAPER[name]
+    recipe = load_recipe(name)
+    sid = recipe.sid
+    assert (sid.alpha, sid.batch, sid.lr, sid.fake_lr) == (alpha, batch, lr, None)
+    assert (sid.precision, sid.dropout, sid.augment) == (precision, dropout, augment)
+    assert sid.total_images == mimg * 1_000_000
+    assert (sid.t_max, sid.sigma_init, sid.weighting, sid.cooldown) == (800, 2.5, "sid", 0)
+    assert (sid.fake_loss_scale, sid.generator_loss_scale) == (1, 100)
+    assert sid.betas == (0.0, 0.999)
+    assert sid.generator_betas == ((0.9, 0.999) if name == "ffhq64" else None)
+    assert sid.eps == (1e-6 if precision == "fp16" else 1e-8)
+    assert sid.ema_halflife == (2_000_000 if name == "imagenet64" else 500_000)
+    with torch.device("meta"):
+        network = Denoiser(recipe.network)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert count / 1e6 == pytest.approx(parameters, abs=0.05)
+    assert recipe.network.label_dim == classes
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.toml")), ids=lambda file: file.stem)
+def test_every_shipped_recipe_can_be_run(file):
+    recipe = load_recipe(file.stem)
+    assert recipe.description
+    assert recipe.sid.batch % recipe.sid.images_a_call == 0
+
+
+def test_mistakes_in_a_recipe_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"no recipe 'nope'.*cifar10-cond.*fashion"):
+        load_recipe("nope")
+    broken = tmp_path / "mine.toml"
+    text = (RECIPES / "fashion.toml").read_text()
+    broken.write_text(text.replace("alpha =", "alfa ="))
+    with pytest.raises(UserError, match=r"sid\.alfa"):
+        load_recipe(str(broken))
+
+
+def test_an_option_out_of_range_is_named():
+    sid = load_recipe("fashion").sid
+    assert override(sid, batch=32).images_a_call == 32
+    with pytest.raises(UserError, match="a batch of 100 is no multiple of the micro-batch of 64"):
+        override(sid, batch=100)
+    with pytest.raises(UserError, match="precision"):
+        override(sid, precision="fp8")
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+def test_a_precision_that_the_device_lacks_is_refused(precision):
+    with pytest.raises(UserError, match=f"--precision {precision} needs a CUDA device"):
+        compute_dtype(precision, torch.device("cpu"))
+    assert compute_dtype("bf16", torch.device("cpu")) is torch.bfloat16
