@@ -20,6 +20,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.networks import Denoiser, NetworkConfig
+from distill.pickles.released import read_released
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -42,7 +43,7 @@ class Facts(BaseModel):
     Attributes:
         role: what the network is.
         classes: class names in label order.
-        images_seen: images in its own training.
+        images_seen: images in its own training; None where a released file does not say.
         sigma_init: the noise level at which a generator denoises.
     """
 
@@ -50,7 +51,7 @@ class Facts(BaseModel):
 
     role: Literal["teacher", "generator"]
     classes: list[str]
-    images_seen: int
+    images_seen: int | None = None
     sigma_init: float | None = None
 
 
@@ -74,11 +75,19 @@ def save_network(
 def load_network(path: Path) -> tuple[Denoiser, dict[str, Any]]:
     """Read a denoiser, in eval mode, and the facts saved with it.
 
+    A released .pkl is read as well, safely, with what can be known of it (`distill.pickles`).
+
     Raises:
-        UserError: the file is missing, damaged, or not one of `save_network`.
+        UserError: the file is missing, damaged, or not one of `save_network` nor a released one.
     """
     if not path.is_file():
-        raise UserError(f"no network at {path}: expected a .safetensors file of sid-distill's")
+        raise UserError(
+            f"no network at {path}: expected a .safetensors file of sid-distill's, or a released "
+            ".pkl"
+        )
+    if path.suffix == ".pkl":
+        released = read_released(path)
+        return released.network, released.facts
     try:
         with safetensors.safe_open(path, "pt") as file:
             header = file.metadata() or {}

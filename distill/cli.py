@@ -5,10 +5,13 @@ import sys
 import typer
 
 from distill.commands.analyze import analyze
+from distill.commands.emoji import emoji
 from distill.commands.evaluate import evaluate
 from distill.commands.export import export
 from distill.commands.features import features
+from distill.commands.import_ import import_
 from distill.commands.publish import publish
+from distill.commands.reference import reference
 from distill.commands.run import run
 from distill.commands.teacher import teacher
 from distill.errors import UserError
@@ -19,8 +22,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (teacher, run, evaluate, analyze, features, export, publish):
+for command in (teacher, run, evaluate, analyze, features, reference, emoji, export, publish):
     app.command()(command)
+app.command("import")(import_)
 
 
 def main() -> None:

@@ -88,7 +88,7 @@ class UNetBlock(nn.Module):
         h = self.conv0(F.silu(self.norm0(x)))
         p = self.affine(emb)[:, :, None, None]
         if self.style.adaptive:
-            scale, shift = p.chunk(2, dim=1)
+            scale, shift = p[:, : h.shape[1]], p[:, h.shape[1] :]
             h = F.silu(self.norm1(h) * (scale + 1) + shift)
         else:
             h = F.silu(self.norm1(h + p))

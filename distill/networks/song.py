@@ -102,8 +102,9 @@ class SongUNet(nn.Module):
         self, c_noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
     ) -> Tensor:
         """Embed noise level, class and augmentation: [N, 4 model_channels]."""
-        cosines, sines = self.map_noise(c_noise).chunk(2, dim=1)
-        emb = torch.cat([sines, cosines], dim=1)
+        emb = self.map_noise(c_noise)
+        half = emb.shape[1] // 2
+        emb = torch.cat([emb[:, half:], emb[:, :half]], dim=1)  # the sines first
         if self.map_label is not None and class_labels is not None:
             emb = emb + self.map_label(class_labels * math.sqrt(self.label_dim))
         if self.map_augment is not None and augment_labels is not None:

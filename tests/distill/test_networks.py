@@ -1,46 +1,161 @@
-"""The U-Net against the reference network's numbers."""
+"""The U-Nets against the reference networks' numbers, sizes and costs."""
 
-import json
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from pydantic import ValidationError
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from distill.networks import Denoiser, NetworkConfig
+from distill.networks.layers import BINOMIAL, Conv2d, self_attention, zeros
+from distill.pickles import load_network
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
+ARCHITECTURES = ["ddpmpp", "ncsnpp", "adm"]
+TINY = {
+    "img_resolution": 8, "img_channels": 2, "label_dim": 3, "augment_dim": 9, "model_channels": 64,
+    "channel_mult": (1, 2, 2), "num_blocks": 1, "attn_resolutions": (4,), "dropout": 0.5,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def ddpmpp():
-    given = json.loads((FIXTURES / "ddpmpp.json").read_text())
-    config = {name: given[name] for name in NetworkConfig.model_fields}
-    network = Denoiser(NetworkConfig(**config)).eval()
-    network.load_state_dict(safetensors.torch.load_file(FIXTURES / "ddpmpp.safetensors"))
-    return network
+def released():
+    """The networks of the fixtures, by architecture."""
+    return {name: load_network(FIXTURES / f"{name}.pkl") for name in ARCHITECTURES}
 
 
+def reference(name):
+    with np.load(FIXTURES / f"{name}.npz") as file:
+        return {key: torch.from_numpy(file[key]) for key in file}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("augmented", [False, True])
-def test_ddpmpp_equals_the_reference(ddpmpp, augmented):
-    with np.load(FIXTURES / "ddpmpp.npz") as file:
-        case = {name: torch.from_numpy(file[name]) for name in file}
+def test_the_output_equals_the_reference(released, name, augmented):
+    case = reference(name)
     augment_labels = case["augment_labels"] if augmented else None
     expected = case["denoised_augmented" if augmented else "denoised"]
     with torch.no_grad():
-        denoised = ddpmpp(case["x"], case["sigma"], case["labels"], augment_labels)
+        denoised = released[name](case["x"], case["sigma"], case["labels"], augment_labels)
     torch.testing.assert_close(denoised, expected, rtol=0, atol=1e-6)
 
 
-def test_one_noise_level_serves_the_whole_batch(ddpmpp):
-    torch.manual_seed(0)
-    x, labels = torch.randn(3, 1, 32, 32), torch.eye(5)[:3]
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_one_noise_level_serves_the_whole_batch(released, name):
+    case = reference(name)
+    x, labels = case["x"][:3], case["labels"][:3]
     with torch.no_grad():
-        broadcast = ddpmpp(x, torch.tensor([2.5]), labels)
-        repeated = ddpmpp(x, torch.full((3,), 2.5), labels)
+        broadcast = released[name](x, torch.tensor([2.5]), labels)
+        repeated = released[name](x, torch.full((3,), 2.5), labels)
     torch.testing.assert_close(broadcast, repeated)
+
+
+@pytest.mark.parametrize("name", ["ddpmpp", "adm"])
+def test_no_labels_are_labels_of_zero(released, name):
+    case = reference(name)
+    with torch.no_grad():
+        none = released[name](case["x"], case["sigma"])
+        zero = released[name](case["x"], case["sigma"], torch.zeros_like(case["labels"]))
+    assert torch.equal(none, zero)
+
+
+CIFAR = {"img_resolution": 32, "img_channels": 3, "label_dim": 10, "augment_dim": 9}
+FFHQ = {"img_resolution": 64, "img_channels": 3, "augment_dim": 9, "channel_mult": (1, 2, 2, 2)}
+IMAGENET = {
+    "architecture": "adm", "img_resolution": 64, "img_channels": 3, "label_dim": 1000,
+    "model_channels": 192, "channel_mult": (1, 2, 3, 4), "num_blocks": 3,
+    "attn_resolutions": (32, 16, 8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "million_parameters", "gflop"),
+    [(CIFAR, 55.7, 42.4), (FFHQ, 61.8, 83.7), (IMAGENET, 295.9, 219.3)],
+    ids=["cifar", "ffhq", "imagenet"],
+)
+def test_the_released_sizes_have_their_parameters_and_cost(config, million_parameters, gflop):
+    config = NetworkConfig(**config)
+    size = config.img_resolution
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        network = Denoiser(config).eval()
+        network(torch.empty(1, 3, size, size), torch.empty(1))
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert count / 1e6 == pytest.approx(million_parameters, abs=0.05)
+    assert counter.get_total_flops() / 1e9 == pytest.approx(gflop, abs=0.05)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_fresh_network_denoises_to_little_and_learns(architecture):
+    """Its last layer starts (near) zero, so D is c_skip x; gradients reach it all the same."""
+    torch.manual_seed(0)
+    network = Denoiser(NetworkConfig(architecture=architecture, **TINY))
+    x, sigma = torch.randn(4, 2, 8, 8), torch.full((4,), 0.5)
+    labels, augment = torch.eye(3)[[0, 1, 2, 0]], torch.randn(4, 9)
+    denoised = network(x, sigma, labels, augment)
+    torch.testing.assert_close(denoised, 0.5 * x, rtol=0, atol=1e-3)
+    denoised.square().sum().backward()
+    assert network.model.state_dict().keys() >= {"map_label.weight", "map_augment.weight"}
+    last = list(network.parameters())[-2]
+    assert last.grad is not None
+    assert last.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_half_precision_is_near_and_keeps_gradients(released, architecture):
+    case = reference(architecture)
+    network = released[architecture]
+    half = copy.deepcopy(network)
+    half.compute_dtype = torch.bfloat16
+    half = copy.deepcopy(half)  # an average or a second network keeps the precision
+    assert half.compute_dtype is torch.bfloat16
+    assert half.state_dict().keys() == network.state_dict().keys()
+    denoised = half(case["x"], case["sigma"], case["labels"])
+    assert denoised.dtype is torch.float32
+    torch.testing.assert_close(denoised, case["denoised"], rtol=0, atol=0.3)
+    assert not torch.equal(denoised, case["denoised"])
+    denoised.square().mean().backward()
+    assert all(parameter.dtype is torch.float32 for parameter in half.parameters())
+    missing = [name for name, p in half.named_parameters() if p.grad is None]
+    assert missing in ([], ["model.map_augment.weight"])
+
+
+def test_the_attention_of_half_precision_takes_its_softmax_in_float32():
+    """Of logits in the thousands, which float16 tells apart only by whole numbers."""
+    torch.manual_seed(0)
+    qkv = torch.randn(1, 3 * 16, 4, 4)
+    qkv[:, 0::3] *= 100
+    qkv[:, 1::3] = 20 + 0.01 * qkv[:, 1::3]
+    half = qkv.to(torch.float16)
+    expected = self_attention(half.float(), heads=1)
+    torch.testing.assert_close(self_attention(half, heads=1).float(), expected, rtol=0, atol=2e-3)
+
+
+def test_the_filters_are_in_no_state_dict(released):
+    for network in released.values():
+        assert not [name for name in network.state_dict() if "resample_filter" in name]
+    assert "model.map_noise.freqs" in released["ncsnpp"].state_dict()
+
+
+@pytest.mark.parametrize(("up", "down"), [(True, False), (False, True)])
+def test_the_smooth_filter_resamples_as_its_matrix_does(up, down):
+    conv = Conv2d(2, 2, kernel=0, init=zeros, up=up, down=down, resample=BINOMIAL)
+    x = torch.randn(1, 2, 6, 6)
+    if down:
+        rows = torch.zeros(3, 8)
+        for i in range(3):
+            rows[i, 2 * i : 2 * i + 4] = torch.tensor([1, 3, 3, 1]) / 8
+        expected = rows @ F.pad(x, (1, 1, 1, 1)) @ rows.T
+    else:
+        rows = torch.zeros(14, 6)
+        for i in range(6):
+            rows[2 * i : 2 * i + 4, i] = torch.tensor([1, 3, 3, 1]) / 4
+        rows = rows[1:13]
+        expected = rows @ x @ rows.T
+    torch.testing.assert_close(conv(x), expected)
 
 
 @pytest.mark.parametrize(
@@ -57,9 +172,20 @@ def test_one_noise_level_serves_the_whole_batch(ddpmpp):
         ({"dropout": 2}, "dropout"),
         ({"num_blocks": 0}, "num_blocks"),
         ({"colours": 3}, "colours"),
+        ({"architecture": "dit"}, "'ddpmpp', 'ncsnpp' or 'adm'"),
+        (
+            {"architecture": "adm", "channel_mult": (1, 2, 14)},
+            "16 x 14 channels cannot be split among 3 attention heads: choose a multiple of 64",
+        ),
     ],
 )
 def test_a_network_that_cannot_be_built_is_refused(changes, said):
     shape = {"img_resolution": 32, "img_channels": 1, "model_channels": 16} | changes
     with pytest.raises(ValidationError, match=said):
         NetworkConfig(**shape)
+
+
+def test_a_configuration_written_before_there_were_architectures_is_ddpmpp():
+    assert NetworkConfig.model_validate_json('{"img_resolution": 32, "img_channels": 1}') == (
+        NetworkConfig(architecture="ddpmpp", img_resolution=32, img_channels=1)
+    )

@@ -1,0 +1,116 @@
+"""`sid-distill import`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from distill.errors import UserError
+
+if TYPE_CHECKING:
+    from distill.pickles.released import Released, Role
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="A released .pkl of EDM or SiD.")],
+    name: Annotated[str, typer.Option(help="The network's name: a-z, 0-9, '.', '_', '-'.")],
+    role: Annotated[
+        str | None,
+        typer.Option(
+            help="'teacher' or 'generator'. Left out: a teacher if its training is in the file or "
+            "its name begins with 'edm', else a generator.",
+            show_default=False,
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Class names in label order, which are not in the file: with commas between, or "
+            "a text file with one a line. Left out: 0, 1, ...",
+            show_default=False,
+        ),
+    ] = None,
+    sigma_init: Annotated[
+        float, typer.Option(min=0.01, help="Noise level at which a generator denoises.")
+    ] = 2.5,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for NAME.safetensors and NAME.json.")
+    ] = Path("checkpoints"),
+    models: Annotated[
+        Path, typer.Option(help="The catalogue in which a generator is published.")
+    ] = Path("models"),
+    description: Annotated[str, typer.Option(help="A sentence for the catalogue.")] = "",
+    licence: Annotated[
+        str, typer.Option(help="Licence of the weights (SPDX); this one is EDM's and SiD's.")
+    ] = "CC-BY-NC-SA-4.0",
+) -> None:
+    """Read a released EDM teacher or SiD generator, running nothing in the file.
+
+    A teacher can then be distilled, a generator is published for 'sid serve'.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from distill.checkpoints import save_network, write_atomically
+    from distill.export.publish import publish
+    from distill.pickles.released import read_released
+    from service.bundle.manifest import Name
+
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError:
+        raise UserError(f"{name!r} cannot name a network: use a-z, 0-9, '.', '_', '-'") from None
+    if role not in (None, "teacher", "generator"):
+        raise UserError(f"--role {role} is neither 'teacher' nor 'generator'")
+    told = cast("Role | None", role)
+    released = read_released(file, told, _names(classes), sigma_init)
+    network = out / f"{name}.safetensors"
+    record = json.dumps(_record(released, licence), indent=2) + "\n"
+    save_network(network, released.network, released.facts)
+    write_atomically(network.with_suffix(".json"), lambda path: path.write_text(record))
+
+    typer.echo(f"{network}: {_summary(released)}")
+    assumed = released.facts["role"]
+    if released.reason is not None:
+        other = "generator" if assumed == "teacher" else "teacher"
+        typer.echo(f"taken for a {assumed}, as {released.reason}; if not: --role {other}")
+    if assumed == "teacher":
+        typer.echo(f"to distil it: sid-distill run --teacher {network} --out runs/{name}")
+        return
+    folder = publish(network, None, name, description, licence, models)
+    typer.echo(f"{folder} is published: sid generate --models {models} --model {name} --seed 0")
+
+
+def _names(classes: str | None) -> list[str] | None:
+    """Class names from text with commas, or from the lines of a file."""
+    if classes is None:
+        return None
+    lines = classes.split(",")
+    if Path(classes).is_file():
+        try:
+            lines = Path(classes).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"{classes} is no UTF-8 text: expected a class name a line") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _record(released: "Released", licence: str) -> dict[str, object]:
+    """What a person may want to know of an imported network; the same file, the same record."""
+    return {
+        **released.facts,
+        "licence": licence,
+        "arguments": released.arguments,
+        "network": released.network.config.model_dump(mode="json"),
+        "parameters": _parameters(released),
+    }
+
+
+def _summary(released: "Released") -> str:
+    config = released.network.config
+    classes = f"{config.label_dim} classes" if config.label_dim else "no classes"
+    size = f"{config.img_resolution}x{config.img_resolution}x{config.img_channels}"
+    return f"{config.architecture}, {size}, {classes}, {_parameters(released) / 1e6:.1f} M weights"
+
+
+def _parameters(released: "Released") -> int:
+    return sum(parameter.numel() for parameter in released.network.parameters())

@@ -1,0 +1,75 @@
+"""A released file as a network with facts about its origin, as `distill.checkpoints` keeps them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from distill.errors import UserError
+from distill.networks import Denoiser
+from distill.pickles.snapshot import read_snapshot
+from service.bundle import sha256_file
+
+Role = Literal["teacher", "generator"]
+
+SIGMA_INIT = 2.5  # every SiD generator's; it is not in the files
+
+
+@dataclass(frozen=True)
+class Released:
+    """A network, and what is known of it.
+
+    Attributes:
+        network: in eval mode, float32 on the CPU.
+        facts: see `distill.checkpoints.Facts`; the source's name and digest among them.
+        arguments: those of the network's constructor, as the file states them.
+        reason: why its role was assumed; None where it was told.
+    """
+
+    network: Denoiser
+    facts: dict[str, Any]
+    arguments: dict[str, Any]
+    reason: str | None
+
+
+def read_released(
+    path: Path,
+    role: Role | None = None,
+    classes: Sequence[str] | None = None,
+    sigma_init: float = SIGMA_INIT,
+) -> Released:
+    """Read a released EDM or SiD pickle, running nothing in it.
+
+    Args:
+        path: of the file.
+        role: what it is; None to assume it. Teachers come with the loss or the augmentation of
+            their training, or under a name that begins with "edm"; generators with neither.
+        classes: names in label order, which are not in the file; None for "0", "1", ...
+        sigma_init: the noise level at which a generator denoises; not in the file either.
+
+    Raises:
+        UserError: the file is refused (see `distill.pickles`), or has another number of classes.
+    """
+    snapshot = read_snapshot(path)
+    reason = None
+    if role is None:
+        role, reason = "generator", "it holds a network and nothing of a training"
+        if snapshot.from_training:
+            role, reason = "teacher", "it holds the loss or the augmentation of its training"
+        elif path.name.lower().startswith("edm"):
+            role, reason = "teacher", "its name begins with 'edm'"
+    label_dim = snapshot.network.config.label_dim
+    if classes is None:
+        classes = [str(index) for index in range(label_dim)]
+    elif len(classes) != label_dim:
+        raise UserError(f"{len(classes)} classes are named, the network of {path} has {label_dim}")
+    facts: dict[str, Any] = {
+        "role": role,
+        "classes": list(classes),
+        "source": path.name,
+        "source_sha256": sha256_file(path),
+        "source_class": snapshot.class_name,
+    }
+    if role == "generator":
+        facts["sigma_init"] = sigma_init
+    return Released(snapshot.network, facts, snapshot.arguments, reason)
