@@ -21,10 +21,11 @@ def features(
 ) -> None:
     """Train the classifier whose features the Fréchet distance compares."""
     from distill.data import has_test_split, load_dataset
-    from distill.evaluation.features import save_detector, train_detector
+    from distill.evaluation.classifier import save_classifier, train_detector
 
     train_set = load_dataset(data, "train", resolution)
     test_set = load_dataset(data, "test", resolution) if has_test_split(data) else None
     detector = train_detector(out.stem, train_set, test_set, epochs, seed)
-    save_detector(out.with_suffix(".safetensors"), detector)
+    save_classifier(out.with_suffix(".safetensors"), detector)
+    assert detector.facts is not None
     typer.echo(detector.facts.model_dump_json(indent=2))

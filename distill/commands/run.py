@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distill.allocator import keep_freed_memory
 from distill.commands.options import (
     AugmentOption,
     BatchOption,
@@ -37,8 +38,16 @@ def run(
     features: Annotated[
         str | None,
         typer.Option(
-            help="Feature network (a shipped name or a .safetensors file) over which the distance "
-            "is measured along the way; 'none' measures nothing. Left out: the recipe's.",
+            help="Feature network over which the distance is measured along the way, as 'evaluate' "
+            "takes it; 'none' measures nothing. Left out: the recipe's.",
+            show_default=False,
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="Statistics of the real images for it: a .npz of 'sid-distill reference' or of "
+            "EDM. Left out: those that it brings.",
             show_default=False,
         ),
     ] = None,
@@ -87,10 +96,13 @@ def run(
 
     The result is OUT/network.safetensors; OUT/curve.jsonl holds the distance along the way.
     """
+    keep_freed_memory()
     from distill.checkpoints import load_network
     from distill.distributed import join_world
     from distill.evaluation.evaluate import measure, one_step_sampler
     from distill.evaluation.features import load_detector
+    from distill.evaluation.observed import checked_reference
+    from distill.evaluation.reference import load_references, own_reference
     from distill.recipe import load_recipe, override
     from distill.sid import SidTraining
     from distill.training import train
@@ -126,16 +138,22 @@ def run(
         | {"role": "generator", "recipe": recipe, "teacher_images_seen": origin.get("images_seen")}
     )
     detector_name = features or chosen.features or "none"
-    detector = None
+    detector, real = None, None
     if detector_name != "none":
         detector = load_detector(detector_name)
         detector.check_fits(network, origin["classes"])
+        files = [] if reference is None else [reference]
+        real = load_references(files, [detector]).get(detector.sha256) or own_reference(detector)
+        checked_reference(detector.name, real, ())
 
     with join_world(chosen_device(device), shard) as world:
 
         def distance(generator: "Denoiser") -> dict[str, Any]:
             assert detector is not None
-            measured = measure(one_step_sampler(generator, config.sigma_init), generator, detector)
+            sampler = one_step_sampler(generator, config.sigma_init)
+            # A sharded network computes on all processes at once: each draws all pictures.
+            drawn_by = None if world.shard else world
+            measured = measure(sampler, generator, detector, reference=real, world=drawn_by)
             return {"features": detector.name, **measured}
 
         training = SidTraining(network, config, world)

