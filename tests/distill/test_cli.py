@@ -69,7 +69,7 @@ def test_every_command_and_option_is_explained():
         (["evaluate", "missing.safetensors"], "no network at"),
         (["publish", "missing.safetensors", "--name", "x"], "no network at"),
         (["export", "broken.safetensors", "-o", "m.onnx"], "broken.safetensors is not a whole"),
-        (["analyze", "run"], "curve.jsonl is missing"),
+        (["analyze", "run"], "no run at run: expected the folder"),
         (["features", "--out", "f.safetensors", "--data", "nowhere"], "dataset-fashion-mnist"),
         (["teacher", "--out", "run", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
         (["teacher", "--out", "run", "--recipe", "bad.toml"], "network: 9 x 1 channels cannot be"),

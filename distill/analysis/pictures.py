@@ -1,0 +1,155 @@
+"""Teacher's and generator's pictures from the same seeds, compared class by class."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from distill.analysis.curve import Array
+from distill.analysis.run_folder import Networks
+from distill.data import one_hot
+from distill.evaluation.detector import Detector
+from distill.images import to_pixels
+from distill.sampling import heun, one_step
+from service.bundle import latents
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Both networks' pictures, picture i from seed i and of class i mod classes.
+
+    Attributes:
+        teacher: uint8 [M, H, W, C], Heun's sampler.
+        generator: the same, one step.
+        labels: int64 [M].
+    """
+
+    teacher: Tensor
+    generator: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class ClassComparison:
+    """How teacher and generator compare, a value for each class; NaN where it cannot be told.
+
+    Attributes:
+        features: name of the feature network, or "pixels".
+        teacher_accuracy: share of the teacher's pictures taken for their class [K].
+        generator_accuracy: the same of the generator's.
+        mean_distance: squared distance between the mean features, less what chance adds, as a
+            share of the teacher's spread [K]; below 0 where chance alone would give more.
+        variety: the generator's spread of features (the trace of their covariance) as a share of
+            the teacher's [K]; below 1 its pictures are more alike.
+        pair_distances: distance between the two pictures of each seed, in features [M].
+    """
+
+    features: str
+    teacher_accuracy: Array
+    generator_accuracy: Array
+    mean_distance: Array
+    variety: Array
+    pair_distances: Array
+
+
+def seeded_inputs(
+    networks: Networks, count: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Latents of seeds 0, 1, ..., classes i mod K [count], and these one-hot (None without)."""
+    config = networks.generator.config
+    shape = (config.img_channels, config.img_resolution, config.img_resolution)
+    labels = torch.arange(count) % max(config.label_dim, 1)
+    z = torch.from_numpy(latents(range(count), shape)).to(device)
+    if not config.label_dim:
+        return z, labels, None
+    return z, labels, one_hot(labels, config.label_dim).to(device)
+
+
+@torch.no_grad()
+def generate(networks: Networks, z: Tensor, labels: Tensor | None, batch: int = 125) -> Tensor:
+    """The generator's images [N, C, H, W] for given latents, a batch at a time."""
+    sigma = networks.settings["sigma_init"]
+    parts = [slice(i, i + batch) for i in range(0, len(z), batch)]
+    return torch.cat(
+        [
+            one_step(networks.generator, z[s], None if labels is None else labels[s], sigma)
+            for s in parts
+        ]
+    )
+
+
+def draw_pictures(
+    networks: Networks, count: int, device: torch.device, steps: int = 18, batch: int = 125
+) -> Pictures:
+    """Draw `count` pictures of each network; the teacher takes 2 steps - 1 evaluations each."""
+    z, labels, chosen = seeded_inputs(networks, count, device)
+    drawn = []
+    with tqdm(total=count, unit="img", desc="the teacher's pictures") as bar:
+        for start in range(0, count, batch):
+            part = slice(start, start + batch)
+            c = None if chosen is None else chosen[part]
+            drawn.append(to_pixels(heun(networks.teacher, z[part], c, steps)).cpu())
+            bar.update(len(drawn[-1]))
+    return Pictures(torch.cat(drawn), to_pixels(generate(networks, z, chosen)).cpu(), labels)
+
+
+def compare_classes(pictures: Pictures, detector: Detector | None, classes: int) -> ClassComparison:
+    """Compare class by class, over a feature network's features or else over pixels.
+
+    Args:
+        pictures: of both networks.
+        detector: None compares pixels.
+        classes: how many; without any, all pictures are of one class.
+    """
+    # Only a classifier of this data's own classes can say whether a picture is of its class.
+    knows = detector is not None and detector.facts is not None and classes > 0
+    theirs, their_right = _seen(pictures.teacher, pictures.labels, detector, knows)
+    ours, our_right = _seen(pictures.generator, pictures.labels, detector, knows)
+    of_class = [(pictures.labels == k).numpy() for k in range(max(classes, 1))]
+    pairs = [moment_distance(theirs[k], ours[k]) for k in of_class]
+    return ClassComparison(
+        "pixels" if detector is None else detector.name,
+        np.array([their_right[k].mean() for k in of_class]),
+        np.array([our_right[k].mean() for k in of_class]),
+        np.array([distance for distance, _ in pairs]),
+        np.array([variety for _, variety in pairs]),
+        np.sqrt(((theirs - ours) ** 2).sum(axis=1)),
+    )
+
+
+def moment_distance(reference: Array, other: Array) -> tuple[float, float]:
+    """Compare the first two moments of features [N, D] with those of a reference [N, D].
+
+    Row i of both comes from the same seed, so the two are not independent: what chance adds to
+    the squared distance of the means is the variance of the rows' differences over N.
+
+    Returns:
+        |mu - mu_ref|^2 / tr S_ref, what chance adds taken off (so that it is unbiased, and may be
+        below 0), and tr S / tr S_ref. NaN with fewer than two rows or without spread.
+    """
+    if len(reference) < 2:
+        return float("nan"), float("nan")
+    spread = float(reference.var(axis=0, ddof=1).sum())
+    others = float(other.var(axis=0, ddof=1).sum())
+    if spread <= 0:
+        return float("nan"), float("nan")
+    difference = other - reference
+    apart = float((difference.mean(axis=0) ** 2).sum())
+    by_chance = float(difference.var(axis=0, ddof=1).sum()) / len(difference)
+    return (apart - by_chance) / spread, others / spread
+
+
+def _seen(
+    pixels: Tensor, labels: Tensor, detector: Detector | None, knows: bool
+) -> tuple[Array, Array]:
+    """Features [N, D], and 1 where the picture is taken for its class (NaN where untold) [N]."""
+    untold = np.full(len(pixels), np.nan)
+    if detector is None:
+        return pixels.flatten(1).double().numpy() / 127.5, untold
+    features, probabilities = detector.observe(pixels.permute(0, 3, 1, 2), probabilities=knows)
+    if probabilities is None:
+        return features.astype(np.float64), untold
+    right = probabilities.argmax(axis=1) == labels.numpy()
+    return features.astype(np.float64), right.astype(np.float64)

@@ -1,0 +1,124 @@
+"""Reading a run's folder: its settings, its networks, its teacher. Nothing in it is executed."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.checkpoints import first_line, load_network, load_state, sha256_of_weights
+from distill.errors import UserError
+from distill.networks import Denoiser
+
+NEEDED = ("alpha", "t_max", "weighting", "sigma_init")
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The three networks of a distillation, in eval mode, their weights frozen.
+
+    Attributes:
+        teacher: phi.
+        fake_score: psi.
+        generator: the running average of theta: what is exported, and what is looked at here.
+        settings: alpha, t_max, weighting, sigma_init and the rest of the run's configuration.
+        classes: class names in label order; empty without classes.
+        images_seen: when the state was written.
+    """
+
+    teacher: Denoiser
+    fake_score: Denoiser
+    generator: Denoiser
+    settings: dict[str, Any]
+    classes: list[str]
+    images_seen: int
+
+
+def run_facts(folder: Path) -> dict[str, Any]:
+    """What `run` wrote down of itself in run.json; empty for a run older than that file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = folder / "run.json"
+    if not file.is_file():
+        return {}
+    try:
+        facts = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON ({first_line(error)}): remove it") from None
+    if not isinstance(facts, dict):
+        raise UserError(f"{file} is no JSON object: remove it")
+    return facts
+
+
+def run_settings(folder: Path) -> dict[str, Any]:
+    """A run's configuration, from its state or else its network's header; empty without both.
+
+    Raises:
+        UserError: the file that holds it is damaged.
+    """
+    if (folder / "state.pt").is_file():
+        return _settings_of(folder, load_state(folder / "state.pt"))
+    if (folder / "network.safetensors").is_file():
+        _, facts = load_network(folder / "network.safetensors")
+        return {name: value for name, value in facts.items() if not isinstance(value, list)}
+    return {}
+
+
+def teacher_file(folder: Path, named: Path | None) -> Path | None:
+    """The teacher's file: the one named, or the one run.json names where it still lies there."""
+    if named is not None:
+        return named
+    recorded = run_facts(folder).get("teacher")
+    if not isinstance(recorded, str) or not Path(recorded).is_file():
+        return None
+    return Path(recorded)
+
+
+def why_no_networks(folder: Path, teacher: Path | None) -> str | None:
+    """What a folder lacks to have its loss looked at, in words; None if nothing."""
+    for name in ("state.pt", "network.safetensors"):
+        if not (folder / name).is_file():
+            return f"{folder} holds no {name}"
+    if teacher is None:
+        return "the teacher is not known: name its file with --teacher"
+    return None
+
+
+def load_networks(folder: Path, teacher: Path) -> Networks:
+    """Read generator and fake score from a run's folder, and the teacher that it had.
+
+    Raises:
+        UserError: a file is missing or damaged, or `teacher` holds other weights than the run's.
+    """
+    generator, facts = load_network(folder / "network.safetensors")
+    phi, origin = load_network(teacher)
+    if origin["role"] != "teacher":
+        raise UserError(f"{teacher} is a {origin['role']}: --teacher takes a teacher")
+    state = load_state(folder / "state.pt")
+    settings = _settings_of(folder, state)
+    if missing := [name for name in NEEDED if name not in settings]:
+        raise UserError(f"{folder / 'state.pt'} lacks {', '.join(missing)}: is it a distillation?")
+    if settings.get("teacher") != sha256_of_weights(phi):
+        raise UserError(
+            f"{teacher} is not the teacher of {folder}: its weights have another hash; name the "
+            "file that the run was given with --teacher"
+        )
+    psi = Denoiser(generator.config)
+    try:
+        psi.load_state_dict(state["training"]["fake_score"])
+    except (KeyError, RuntimeError) as error:
+        reason = first_line(error)
+        raise UserError(f"{folder / 'state.pt'} holds no fake score ({reason})") from None
+    for network in (phi, psi, generator):
+        network.eval().requires_grad_(False)
+    seen = int(state["images_seen"])
+    return Networks(phi, psi, generator, settings, list(facts["classes"]), seen)
+
+
+def _settings_of(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+    try:
+        settings = json.loads(state["settings"])
+    except (TypeError, ValueError):
+        raise UserError(f"{folder / 'state.pt'} holds no readable settings") from None
+    return dict(settings)
