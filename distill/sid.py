@@ -22,6 +22,7 @@ from distill.learner import Learner, Loss, ema_beta, load_weights, update_ema, w
 from distill.losses import fake_score_loss, generator_loss_parts, sample_weight
 from distill.microbatches import seed_draws, share_of_batch
 from distill.networks import Denoiser
+from distill.networks.layers import use_winograd
 from distill.precision import compute_dtype
 from distill.recipe import SidConfig
 from distill.sampling import one_step, sample_inputs
@@ -54,6 +55,10 @@ class SidTraining:
         teacher.compute_dtype = compute_dtype(config.precision, world.device)
         fake_score, generator = copy.deepcopy(teacher), copy.deepcopy(teacher)
         ema = copy.deepcopy(teacher)
+        if world.device.type == "cpu" and config.precision == "fp32":
+            # Not the average, which draws the pictures and is exported.
+            for network in (teacher, fake_score, generator):
+                use_winograd(network)
         self.ema = world.fixed(ema.requires_grad_(False))
         self.teacher = world.fixed(teacher.requires_grad_(False))
         self.fake_score = self._learner(fake_score, config.betas)

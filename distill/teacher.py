@@ -16,6 +16,7 @@ from distill.learner import Learner, Loss, ema_beta, load_weights, update_ema, w
 from distill.losses import fake_score_loss
 from distill.microbatches import seed_draws, share_of_batch
 from distill.networks import Denoiser, NetworkConfig
+from distill.networks.layers import use_winograd
 from distill.precision import compute_dtype
 from distill.recipe import TeacherConfig
 from distill.sampling import heun, sample_inputs
@@ -35,6 +36,8 @@ class TeacherTraining:
         denoiser = channels_last(Denoiser(network).to(world.device))
         denoiser.compute_dtype = compute_dtype(config.precision, world.device)
         self.ema = world.fixed(copy.deepcopy(denoiser).eval().requires_grad_(False))
+        if world.device.type == "cpu" and config.precision == "fp32":
+            use_winograd(denoiser)  # not the average, which draws the pictures and is distilled
         self.learner = Learner(denoiser.train(), world, config.betas, config.eps)
 
     def identity(self) -> dict[str, Any]:

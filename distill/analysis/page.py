@@ -23,8 +23,8 @@ p { margin: .6rem 0; } .soft { color: var(--soft); }
 figure { margin: 1.4rem 0; } figure svg { width: 100%; height: auto; display: block; }
 figure img { max-width: 100%; display: block; image-rendering: pixelated; border-radius: 3px; }
 figcaption { color: var(--soft); font-size: .88rem; line-height: 1.5; margin-top: .5rem; }
-.row { display: flex; flex-wrap: wrap; gap: 1rem; }
-.row figure { flex: 1 1 14rem; margin: .6rem 0; }
+.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: 1rem; }
+.row figure { margin: .6rem 0; }
 .row img { width: 100%; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }

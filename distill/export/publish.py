@@ -186,10 +186,10 @@ def _quality(generator_file: Path, teacher_file: Path) -> Quality:
     if not one_step.is_comparable(teacher):
         raise UserError(
             "generator and teacher were measured differently: evaluate both over the same "
-            "--features, --images and --first-seed"
+            "--features, --reference, --protocol, --images and --first-seed"
         )
     return Quality(
-        distance=f"Fréchet distance over {one_step.features} features",
+        distance=one_step.names["distance"],
         images=one_step.images,
         reference=one_step.reference,
         generator=one_step.distance,

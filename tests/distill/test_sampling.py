@@ -16,7 +16,7 @@ class GaussianDenoiser(nn.Module):
         super().__init__()
         self.s, self.calls = s, 0
 
-    def forward(self, x, sigma, _class_labels=None):
+    def forward(self, x, sigma, _class_labels=None, _augment_labels=None):
         self.calls += 1
         return x * self.s**2 / (self.s**2 + sigma.reshape(-1, 1, 1, 1) ** 2)
 

@@ -1,0 +1,235 @@
+"""How fast SiD trains here, beside a plain transcription of the algorithm; CPU.
+
+    .venv/bin/python tests/compare/training_speed.py --network cifar --batch 4 --rounds 3
+
+Both run in processes of their own, which take turns (A B A B); a ratio is taken within a round.
+`--curves` instead trains twice with the same draws, with Winograd's convolutions and without, and
+says how far the curves part; a third run, whose teacher's weights are off by one rounding, says
+how far rounding alone parts them.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+STEPS = {"fashion": 10, "cifar": 1}  # a round, unless --steps says otherwise
+RECIPES = {"fashion": "fashion", "cifar": "cifar10-uncond"}
+
+
+def main() -> None:
+    """Measure, and print what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", choices=tuple(RECIPES), default="fashion")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="steps a round")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the figures of every round here")
+    parser.add_argument("--curves", action="store_true")
+    parser.add_argument("--iterations", type=int, default=100, help="of --curves")
+    parser.add_argument("--worker", choices=("ours", "transcription"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        work(given)
+        return
+    figures = curves(given) if given.curves else race(given)
+    print(json.dumps(figures["summary"], indent=2))
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def race(given: argparse.Namespace) -> dict[str, Any]:
+    """Let the two processes take turns."""
+    steps = given.steps or STEPS[given.network]
+    environment = os.environ | {"OMP_NUM_THREADS": str(given.threads)}
+    workers = {}
+    for name in ("ours", "transcription"):
+        command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
+        pipe = subprocess.PIPE
+        workers[name] = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=ROOT
+        )
+        say(f"{name}: first step {answer(workers[name])['seconds']:.2f} s")
+    rounds: list[dict[str, float]] = []
+    for number in range(given.rounds):
+        speeds = {}
+        for name, worker in workers.items():
+            ask(worker, steps)
+            speeds[name] = given.batch * steps / answer(worker)["seconds"]
+        rounds.append(speeds | {"ratio": speeds["ours"] / speeds["transcription"]})
+        say(f"round {number + 1}: {json.dumps(rounds[-1])}")
+    summary: dict[str, Any] = {
+        name: {
+            "median": round(statistics.median(one[name] for one in rounds), 4),
+            "min": round(min(one[name] for one in rounds), 4),
+            "max": round(max(one[name] for one in rounds), 4),
+        }
+        for name in rounds[0]
+    }
+    for name, worker in workers.items():
+        ask(worker, 0)
+        summary[name]["peak_rss_mib"] = answer(worker)["peak_rss_mib"]
+        worker.wait()
+    return {"summary": summary, "rounds": rounds, "steps_a_round": steps, "unit": "images/s"}
+
+
+def ask(worker: subprocess.Popen[str], steps: int) -> None:
+    """Have a worker take steps; 0 ends it."""
+    assert worker.stdin is not None
+    worker.stdin.write(f"{steps}\n")
+    worker.stdin.flush()
+
+
+def answer(worker: subprocess.Popen[str]) -> dict[str, float]:
+    """What a worker says, once it has."""
+    assert worker.stdout is not None
+    line = worker.stdout.readline()
+    if not line:
+        sys.exit("a worker ended early")
+    return json.loads(line)
+
+
+def work(given: argparse.Namespace) -> None:
+    """A worker: take a first step, then as many as each line of stdin says."""
+    if given.worker == "ours":
+        from distill.allocator import keep_freed_memory
+
+        keep_freed_memory()
+    import torch
+
+    torch.set_num_threads(given.threads)
+    make = ours if given.worker == "ours" else transcription
+    step = make(given.network, given.batch)
+    seen, steps = 0, 1
+    while steps:
+        began = time.perf_counter()
+        for _ in range(steps):
+            step(seen)
+            seen += given.batch
+        seconds = time.perf_counter() - began
+        peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(json.dumps({"seconds": seconds, "peak_rss_mib": peak}), flush=True)
+        steps = int(sys.stdin.readline())
+    print(json.dumps({"seconds": 0.0, "peak_rss_mib": peak}), flush=True)
+
+
+def ours(name: str, batch: int) -> Callable[[int], object]:
+    """A step of the real training."""
+    import torch
+
+    from distill.distributed import World
+    from distill.sid import SidTraining
+
+    network, config = subject(name, batch)
+    return SidTraining(network, config, World(torch.device("cpu"))).step
+
+
+def transcription(name: str, batch: int) -> Callable[[int], object]:
+    """A step of the plain transcription, with the same settings."""
+    from functools import partial
+
+    from distill.augment import augment
+    from tests.compare.transcription import Settings, Transcription
+
+    network, config = subject(name, batch)
+    settings = Settings(
+        batch=batch, microbatch=config.images_a_call, lr=config.lr, alpha=config.alpha
+    )
+    bend = {"augment": partial(augment, probability=config.augment)} if config.augment else {}
+    return Transcription(network, settings, **bend).step
+
+
+def subject(name: str, batch: int) -> tuple[Any, Any]:
+    """A recipe's network, with weights of a trained one's size, and its settings."""
+    from distill.networks import Denoiser
+    from distill.recipe import load_recipe, override
+
+    recipe = load_recipe(RECIPES[name])
+    network = Denoiser(recipe.network)
+    redraw(network)
+    return network, override(recipe.sid, batch=batch, microbatch=batch)
+
+
+def redraw(network: Any) -> None:
+    """Weights that keep the variance: fresh ones end near 0, and denormal numbers are slow."""
+    import torch
+
+    torch.manual_seed(0)
+    for weight in network.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+
+
+def curves(given: argparse.Namespace) -> dict[str, Any]:
+    """Train a small wide network three times with the same draws; compare two curves of each."""
+    import torch
+
+    torch.set_num_threads(given.threads)
+    recorded = {name: curve(name, given.iterations) for name in ("direct", "winograd", "rounding")}
+    summary = {}
+    for name in ("winograd", "rounding"):
+        for place, what in enumerate(("loss/fake_score", "score gap")):
+            pairs = zip(recorded[name], recorded["direct"], strict=True)
+            # A step of psi comes before the first gap, so that none is 0.
+            apart = [abs(one[place] / other[place] - 1) for one, other in pairs]
+            summary[f"{name} against direct, {what}"] = {
+                "largest_relative": max(apart),
+                "mean_relative": statistics.mean(apart),
+            }
+    last = {name: values[-1] for name, values in recorded.items()}
+    return {"summary": summary | {"last": last}, "curves": recorded}
+
+
+def curve(name: str, iterations: int) -> list[tuple[float, float]]:
+    """Fake-score loss and score gap of each iteration."""
+    import torch
+
+    from distill.distributed import World
+    from distill.networks import Denoiser, NetworkConfig
+    from distill.networks.layers import Conv2d
+    from distill.recipe import SidConfig
+    from distill.sid import SidTraining
+
+    network = Denoiser(
+        NetworkConfig(
+            img_resolution=8, img_channels=1, label_dim=2, model_channels=64, channel_mult=(1, 2),
+            num_blocks=1, attn_resolutions=(), dropout=0.1,
+        )
+    )  # fmt: skip
+    redraw(network)
+    if name == "rounding":
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight *= 1 + 2**-23
+    config = SidConfig(total_images=10**6, batch=8, lr=1e-4, checkpoint_every=10**6)
+    training = SidTraining(network, config, World(torch.device("cpu")))
+    learning = (training.teacher, training.fake_score.network, training.generator.network)
+    for layer in (layer for one in learning for layer in one.modules()):
+        if isinstance(layer, Conv2d) and name != "winograd":
+            layer.winograd = False
+    points = []
+    for number in range(iterations):
+        scalars = training.step(number * config.batch)
+        points.append((scalars["loss/fake_score"].item(), scalars["score gap"].item()))
+        if number % 25 == 24:
+            say(f"{name}: iteration {number + 1}, {points[-1]}")
+    return points
+
+
+def say(text: str) -> None:
+    """Tell how far it is."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
