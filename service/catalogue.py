@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from service.bundle import Bundle, list_bundles, load_bundle
-from service.engines import Engine, EngineError
-from service.engines.onnx import OnnxEngine
+from service.engines import EngineError
+from service.engines.choice import make_engine
 from service.generation import Model
 from service.settings import Settings
 from service.telemetry import ModelMetrics, Telemetry
@@ -166,28 +166,6 @@ class Catalogue:
         return None
 
 
-def make_engine(bundle: Bundle, settings: Settings) -> Engine:
-    """The engine that the settings ask for, not yet open.
-
-    Raises:
-        EngineError: what it needs is not installed.
-    """
-    if not settings.triton_addresses:
-        return OnnxEngine(bundle, threads=settings.threads, concurrency=settings.batches_at_a_time)
-    try:
-        from service.engines.triton import TritonEngine  # here: half a second, for its users only
-    except ImportError as error:
-        raise EngineError(
-            f"SID_TRITON needs the extra `triton`, pip install 'sid-serve[triton]': {error}"
-        ) from error
-    return TritonEngine(
-        bundle,
-        addresses=settings.triton_addresses,
-        max_batch_size=settings.max_batch_size,
-        concurrency=settings.batches_at_a_time,
-    )
-
-
 @asynccontextmanager
 async def open_catalogue(
     bundles: Sequence[Bundle], settings: Settings, telemetry: Telemetry
@@ -201,7 +179,7 @@ async def open_catalogue(
     async def open_model(bundle: Bundle) -> Model:
         model = Model(
             bundle,
-            make_engine(bundle, settings),
+            await make_engine(bundle, settings),
             max_batch_size=settings.max_batch_size,
             queue_size=settings.queue_size,
             engine_seconds=settings.engine_seconds,

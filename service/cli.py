@@ -113,9 +113,11 @@ def generate(
     models: ModelsOption = None,
 ) -> None:
     """Draw one picture in this process; no server is needed."""
+    from service import logs
     from service.encoding import JPEG, PNG, WEBP
 
     settings = _settings(models=models)
+    logs.configure(settings.log_format, settings.log_level)
     types = {".png": PNG, ".webp": WEBP, ".jpg": JPEG, ".jpeg": JPEG}
     if (media_type := types.get(output.suffix.lower())) is None:
         raise CommandError(f"{output}: the name must end in {', '.join(types)}")

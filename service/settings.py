@@ -9,7 +9,10 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.bundle import Precision
+
 _BATCHES_A_SERVER = 4  # on two instances: two computed, two on their way (docs/results.md)
+_BATCHES_A_GPU = 2  # it computes one; noise and files of the other are made meanwhile
 _CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -43,6 +46,20 @@ class Settings(BaseSettings):
     models: Path = Field(
         default=Path("models"), description="Folder of the models, to serve others than ours."
     )
+    engine: Literal["auto", "onnxruntime", "openvino", "cuda", "triton"] | None = Field(
+        default=None,
+        description="What computes. Default: onnxruntime, on the processors; or triton where "
+        "SID_TRITON names servers. openvino (the package's extra) is faster on some processors, "
+        "cuda (extra gpu) needs an NVIDIA GPU. auto tries at the start, and for each new model, "
+        "what is installed, and takes the fastest that draws the right picture: for machines that "
+        "you do not know, if some seconds more at the start do not matter.",
+    )
+    precision: Precision | None = Field(
+        default=None,
+        description="In which the network computes, of those that the model and the engine both "
+        "have: others than float32 may be faster, and their pictures differ within the bounds that "
+        "GET /models says. Default: float32; with SID_ENGINE=auto any.",
+    )
     threads: int = Field(
         default=1,
         ge=1,
@@ -54,8 +71,9 @@ class Settings(BaseSettings):
         ge=1,
         description="Batches computed at a time. Default: one more than the processors have "
         "threads for, so that none idles between two batches; lower it to leave processors to "
-        "other programs. Over Triton: batches sent and not yet answered, 4 for each address; raise "
-        "it where the servers have more instances than that, or one name stands for many.",
+        "other programs. On a GPU: 2. Over Triton: batches sent and not yet answered, 4 for each "
+        "address; raise it where the servers have more instances than that, or one name stands "
+        "for many.",
     )
     triton: str | None = Field(
         default=None,
@@ -163,16 +181,28 @@ class Settings(BaseSettings):
             raise ValueError("SID_RATE limits each key, so it needs SID_KEYS, the file of keys")
         return self
 
+    @model_validator(mode="after")
+    def _one_engine(self) -> Self:
+        if self.engine == "triton" and not self.triton:
+            raise ValueError("SID_ENGINE=triton needs SID_TRITON, the servers' addresses")
+        if self.triton and self.engine not in (None, "auto", "triton"):
+            raise ValueError(
+                f"SID_TRITON has Triton servers compute, SID_ENGINE={self.engine} this process: "
+                "leave one of the two out"
+            )
+        return self
+
     @property
     def triton_addresses(self) -> list[str]:
         """`triton` as a list; empty: this process computes."""
         return [one.strip() for one in self.triton.split(",")] if self.triton else []
 
-    @property
-    def batches_at_a_time(self) -> int:
-        """`concurrency`, or its default for this machine or the Triton servers."""
+    def batches_at_a_time(self, engine: str) -> int:
+        """`concurrency`, or its default for an engine (as `engine` names it) on this machine."""
         if self.concurrency is not None:
             return self.concurrency
-        if self.triton_addresses:
+        if engine == "triton":
             return _BATCHES_A_SERVER * len(self.triton_addresses)
+        if engine == "cuda":
+            return _BATCHES_A_GPU
         return max(1, available_cpus() // self.threads) + 1

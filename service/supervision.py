@@ -6,10 +6,10 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TypeVar
 
-import numpy as np
 import structlog
 
-from service.bundle import Bundle, latents
+from service.bundle import Bundle
+from service.canary import Canary
 from service.engines import (
     Engine,
     EngineBusyError,
@@ -60,6 +60,7 @@ class Supervisor:
     ) -> None:
         self._engine = engine
         self._bundle = bundle
+        self._canary = Canary(bundle, engine.filename)
         self._seconds = seconds
         self._on_change = on_change
         self._mending: asyncio.Task[None] | None = None
@@ -151,19 +152,8 @@ class Supervisor:
 
     async def _draw_canary(self) -> None:
         await self._engine.check()
-        manifest = self._bundle.manifest
-        golden = manifest.golden
-        canary = golden.images[0] if golden else None
-        seed = canary.seed if canary else 0
-        label = canary.class_label if canary else 0
-
-        def prepare() -> Inputs:
-            noise = latents([seed], manifest.latent_shape)
-            return noise, np.array([label], dtype=np.int64) if manifest.classes else None
-
-        images = await self._generate(prepare, lambda images: images, Terms())
-        if golden and canary and (mismatch := golden.mismatch(canary, images[0])):
-            raise EngineError(f"{self._name}: {mismatch}")
+        images = await self._generate(self._canary.inputs, lambda images: images, Terms())
+        self._canary.compare(images)
 
     @property
     def _name(self) -> str:

@@ -164,7 +164,7 @@ class Telemetry:
         self.model_info = Gauge(
             "sid_model_info",
             "1 for each served model; its identity is in the labels.",
-            ["model", "version", "digest", "engine", "engine_version"],
+            ["model", "version", "digest", "engine", "engine_version", "precision"],
             registry=registry,
         )
         self.identities: dict[str, tuple[str, ...]] = {}  # the labels shown for each model
@@ -206,7 +206,14 @@ class ModelMetrics:
     def describe(self, bundle: Bundle, engine: Engine) -> None:
         """Show which weights and which engine are served, in the place of what was shown."""
         version = str(bundle.manifest.version)
-        identity = (self._model, version, bundle.digest, engine.name, engine.version)
+        identity = (
+            self._model,
+            version,
+            bundle.digest,
+            engine.name,
+            engine.version,
+            engine.precision,
+        )
         before = self._telemetry.identities.get(self._model)
         if before not in (None, identity):
             self._telemetry.model_info.remove(*before)

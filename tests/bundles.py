@@ -1,6 +1,7 @@
 """Small real bundles for tests: a random network in ONNX, published through service.bundle."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -9,13 +10,33 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 
 from distill.export.triton import triton_config
-from service.bundle import Golden, GoldenImage, Manifest, latents, sha256_file, write_manifest
+from service.bundle import (
+    FILENAMES,
+    Bounds,
+    Bundle,
+    Golden,
+    GoldenImage,
+    Graph,
+    Manifest,
+    Measured,
+    Precision,
+    latents,
+    load_bundle,
+    sha256_file,
+    write_manifest,
+)
 from service.engines import Engine, Terms
 
 CLOTHES = ["T-shirt/top", "Trouser", "Dress"]
 # Turns of the loop, in native code: until someone ends it, and some tenths of a second.
 FOR_EVER, A_WHILE = 10**15, 200_000
 _WIDTH = 8
+_BOUNDS: dict[Precision, Bounds] = {
+    "float32": Bounds(max_difference=1, max_differing_share=0.05),
+    "bfloat16": Bounds(max_difference=8, max_differing_share=1.0),
+    "float16": Bounds(max_difference=2, max_differing_share=0.5),
+    "int8": Bounds(max_difference=8, max_differing_share=1.0),
+}
 
 
 def write_bundle(
@@ -29,11 +50,13 @@ def write_bundle(
     turns: int = 0,
     version: int = 1,
     triton: Mapping[str, int] = MappingProxyType({}),
+    graphs: Sequence[str] = (),
     **manifest: Any,
 ) -> Path:
     """Publish a random two-layer convolutional network of the bundle's signature.
 
     Returns the bundle's folder, models/name. The network is the same for the same arguments.
+    `graphs` are the files that hold it once more, in the precision that belongs to their names.
     `triton` goes to `triton_config`.
     Asked for its first class, it computes a loop of so many `turns` too (see FOR_EVER).
     """
@@ -41,7 +64,10 @@ def write_bundle(
     folder = models / name
     graph = folder / str(version) / "model.onnx"
     graph.parent.mkdir(parents=True)
-    write_graph(graph, classes=len(classes), resolution=resolution, channels=channels, turns=turns)
+    network = {"classes": len(classes), "resolution": resolution, "channels": channels}
+    write_graph(graph, turns=turns, **network)
+    for filename in graphs:
+        write_graph(graph.with_name(filename), precision=FILENAMES[filename], **network)
     facts: dict[str, Any] = {
         "name": name,
         "version": version,
@@ -49,7 +75,11 @@ def write_bundle(
         "channels": channels,
         "classes": classes,
         "sigma_init": 2.5,
-        "files": {f"{version}/model.onnx": sha256_file(graph)},
+        "files": {
+            f"{version}/{filename}": sha256_file(graph.with_name(filename))
+            for filename in ("model.onnx", *graphs)
+        },
+        "graphs": {filename: _graph(filename) for filename in graphs},
         "licence": "Apache-2.0",
         "description": "Random weights, for tests.",
         "training": {"data": "none", "kimg": 0},
@@ -59,6 +89,14 @@ def write_bundle(
     (folder / "config.pbtxt").write_text(triton_config(written, **triton))
     write_manifest(folder, written)
     return folder
+
+
+def republished(folder: Path, **manifest: Any) -> Bundle:
+    """The bundle again, with digests that fit files that have changed, or other facts."""
+    facts = json.loads((folder / "manifest.json").read_text())
+    facts["files"] = {name: sha256_file(folder / name) for name in facts["files"]}
+    write_manifest(folder, Manifest(**(facts | manifest)))
+    return load_bundle(folder)
 
 
 async def compute(engine: Engine, noise: Any, class_labels: Any = None) -> Any:
@@ -74,8 +112,13 @@ def write_graph(
     channels: int = 1,
     batch: str | int = "N",
     turns: int = 0,
+    precision: Precision = "float32",
 ) -> None:
-    """Write the network: convolution, class embedding, tanh, convolution, quantisation."""
+    """Write the network: convolution, class embedding, tanh, convolution, quantisation.
+
+    In other precisions than float32 the second convolution is computed so, or as if it were: its
+    weights are stored in 16 bits, or its inputs and weights are quantised to 8 (QDQ).
+    """
     random = np.random.default_rng(0)
 
     def constant(name: str, value: np.ndarray) -> Any:
@@ -90,8 +133,8 @@ def write_graph(
         constant("zero", np.float32(0)),
         constant("top", np.float32(255)),
         weights("in.weight", _WIDTH, channels, 3, 3),
-        weights("out.weight", channels, _WIDTH, 3, 3),
     ]
+    last_weight = random.normal(0, 0.3, (channels, _WIDTH, 3, 3)).astype(np.float32)
     inputs = [_tensor("latents", TensorProto.FLOAT, [batch, channels, resolution, resolution])]
     nodes = [
         helper.make_node("Mul", ["latents", "sigma"], ["x"]),
@@ -113,7 +156,7 @@ def write_graph(
         hidden = "h_late"
     nodes += [
         helper.make_node("Tanh", [hidden], ["h2"]),
-        helper.make_node("Conv", ["h2", "out.weight"], ["y0"], pads=[1, 1, 1, 1]),
+        *_last_convolution("h2", "y0", last_weight, precision, values),
         helper.make_node("Tanh", ["y0"], ["y1"]),
         helper.make_node("Mul", ["y1", "half"], ["y2"]),
         helper.make_node("Add", ["y2", "half"], ["y3"]),
@@ -126,6 +169,47 @@ def write_graph(
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, values)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     save(model, path)
+
+
+def _last_convolution(
+    hidden: str, output: str, weight: np.ndarray, precision: Precision, values: list[Any]
+) -> list[Any]:
+    """Nodes of a convolution of values between -1 and 1; its constants are added to `values`."""
+    if precision == "float32":
+        values.append(numpy_helper.from_array(weight, "out.weight"))
+        return [helper.make_node("Conv", [hidden, "out.weight"], [output], pads=[1, 1, 1, 1])]
+    if precision == "int8":
+        scale = np.float32(np.abs(weight).max() / 127)
+        values += [
+            numpy_helper.from_array(np.round(weight / scale).astype(np.int8), "out.weight"),
+            numpy_helper.from_array(scale, "weight.scale"),
+            numpy_helper.from_array(np.int8(0), "int8.zero"),
+            numpy_helper.from_array(np.float32(1 / 127), "h.scale"),
+        ]
+        return [
+            helper.make_node("QuantizeLinear", [hidden, "h.scale", "int8.zero"], ["h8"]),
+            helper.make_node("DequantizeLinear", ["h8", "h.scale", "int8.zero"], ["h"]),
+            helper.make_node(
+                "DequantizeLinear", ["out.weight", "weight.scale", "int8.zero"], ["w"]
+            ),
+            helper.make_node("Conv", ["h", "w"], [output], pads=[1, 1, 1, 1]),
+        ]
+    dtype = TensorProto.BFLOAT16 if precision == "bfloat16" else TensorProto.FLOAT16
+    values.append(helper.make_tensor("out.weight", dtype, weight.shape, weight.flatten()))
+    return [
+        helper.make_node("Cast", ["out.weight"], ["w"], to=TensorProto.FLOAT),
+        helper.make_node("Conv", [hidden, "w"], [output], pads=[1, 1, 1, 1]),
+    ]
+
+
+def _graph(filename: str) -> Graph:
+    """What the manifest says of one: bounds of the tests' own, and no measurement that counts."""
+    precision = FILENAMES[filename]
+    bounds = _BOUNDS[precision]
+    measured = Measured(
+        engine="none 0", images=1, difference=0, differing_share=0.0, batch_difference=0
+    )
+    return Graph(precision=precision, bounds=bounds, measured=measured)
 
 
 def _loop(hidden: str, output: str) -> list[Any]:

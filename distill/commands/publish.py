@@ -1,9 +1,18 @@
 """`sid-distill publish`."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class LowPrecision(StrEnum):
+    """What a bundle may hold besides float32."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    int8 = "int8"
 
 
 def publish(
@@ -20,9 +29,36 @@ def publish(
     models: Annotated[Path, typer.Option(help="The catalogue's folder.")] = Path("models"),
     description: Annotated[str, typer.Option(help="A sentence for the catalogue.")] = "",
     licence: Annotated[str, typer.Option(help="Licence of the weights (SPDX).")] = "Apache-2.0",
+    precision: Annotated[
+        list[LowPrecision] | None,
+        typer.Option(help="Hold the network in this precision too; repeat it for more."),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="A .png of what every graph drew, and its difference from torch."),
+    ] = None,
 ) -> None:
-    """Export a generator, prove the graph against torch and write its bundle to models/NAME/."""
+    """Export a generator, judge its graphs against torch and write its bundle to models/NAME/."""
     from distill.export.publish import publish as publish_bundle
+    from service.bundle import load_manifest
 
-    folder = publish_bundle(generator, teacher, name, description, licence, models)
+    folder = publish_bundle(
+        generator,
+        teacher,
+        name,
+        description,
+        licence,
+        models,
+        [one.value for one in precision or []],
+        report,
+    )
+    for file, graph in load_manifest(folder).graphs.items():
+        found = graph.measured
+        change = found.distance_change
+        typer.echo(
+            f"{file}: {graph.precision}; differs from torch by up to {found.difference} levels in "
+            f"{found.differing_share:.2%} of the values over {found.images} pictures, alone from "
+            f"in a batch by {found.batch_difference}"
+            + ("" if change is None else f"; distance {change:+.2%}")
+        )
     typer.echo(f"{folder} is published: sid generate --models {models} --model {name} --seed 0")

@@ -8,30 +8,17 @@ from pathlib import Path
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.checkpoints import write_atomically
-from distill.images import to_pixels
+from distill.export.cpu import cancel_transposes, rewrite_for_cpu
+from distill.export.one_step import FoldedGenerator
 from distill.networks import Denoiser
-from distill.sampling import one_step
 
-OPSET = 21  # from 21 on GroupNormalization stays one node instead of ten
-
-
-class PixelGenerator(nn.Module):
-    """Latents and class indices in, uint8 pixels out: what every engine computes."""
-
-    one_hot: Tensor
-
-    def __init__(self, generator: Denoiser, sigma_init: float) -> None:
-        super().__init__()
-        self.generator, self.sigma_init = generator, sigma_init
-        self.register_buffer("one_hot", torch.eye(generator.config.label_dim))
-
-    def forward(self, latents: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """Map float32 [N, C, H, W] and int64 [N] to uint8 [N, H, W, C]."""
-        labels = None if class_labels is None else self.one_hot[class_labels]
-        return to_pixels(one_step(self.generator, latents, labels, self.sigma_init))
+# From 21 on GroupNormalization stays one node instead of ten; from 22 on Conv takes bfloat16. Not
+# later than needed: engines of older servers read it, and from 23 on attention is a node that
+# TensorRT refuses wherever it has no kernel of its own for it.
+OPSETS = {torch.float32: 21, torch.float16: 21, torch.bfloat16: 22}
 
 
 def example_inputs(generator: Denoiser, count: int) -> tuple[Tensor, ...]:
@@ -44,14 +31,33 @@ def example_inputs(generator: Denoiser, count: int) -> tuple[Tensor, ...]:
     return latents, torch.arange(count) % config.label_dim
 
 
-def export_onnx(generator: Denoiser, sigma_init: float, path: Path) -> None:
-    """Write the float32 graph with a dynamic batch; checked, free of local paths.
+def export_onnx(
+    generator: Denoiser,
+    sigma_init: float,
+    path: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    cpu: bool = False,
+) -> bool:
+    """Write the graph with a dynamic batch; checked, free of local paths.
 
     torch's exporter records stack traces with file names of this machine in the graph's
     metadata: they are stripped, and the file is the same bytes wherever it is made.
+
+    Args:
+        generator: the network.
+        sigma_init: the one noise level it knows.
+        path: the file to write.
+        dtype: in which the U-Net computes: float32, float16 or bfloat16, in the graph's own types.
+        cpu: write it for processors (see `distill.export.cpu`); float32 only.
+
+    Returns:
+        Whether it was written: a network too narrow to gain has no form for processors.
     """
-    module = PixelGenerator(generator.cpu().eval(), sigma_init).eval()
+    module = FoldedGenerator(generator, sigma_init, dtype).eval()
     inputs = example_inputs(generator, 2)
+    if cpu and not rewrite_for_cpu(module, *inputs):
+        return False
     names = ["latents", "class_labels"][: len(inputs)]
     batch = torch.export.Dim("N")
     with _quiet():
@@ -59,18 +65,19 @@ def export_onnx(generator: Denoiser, sigma_init: float, path: Path) -> None:
             module,
             inputs,
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=OPSETS[dtype],
             input_names=names,
             output_names=["images"],
             dynamic_shapes=tuple({0: batch} for _ in inputs),
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
+    model = cancel_transposes(program.model_proto) if cpu else program.model_proto
     strip_metadata(model)
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString(deterministic=True)
     write_atomically(path, lambda file: file.write_bytes(content))
+    return True
 
 
 def strip_metadata(model: onnx.ModelProto) -> None:

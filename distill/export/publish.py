@@ -1,27 +1,34 @@
 """From a generator's weights to models/<name>/: graph, configuration, manifest."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
 import torch
-from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from distill.checkpoints import load_network
 from distill.errors import UserError
+from distill.evaluation.detector import Detector
+from distill.evaluation.features import fitting_detector
 from distill.evaluation.measurement import load_measurement
-from distill.export.onnx import PixelGenerator, export_onnx
+from distill.export.gate import BOUNDS, draw_truth, judge, save_report
+from distill.export.one_step import PixelGenerator
+from distill.export.onnx import export_onnx
+from distill.export.precision import export_precision
 from distill.export.triton import triton_config
 from distill.networks import Denoiser
 from service.bundle import (
+    CPU,
+    FILENAMES,
     MANIFEST_NAME,
+    PORTABLE,
     BundleError,
     Golden,
     GoldenImage,
     Manifest,
+    Precision,
     Quality,
     latents,
     load_bundle,
@@ -31,10 +38,6 @@ from service.bundle import (
 )
 from service.bundle.manifest import Name
 
-# An engine may differ from float32 torch by one level in a few pixels: sums are taken in
-# another order. Anything more is another picture.
-MAX_DIFFERENCE = 1
-MAX_DIFFERING_SHARE = 0.01
 GOLDEN_IMAGES = 10
 
 
@@ -53,10 +56,12 @@ def publish(
     description: str,
     licence: str,
     models: Path,
+    precisions: Sequence[Precision] = (),
+    report: Path | None = None,
 ) -> Path:
     """Export a generator and write its bundle, whole or not at all.
 
-    The graph is proved against float32 torch on the golden seeds first. The measured quality
+    Every graph is judged against float32 torch first (`distill.export.gate`). The measured quality
     comes from what `sid-distill evaluate` wrote beside the two networks' files. Publishing a
     name again writes the next version; the folder is exchanged by two renames, and the version
     before stays in it, so that Triton serves both while gateways go over.
@@ -68,6 +73,8 @@ def publish(
         description: one sentence for the catalogue.
         licence: of the weights.
         models: the catalogue's folder.
+        precisions: in which the bundle holds the network besides float32.
+        report: where to save the judged pictures, as one PNG.
 
     Returns:
         The bundle's folder.
@@ -81,7 +88,6 @@ def publish(
         raise UserError(f"{name!r} cannot name a model: use a-z, 0-9, '.', '_', '-'") from None
     generator, facts = load_generator(generator_file)
     config = generator.config
-    shape = (config.img_channels, config.img_resolution, config.img_resolution)
     quality = None if teacher_file is None else _quality(generator_file, teacher_file)
     folder = models / name
     models.mkdir(parents=True, exist_ok=True)
@@ -92,10 +98,13 @@ def publish(
     staging = _beside(folder, "partial")
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        graph = staging / str(version) / "model.onnx"
-        export_onnx(generator, facts["sigma_init"], graph)
-        golden = _golden(PixelGenerator(generator, facts["sigma_init"]))
-        _prove(graph, golden, shape)
+        inside = staging / str(version)
+        _export_all(generator, facts["sigma_init"], inside, precisions)
+        module = PixelGenerator(generator, facts["sigma_init"])
+        truth = draw_truth(module, _detector(generator, facts["classes"]))
+        judged = {path.name: judge(path, truth) for path in sorted(inside.iterdir())}
+        if report is not None:
+            save_report(report, truth, {name: pixels for name, (_, pixels) in judged.items()})
         manifest = Manifest(
             name=name,
             version=version,
@@ -103,12 +112,13 @@ def publish(
             channels=config.img_channels,  # type: ignore[arg-type]  # pydantic checks it
             classes=facts["classes"],
             sigma_init=facts["sigma_init"],
-            files={f"{version}/model.onnx": sha256_file(graph)},
+            files={f"{version}/{name}": sha256_file(inside / name) for name in judged},
+            graphs={name: graph for name, (graph, _) in judged.items()},
             licence=licence,
             description=description,
             training={k: v for k, v in facts.items() if k not in ("role", "classes")},
             quality=quality,
-            golden=golden,
+            golden=_golden(module),
         )
         configuration = staging / "config.pbtxt"
         configuration.write_text(triton_config(manifest))
@@ -123,6 +133,24 @@ def publish(
         shutil.rmtree(staging, ignore_errors=True)
     load_bundle(folder)
     return folder
+
+
+def _export_all(
+    generator: Denoiser, sigma_init: float, folder: Path, precisions: Sequence[Precision]
+) -> None:
+    export_onnx(generator, sigma_init, folder / PORTABLE)
+    export_onnx(generator, sigma_init, folder / CPU, cpu=True)
+    for name, precision in FILENAMES.items():
+        if precision in precisions and precision != "float32":
+            export_precision(generator, sigma_init, folder / name, precision)
+
+
+def _detector(generator: Denoiser, classes: list[str]) -> Detector | None:
+    """The feature network that knows what a network draws, if one is shipped."""
+    try:
+        return fitting_detector(generator, classes)
+    except UserError:
+        return None
 
 
 def _next_version(folder: Path) -> int:
@@ -214,24 +242,7 @@ def _golden(module: PixelGenerator) -> Golden:
         for image, label, seed in zip(pixels.numpy(), labels, seeds, strict=True)
     ]
     return Golden(
-        max_difference=MAX_DIFFERENCE, max_differing_share=MAX_DIFFERING_SHARE, images=images
+        max_difference=BOUNDS["float32"].max_difference,
+        max_differing_share=BOUNDS["float32"].max_differing_share,
+        images=images,
     )
-
-
-def _prove(graph: Path, golden: Golden, shape: tuple[int, int, int]) -> None:
-    """Refuse a graph that draws other pictures than float32 torch, in a batch or alone."""
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-
-    def draw(references: list[GoldenImage]) -> NDArray[np.uint8]:
-        inputs: dict[str, Any] = {"latents": latents([r.seed for r in references], shape)}
-        if references[0].class_label is not None:
-            inputs["class_labels"] = np.array([r.class_label for r in references], np.int64)
-        return session.run(["images"], inputs)[0]
-
-    together = draw(golden.images)
-    for reference, pixels in zip(golden.images, together, strict=True):
-        difference = golden.mismatch(reference, pixels)
-        if difference is None and not np.array_equal(draw([reference])[0], pixels):
-            difference = f"seed {reference.seed} alone is not the picture it is in a batch"
-        if difference is not None:
-            raise UserError(f"the exported graph is refused: {difference}")

@@ -78,6 +78,7 @@ class UNetBlock(nn.Module):
         if attention:
             per_head = style.channels_per_head
             self.heads = 1 if per_head is None else out_channels // per_head
+        self.interleaved = True  # see `self_attention`
         if self.heads:
             self.norm2 = GroupNorm(out_channels, style.eps)
             self.qkv = conv(out_channels, out_channels * 3, 1, style.init_qkv)
@@ -95,6 +96,6 @@ class UNetBlock(nn.Module):
         h = self.conv1(F.dropout(h, p=self.dropout, training=self.training))
         x = (h + (x if self.skip is None else self.skip(x))) * self.style.skip_scale
         if self.heads:
-            h = self.proj(self_attention(self.qkv(self.norm2(x)), self.heads))
+            h = self.proj(self_attention(self.qkv(self.norm2(x)), self.heads, self.interleaved))
             x = (h + x) * self.style.skip_scale
         return x

@@ -44,17 +44,20 @@ class Denoiser(nn.Module):
         Returns:
             float32 [N, C, H, W], the estimate of E[clean image | x].
         """
-        x, sigma = x.float(), sigma.float().reshape(-1, 1, 1, 1)
-        variance = sigma**2 + self.sigma_data**2
-        c_skip = self.sigma_data**2 / variance
-        c_out = sigma * self.sigma_data * variance.rsqrt()
-        c_in = variance.rsqrt()
-        c_noise = (sigma.log() / 4).flatten()
+        x = x.float()
+        c_skip, c_out, c_in, c_noise = self.preconditioning(sigma.float().reshape(-1, 1, 1, 1))
         if class_labels is None and self.config.label_dim:
             class_labels = x.new_zeros(x.shape[0], self.config.label_dim)
-        inputs = (c_in * x, c_noise, class_labels, augment_labels)
+        inputs = (c_in * x, c_noise.flatten(), class_labels, augment_labels)
         if self.compute_dtype is None:
             return c_skip * x + c_out * self.model(*inputs)
         with torch.autocast(x.device.type, dtype=self.compute_dtype):
             raw = self.model(*inputs)
         return c_skip * x + c_out * raw.float()
+
+    def preconditioning(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """c_skip, c_out, c_in and c_noise of noise levels, each of sigma's shape."""
+        variance = sigma**2 + self.sigma_data**2
+        c_skip = self.sigma_data**2 / variance
+        c_out = sigma * self.sigma_data * variance.rsqrt()
+        return c_skip, c_out, variance.rsqrt(), sigma.log() / 4

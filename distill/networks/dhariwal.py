@@ -68,7 +68,10 @@ class DhariwalUNet(nn.Module):
         augment_labels: Tensor | None = None,
     ) -> Tensor:
         """Map x [N, C, H, W], c_noise [N] or [1], one-hot labels [N, label_dim] to [N, C, H, W]."""
-        emb = self.embed(c_noise, class_labels, augment_labels)
+        return self.draw(x, self.embed(c_noise, class_labels, augment_labels))
+
+    def draw(self, x: Tensor, emb: Tensor) -> Tensor:
+        """What is left of `forward` when the embedding [N, 4 model_channels] is known."""
         x = decode(self.dec, encode(self.enc, x, emb), emb)
         return self.out_conv(F.silu(self.out_norm(x)))
 

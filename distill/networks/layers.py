@@ -157,18 +157,22 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(group_count(channels), channels, eps=eps)
 
 
-def self_attention(qkv: Tensor, heads: int) -> Tensor:
+def self_attention(qkv: Tensor, heads: int, interleaved: bool = True) -> Tensor:
     """Attend over all pixels: [N, 3C, H, W] -> [N, C, H, W].
 
     The three of q, k, v are interleaved per channel, as in the released checkpoints: channel
-    3i + j holds component j of channel i. torch takes the softmax of half-precision inputs in
-    float32, in every kernel it chooses from.
+    3i + j holds component j of channel i. Or they follow one another, as exported graphs have it.
+    torch takes the softmax of half-precision inputs in float32, in every kernel it chooses from.
     """
-    n, c3, height, width = qkv.shape
-    dim = c3 // (3 * heads)
-    q, k, v = qkv.reshape(n, heads, dim, 3, height * width).transpose(2, 4).unbind(dim=3)
+    channels, (height, width) = qkv.shape[1] // 3, qkv.shape[2:]
+    if interleaved:
+        q, k, v = qkv.reshape(-1, channels, 3, height, width).unbind(dim=2)
+    else:
+        q, k, v = qkv.chunk(3, dim=1)
+    shape = (-1, heads, channels // heads, height * width)
+    q, k, v = (part.reshape(shape).transpose(2, 3) for part in (q, k, v))
     attended = F.scaled_dot_product_attention(q, k, v)  # [N, heads, HW, dim]
-    return attended.transpose(2, 3).reshape(n, heads * dim, height, width)
+    return attended.transpose(2, 3).reshape(-1, channels, height, width)
 
 
 class PositionalEmbedding(nn.Module):

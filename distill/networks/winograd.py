@@ -31,21 +31,8 @@ TILE = 4  # outputs along a side; heights and widths are multiples of it
 _TILES_AT_ONCE = 128
 
 
-def _square(rows: list[list[float]]) -> Tensor:
-    """The Kronecker product of a matrix with itself, computed in float64: float32."""
-    matrix = torch.tensor(rows, dtype=torch.float64)
-    return torch.kron(matrix, matrix).float()
-
-
-_G_ROWS: list[list[float]] = [
-    [1 / 4, 0, 0],
-    [-1 / 6, -1 / 6, -1 / 6],
-    [-1 / 6, 1 / 6, -1 / 6],
-    [1 / 24, 1 / 12, 1 / 6],
-    [1 / 24, -1 / 12, 1 / 6],
-    [0, 0, 1],
-]
-_B = _square(  # B^T of the paper, [36, 36]
+# The matrices of the paper's equation 31, float64.
+INPUT = torch.tensor(  # B^T
     [
         [4, 0, -5, 0, 1, 0],
         [0, -4, -4, 1, 1, 0],
@@ -53,13 +40,35 @@ _B = _square(  # B^T of the paper, [36, 36]
         [0, -2, -1, 2, 1, 0],
         [0, 2, -1, -2, 1, 0],
         [0, 4, 0, -5, 0, 1],
-    ]
+    ],
+    dtype=torch.float64,
 )
-_G = _square(_G_ROWS)  # [36, 9]
-_G_TURNED = _square([row[::-1] for row in _G_ROWS])  # for the filter turned by 180 degrees
-_A = _square(  # A^T of the paper, [16, 36]
-    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+FILTER = torch.tensor(  # G
+    [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ],
+    dtype=torch.float64,
 )
+OUTPUT = torch.tensor(  # A^T
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
+    dtype=torch.float64,
+)
+
+
+def _square(matrix: Tensor) -> Tensor:
+    """The Kronecker product of a matrix with itself, computed in float64: float32."""
+    return torch.kron(matrix, matrix).float()
+
+
+_B = _square(INPUT)  # [36, 36]
+_G = _square(FILTER)  # [36, 9]
+_G_TURNED = _square(FILTER.flip(1))  # for the filter turned by 180 degrees
+_A = _square(OUTPUT)  # [16, 36]
 # The row of the tile's axis that A carries to every output with factor 1 (row 1, column 1):
 # what is added there is added to all 16 outputs.
 _TO_EVERY_OUTPUT = 7

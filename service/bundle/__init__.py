@@ -5,6 +5,7 @@ of `service`, so it needs no more than numpy, pydantic and Pillow.
 """
 
 from service.bundle.golden import Golden, GoldenImage, Image
+from service.bundle.graphs import CPU, FILENAMES, PLAN, PORTABLE, Bounds, Graph, Measured, Precision
 from service.bundle.load import (
     Bundle,
     BundleError,
@@ -18,16 +19,24 @@ from service.bundle.manifest import MANIFEST_NAME, ClassLabelError, Manifest, Qu
 from service.bundle.seeds import SEED_CONTRACT, SEED_MAX, SeedError, check_seed, latents
 
 __all__ = [
+    "CPU",
+    "FILENAMES",
     "MANIFEST_NAME",
+    "PLAN",
+    "PORTABLE",
     "SEED_CONTRACT",
     "SEED_MAX",
+    "Bounds",
     "Bundle",
     "BundleError",
     "ClassLabelError",
     "Golden",
     "GoldenImage",
+    "Graph",
     "Image",
     "Manifest",
+    "Measured",
+    "Precision",
     "Quality",
     "SeedError",
     "check_seed",

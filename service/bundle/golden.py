@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from service.bundle.graphs import Bounds
 from service.bundle.seeds import SEED_MAX
 
 Image = npt.NDArray[np.uint8]
@@ -60,19 +61,27 @@ class Golden(BaseModel):
     max_differing_share: float = Field(ge=0, le=1, description="Share of values that may differ.")
     images: list[GoldenImage] = Field(min_length=1)
 
-    def mismatch(self, reference: GoldenImage, pixels: Image) -> str | None:
-        """Say how uint8 [H, W, C] `pixels` break the tolerance; None when they keep it."""
+    def mismatch(
+        self, reference: GoldenImage, pixels: Image, bounds: Bounds | None = None
+    ) -> str | None:
+        """Say how uint8 [H, W, C] `pixels` break the bounds; None when they keep them.
+
+        The bounds are the graph's own where it states some (see `Bundle.bounds`).
+        """
+        allowed = bounds or Bounds(
+            max_difference=self.max_difference, max_differing_share=self.max_differing_share
+        )
         expected = reference.pixels()
         if pixels.shape != expected.shape:
             return f"the image is of shape {pixels.shape}, the golden one of {expected.shape}"
         difference = np.abs(pixels.astype(np.int16) - expected.astype(np.int16))
         worst, share = int(difference.max()), float(np.mean(difference > 0))
-        if worst <= self.max_difference and share <= self.max_differing_share:
+        if worst <= allowed.max_difference and share <= allowed.max_differing_share:
             return None
         return (
             f"class {reference.class_label}, seed {reference.seed}: {share:.2%} of the values "
             f"differ from the golden image, by up to {worst} levels (allowed: "
-            f"{self.max_differing_share:.2%}, {self.max_difference})"
+            f"{allowed.max_differing_share:.2%}, {allowed.max_difference})"
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from service.bundle.graphs import Bounds
 from service.bundle.manifest import MANIFEST_NAME, Manifest
 
 _DIGEST_LENGTH = 12
@@ -38,7 +39,7 @@ class Bundle:
         return f"{self.manifest.name}:{self.manifest.version}:{self.digest}"
 
     def graph(self, filename: str) -> Path:
-        """Path of the graph `filename` (model.onnx, model.plan).
+        """Path of the graph `filename` (see `service.bundle.graphs`).
 
         Raises:
             BundleError: the bundle does not hold it.
@@ -47,6 +48,15 @@ class Bundle:
         if relative not in self.manifest.files:
             raise BundleError(f"{self.folder}: the bundle holds no {relative}")
         return self.folder / relative
+
+    def holds(self, filename: str) -> bool:
+        """Whether the bundle has the graph `filename`."""
+        return f"{self.manifest.version}/{filename}" in self.manifest.files
+
+    def bounds(self, filename: str) -> Bounds | None:
+        """How far the pictures of the graph `filename` may be off; None: as the golden ones say."""
+        graph = self.manifest.graphs.get(filename)
+        return graph.bounds if graph else None
 
 
 def list_bundles(models: Path) -> list[Path]:

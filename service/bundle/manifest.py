@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from service.bundle.golden import Golden
+from service.bundle.graphs import PLAN, PORTABLE, Graph
 from service.bundle.seeds import SEED_CONTRACT
 
 MANIFEST_NAME = "manifest.json"
@@ -63,6 +64,11 @@ class Manifest(BaseModel):
         default_factory=dict, description="Facts: data, teacher, recipe, images seen, ..."
     )
     quality: Quality | None = None
+    graphs: dict[str, Graph] = Field(
+        default_factory=dict,
+        description="File name in the version's folder -> its precision, and how far its pictures "
+        "are from float32 torch's.",
+    )
     golden: Golden | None = None
 
     @field_validator("classes")
@@ -88,9 +94,14 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
-        graphs = {f"{self.version}/model.onnx", f"{self.version}/model.plan"}
+        graphs = {f"{self.version}/{PORTABLE}", f"{self.version}/{PLAN}"}
         if not graphs & set(self.files):
             raise ValueError(f"files must hold {' or '.join(sorted(graphs))}")
+        for name in self.graphs:
+            if f"{self.version}/{name}" not in self.files:
+                raise ValueError(
+                    f"graphs speaks of {name}, but files holds no {self.version}/{name}"
+                )
         for image in self.golden.images if self.golden else []:
             self.check_class(image.class_label)
         return self

@@ -7,6 +7,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from service.bundle import Precision
+
 Latents = npt.NDArray[np.float32]
 ClassLabels = npt.NDArray[np.int64]
 Images = npt.NDArray[np.uint8]
@@ -45,13 +47,17 @@ class Engine(Protocol):
     """The graph of one bundle, ready to run. Calls come from one event loop and never block it.
 
     Attributes:
-        name: which engine this is, e.g. `onnxruntime`.
+        name: which engine this is and on what, e.g. `onnxruntime`, `onnxruntime-cuda`.
         version: the version of the library or server that computes; "" until it is known.
+        filename: the graph of the bundle that it computes (see `service.bundle.graphs`).
+        precision: in which that graph computes.
         concurrency: how many batches it computes at a time.
     """
 
     name: str
     version: str
+    filename: str
+    precision: Precision
     concurrency: int
 
     async def open(self) -> None:

@@ -1,111 +1,104 @@
-"""The embedded engine: ONNX Runtime on this machine's processors, in this process."""
+"""The embedded engine: ONNX Runtime in this process, on the processors or on an NVIDIA GPU."""
 
-import asyncio
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
-from service.bundle import Bundle, Manifest
-from service.engines import EngineError, Images, Inputs, Terms
-from service.engines.threads import DaemonThreads
+from service.bundle import CPU, PORTABLE
+from service.engines import EngineError, Images
+from service.engines.embedded import EmbeddedEngine, Signature, check_signature
 
-T = TypeVar("T")
-
-_FILENAME = "model.onnx"
 _SILENT = 4  # errors come as exceptions too; warnings are about the exporter's business
+_CPU_PROVIDER, _CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
+_CUDA_OPTIONS = {
+    # Else what the graph calls float32 is computed with 10 bits of mantissa.
+    "use_tf32": "0",
+    # Not the default, which times every algorithm at every new size of a batch: that takes long
+    # while requests wait, and another choice after each start draws other last bits.
+    "cudnn_conv_algo_search": "HEURISTIC",
+}
+_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8"}
 
 
-class OnnxEngine:
-    """One ONNX Runtime session and the threads that run it (see `engines.Engine`).
-
-    Args:
-        bundle: a verified bundle that holds a model.onnx.
-        threads: threads of one inference (intra-op).
-        concurrency: batches computed at a time, each on `threads` threads.
-    """
+class OnnxEngine(EmbeddedEngine):
+    """One ONNX Runtime session on the processors (see `EmbeddedEngine`)."""
 
     name = "onnxruntime"
+    reads: ClassVar[Sequence[str]] = (CPU, PORTABLE, "model.int8.onnx")
 
-    def __init__(self, bundle: Bundle, *, threads: int, concurrency: int) -> None:
-        self.version = version("onnxruntime")
-        self.concurrency = concurrency
-        self._bundle = bundle
-        self._threads = threads
-        self._session: Any = None
-        self._workers: DaemonThreads | None = None
+    @classmethod
+    def installed(cls) -> bool:
+        """Always: it belongs to the base."""
+        return True
 
-    async def open(self) -> None:
-        """Load the graph and check its signature; raises EngineError naming the file."""
-        path = self._bundle.graph(_FILENAME)
-        manifest = self._bundle.manifest
-        self._workers = self._start_threads()
-        session = await self._workers.run(open_session, path, self._threads)
-        check_signature(session, manifest, path)
-        self._session = session
-
-    async def check(self) -> None:
-        """Return if the session is open; raises EngineError when it is not."""
-        if self._session is None:
-            raise EngineError(f"{self._bundle.manifest.name}: the engine is not open")
-
-    async def generate(
-        self,
-        prepare: Callable[[], Inputs],
-        finish: Callable[[Images], T],
-        terms: Terms,  # noqa: ARG002 a batch starts when a thread is free: none waits here
-    ) -> T:
-        """Compute one batch, all of it in one of the engine's threads (see `Engine.generate`)."""
-        await self.check()
-        assert self._workers is not None
+    def _load(self, path: Path) -> Any:
         import onnxruntime
 
-        options = onnxruntime.RunOptions()
-        options.log_severity_level = _SILENT
-        try:
-            return await self._workers.run(self._compute, self._session, prepare, finish, options)
-        except asyncio.CancelledError:
-            options.terminate = True  # frees the thread at the graph's next node
-            raise
+        session = self._open(path)
+        check_signature(_signature(session), self._bundle.manifest, path)
+        self.version = onnxruntime.__version__
+        return session
 
-    def _compute(
-        self,
-        session: Any,
-        prepare: Callable[[], Inputs],
-        finish: Callable[[Images], T],
-        options: Any,
-    ) -> T:
-        latents, class_labels = prepare()
-        feeds: dict[str, Any] = {"latents": latents}
-        if class_labels is not None:
-            feeds["class_labels"] = class_labels
-        try:
-            (images,) = session.run(["images"], feeds, options)
-        except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
-            raise EngineError(f"{self._bundle.manifest.name}: {_first_line(error)}") from error
-        return finish(images)
+    def _open(self, path: Path) -> Any:
+        return open_session(path, self._threads)
 
-    async def restart(self) -> None:
-        """Leave the threads to their calls, which end or hang, and start others."""
-        await self._stop_threads()
-        self._workers = self._start_threads()
+    def _begin(self, session: Any) -> "_Run":
+        return _Run(session)
 
-    async def close(self) -> None:
-        """Free the session; a call that hangs is left behind, not waited for."""
-        self._session = None
-        await self._stop_threads()
-
-    def _start_threads(self) -> DaemonThreads:
-        return DaemonThreads(self.concurrency, f"onnx-{self._bundle.manifest.name}")
-
-    async def _stop_threads(self) -> None:
-        workers, self._workers = self._workers, None
-        if workers is not None:
-            await workers.stop()
+    def _reason(self, error: Exception) -> str:
+        return _first_line(error)
 
 
-def open_session(path: Path, threads: int) -> Any:
-    """Open an ONNX Runtime CPU session.
+class CudaEngine(OnnxEngine):
+    """One ONNX Runtime session on the first NVIDIA GPU (see `EmbeddedEngine`)."""
+
+    name = "onnxruntime-cuda"
+    reads: ClassVar[Sequence[str]] = (PORTABLE, "model.float16.onnx")
+
+    @classmethod
+    def installed(cls) -> bool:
+        """Whether this ONNX Runtime was built for CUDA; the GPU may be missing all the same."""
+        import onnxruntime
+
+        return _CUDA_PROVIDER in onnxruntime.get_available_providers()
+
+    def _open(self, path: Path) -> Any:
+        if not self.installed():
+            raise EngineError(
+                f"{path}: the ONNX Runtime that is installed has no {_CUDA_PROVIDER}: "
+                "pip install 'sid-serve[gpu]'"
+            )
+        session = open_session(path, self._threads, [(_CUDA_PROVIDER, _CUDA_OPTIONS)])
+        # ONNX Runtime says nothing when it cannot have the GPU, and computes without it.
+        if _CUDA_PROVIDER not in (providers := session.get_providers()):
+            raise EngineError(
+                f"{path}: ONNX Runtime cannot use the GPU and fell back to "
+                f"{', '.join(providers)}: the driver, CUDA or cuDNN is missing or does not fit"
+            )
+        return session
+
+
+class _Run:
+    """One call of a session (see `embedded.Run`)."""
+
+    def __init__(self, session: Any) -> None:
+        import onnxruntime
+
+        self._session = session
+        self._options = onnxruntime.RunOptions()
+        self._options.log_severity_level = _SILENT
+
+    def __call__(self, feeds: dict[str, Any]) -> Images:
+        images: Images
+        (images,) = self._session.run(["images"], feeds, self._options)
+        return images
+
+    def cancel(self) -> None:
+        self._options.terminate = True
+
+
+def open_session(path: Path, threads: int, providers: Sequence[Any] = (_CPU_PROVIDER,)) -> Any:
+    """Open an ONNX Runtime session.
 
     Raises:
         EngineError: the file is no graph that this ONNX Runtime can run.
@@ -120,42 +113,21 @@ def open_session(path: Path, threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(
-            path, sess_options=options, providers=["CPUExecutionProvider"]
+            path, sess_options=options, providers=list(providers), enable_fallback=0
         )
-    except Exception as error:  # see generate
+    except Exception as error:  # see EmbeddedEngine
         raise EngineError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
 
 
-def check_signature(session: Any, manifest: Manifest, path: Path) -> None:
-    """Check that a session takes and gives what the bundle contract says.
-
-    Raises:
-        EngineError: an input or output is missing, extra, or of another type or shape.
-    """
-    expected: dict[str, tuple[str, tuple[int, ...]]] = {
-        "latents": ("tensor(float)", manifest.latent_shape),
-        "images": ("tensor(uint8)", manifest.image_shape),
-    }
-    if manifest.classes:
-        expected["class_labels"] = ("tensor(int64)", ())
-    found = {node.name: node for node in (*session.get_inputs(), *session.get_outputs())}
-    if set(found) != set(expected):
-        raise EngineError(
-            f"{path}: the graph's inputs and outputs are {', '.join(sorted(found))}; "
-            f"the manifest asks for {', '.join(sorted(expected))}"
+def _signature(session: Any) -> Signature:
+    nodes = (*session.get_inputs(), *session.get_outputs())
+    return {
+        node.name: (
+            _TYPES.get(node.type, node.type),
+            [size if isinstance(size, int | str) else "?" for size in node.shape],
         )
-    for name, (dtype, shape) in expected.items():
-        node = found[name]
-        batch, *row = node.shape or [0]
-        if node.type != dtype or tuple(row) != shape or isinstance(batch, int):
-            raise EngineError(
-                f"{path}: {name} is {node.type} {_show(node.shape)}, "
-                f"the manifest asks for {dtype} {_show(['N', *shape])} with N free"
-            )
-
-
-def _show(shape: Sequence[object]) -> str:
-    return f"[{', '.join(str(size) for size in shape)}]"
+        for node in nodes
+    }
 
 
 def _first_line(error: Exception) -> str:

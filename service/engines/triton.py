@@ -18,7 +18,7 @@ import tritonclient.grpc.aio as tritonclient
 from grpc.aio import UsageError
 from tritonclient.utils import InferenceServerException
 
-from service.bundle import Bundle
+from service.bundle import PLAN, PORTABLE, Bundle, Precision
 from service.engines import (
     ClassLabels,
     EngineBusyError,
@@ -89,6 +89,9 @@ class TritonEngine:
         self, bundle: Bundle, *, addresses: Sequence[str], max_batch_size: int, concurrency: int
     ) -> None:
         self.version = ""
+        self.filename = PORTABLE if bundle.holds(PORTABLE) else PLAN
+        graph = bundle.manifest.graphs.get(self.filename)
+        self.precision: Precision = graph.precision if graph else "float32"
         self.concurrency = concurrency
         self._bundle = bundle
         self._addresses = addresses

@@ -69,6 +69,7 @@ def entity_tag(model: Model, orders: Sequence[Order], form: str) -> str:
         model.bundle.tag,
         model.engine.name,
         model.engine.version,
+        model.engine.filename,
         ENCODER,
         form,
         first.seed,

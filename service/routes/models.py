@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from service.bundle import Quality
+from service.bundle import Graph, Manifest, Precision, Quality
 from service.catalogue import Catalogue
 from service.errors import responses
 from service.generation import Model
@@ -27,17 +27,24 @@ class ModelCard(BaseModel):
     seed_contract: str
     training: dict[str, Any]
     quality: Quality | None
-    engine: str
+    engine: str = Field(description="What draws it, with its version.")
+    precision: Precision = Field(description="In which the engine computes the network.")
+    graph: Graph | None = Field(
+        description="The graph that is served: how far its pictures may be from float32 torch's, "
+        "and how far they were; null where the manifest does not say."
+    )
 
     @classmethod
     def of(cls, model: Model) -> "ModelCard":
         """Describe a model."""
-        manifest = model.bundle.manifest
+        manifest, engine = model.bundle.manifest, model.engine
         return cls(
             digest=model.bundle.digest,
-            engine=f"{model.engine.name} {model.engine.version}",
+            engine=f"{engine.name} {engine.version}",
+            precision=engine.precision,
+            graph=manifest.graphs.get(engine.filename),
             **manifest.model_dump(
-                include=set(cls.model_fields) - {"digest", "engine"},
+                include=set(cls.model_fields) & set(Manifest.model_fields),
             ),
         )
 

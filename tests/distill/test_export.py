@@ -5,14 +5,18 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from distill.checkpoints import save_network
 from distill.errors import UserError
 from distill.evaluation.measurement import Measurement, save_measurement
-from distill.export.onnx import PixelGenerator, example_inputs, export_onnx
+from distill.export.one_step import FoldedGenerator, PixelGenerator
+from distill.export.onnx import example_inputs, export_onnx
+from distill.export.precision import export_precision
 from distill.export.publish import publish
+from distill.export.tensorrt import Builder, build_plan
 from distill.networks import Denoiser, NetworkConfig
-from service.bundle import latents, load_bundle, sha256_file
+from service.bundle import Bounds, latents, load_bundle, sha256_file
 
 
 def network(label_dim):
@@ -56,8 +60,8 @@ def test_the_graph_is_reproducible_and_tells_nothing_of_this_machine(tmp_path):
     for trace in (b"site-packages", b"/work/", b"distill/", b".py"):
         assert trace not in content
     operators = {node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node}
-    assert "GroupNormalization" in operators
-    assert not operators & {"RandomNormal", "Dropout", "Sin", "Cos"}
+    assert {"GroupNormalization", "Gather"} <= operators
+    assert not operators & {"RandomNormal", "Dropout", "Sin", "Cos", "Log", "GatherND", "Gemm"}
 
 
 def save_generator(path, role="generator", label_dim=3):
@@ -161,9 +165,9 @@ def test_what_is_built_never_lies_where_triton_would_take_it_for_a_model(tmp_pat
     generator = save_generator(tmp_path / "generator.safetensors")
     models, seen = tmp_path / "models", []
 
-    def export(network, sigma_init, path):
+    def export(network, sigma_init, path, **options):
         seen.extend(models.iterdir())
-        export_onnx(network, sigma_init, path)
+        return export_onnx(network, sigma_init, path, **options)
 
     monkeypatch.setattr("distill.export.publish.export_onnx", export)
     publish(generator, None, "letters", "", "MIT", models)
@@ -177,3 +181,116 @@ def test_a_version_of_another_signature_is_not_kept_beside_the_new_one(tmp_path)
     for generator in (conditional, unconditional):
         folder = publish(generator, None, "letters", "", "MIT", tmp_path / "models")
     assert {path.name for path in folder.iterdir()} == {"2", "config.pbtxt", "manifest.json"}
+
+
+def wide_network():
+    """Wide enough for Winograd's convolutions, with every kind of layer."""
+    torch.manual_seed(0)
+    config = NetworkConfig(
+        img_resolution=16, img_channels=3, label_dim=3, model_channels=128,
+        channel_mult=(1, 1), num_blocks=1, attn_resolutions=(8,), dropout=0.1,
+    )  # fmt: skip
+    denoiser = Denoiser(config).eval()
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            if parameter.abs().max() < 1e-3:
+                parameter.normal_(std=0.02)
+    return denoiser
+
+
+@pytest.mark.parametrize("architecture", ["ddpmpp", "ncsnpp", "adm"])
+@pytest.mark.parametrize("label_dim", [0, 3, 40])
+def test_folding_the_noise_level_changes_no_picture(architecture, label_dim):
+    """With 40 classes the embedding is the table, with 3 each block's own part is."""
+    torch.manual_seed(0)
+    config = NetworkConfig(
+        architecture=architecture, img_resolution=8, img_channels=3, label_dim=label_dim,
+        augment_dim=9, model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,),
+    )  # fmt: skip
+    denoiser = Denoiser(config).eval()
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    inputs = example_inputs(denoiser, 5)
+    with torch.no_grad():
+        expected = PixelGenerator(denoiser, 2.5)(*inputs).int()
+        found = FoldedGenerator(denoiser, 2.5)(*inputs).int()
+    assert expected.float().std() > 10
+    assert (found - expected).abs().max() <= 1
+    assert (found != expected).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_form_for_processors_draws_the_same_pictures(tmp_path, batch):
+    denoiser = wide_network()
+    assert export_onnx(denoiser, 2.5, tmp_path / "model.cpu.onnx", cpu=True)
+    operators = [node.op_type for node in onnx.load(tmp_path / "model.cpu.onnx").graph.node]
+    assert operators.count("Conv") == 2, "but the first and the last, all are matrix products"
+    inputs = example_inputs(denoiser, batch)
+    with torch.no_grad():
+        expected = PixelGenerator(denoiser, 2.5)(*inputs).numpy()
+    session = onnxruntime.InferenceSession(tmp_path / "model.cpu.onnx")
+    names = ["latents", "class_labels"]
+    feed = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+    (images,) = session.run(["images"], feed)
+    assert images.std() > 10
+    difference = np.abs(images.astype(int) - expected.astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.01
+
+
+def test_a_narrow_network_has_no_form_for_processors(tmp_path):
+    assert not export_onnx(network(3), 2.5, tmp_path / "model.cpu.onnx", cpu=True)
+    assert not (tmp_path / "model.cpu.onnx").exists()
+
+
+def test_lower_precisions_are_published_with_what_they_cost(tmp_path, monkeypatch):
+    generator = save_generator(tmp_path / "generator.safetensors")
+    report = tmp_path / "report.png"
+    wanted = ["float16", "bfloat16", "int8"]
+    # Random weights amplify what trained ones do not: only whether it is measured is looked at.
+    loose = Bounds(max_difference=255, max_differing_share=1, max_distance_change=1)
+    monkeypatch.setattr("distill.export.gate.BOUNDS", dict.fromkeys([*wanted, "float32"], loose))
+    folder = publish(generator, None, "letters", "", "MIT", tmp_path / "models", wanted, report)
+    graphs = load_bundle(folder).manifest.graphs
+    assert {graph.precision for graph in graphs.values()} == {*wanted, "float32"}
+    exact = graphs["model.onnx"].measured
+    assert exact.difference <= 1
+    assert exact.batch_difference == 0
+    for name in ("model.float16.onnx", "model.bfloat16.onnx", "model.int8.onnx"):
+        assert graphs[name].measured.differing_share > exact.differing_share
+    types = {i.data_type for i in onnx.load(folder / "1" / "model.float16.onnx").graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types
+    with Image.open(report) as picture:
+        assert picture.size == (16 * 8 * 2, (1 + 2 * 4) * 8 * 2)
+
+
+def test_a_graph_that_draws_other_pictures_is_never_published(tmp_path, monkeypatch):
+    generator = save_generator(tmp_path / "generator.safetensors")
+
+    def export(network, sigma_init, path, **options):
+        return export_onnx(network, sigma_init * 1.05, path, **options)
+
+    monkeypatch.setattr("distill.export.publish.export_onnx", export)
+    with pytest.raises(UserError, match=r"model.onnx is refused: .* differs from float32 torch"):
+        publish(generator, None, "letters", "", "MIT", tmp_path / "models")
+    assert not list((tmp_path / "models").iterdir())
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_tensorrt_for_rtx_builds_every_precision_without_a_gpu(tmp_path, precision):
+    pytest.importorskip("tensorrt_rtx")
+    export_precision(network(3), 2.5, tmp_path / "model.onnx", precision)
+    build_plan(tmp_path / "model.onnx", tmp_path / "p", Builder.rtx, capability="SM89")
+    assert (tmp_path / "p").stat().st_size > 10_000
+
+
+def test_what_tensorrt_cannot_build_is_one_line(tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(UserError, match="tensorrt-rtx cannot read it") as refused:
+        build_plan(tmp_path / "model.onnx", tmp_path / "p", Builder.rtx)
+    assert "\n" not in str(refused.value)
+    export_precision(network(3), 2.5, tmp_path / "model.onnx", "float32")
+    with pytest.raises(UserError, match="only tensorrt-rtx builds for a card that is not here"):
+        build_plan(tmp_path / "model.onnx", tmp_path / "p", Builder.rtx, capability="SM90")

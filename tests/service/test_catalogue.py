@@ -119,7 +119,10 @@ def test_what_can_be_counted_stands_at_0_from_the_start(client):
 def test_the_limits_beside_which_a_load_is_read(client, settings):
     lines = client.get("/metrics").text.splitlines()
     assert f"sid_queue_limit {float(settings.queue_size)}" in lines
-    assert f'sid_engine_places{{model="tiny"}} {float(settings.batches_at_a_time)}' in lines
+    assert (
+        f'sid_engine_places{{model="tiny"}} {float(settings.batches_at_a_time("onnxruntime"))}'
+        in lines
+    )
     (memory,) = (line for line in lines if line.startswith("sid_memory_limit_bytes "))
     assert 2**20 < float(memory.split()[1]) < 2**60
 

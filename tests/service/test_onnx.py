@@ -41,10 +41,10 @@ def test_several_threads_draw_the_same_bytes_as_one(models):
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
-        ({"resolution": 16}, r"latents is tensor\(float\) \[N, 1, 16, 16\].*\[N, 1, 8, 8\]"),
-        ({"channels": 3}, r"latents is tensor\(float\) \[N, 3, 8, 8\]"),
+        ({"resolution": 16}, r"latents is float32 \[N, 1, 16, 16\].*\[N, 1, 8, 8\]"),
+        ({"channels": 3}, r"latents is float32 \[N, 3, 8, 8\]"),
         ({"classes": 0}, r"inputs and outputs are images, latents; .* class_labels"),
-        ({"batch": 4}, r"latents is tensor\(float\) \[4, 1, 8, 8\].* with N free"),
+        ({"batch": 4}, r"latents is float32 \[4, 1, 8, 8\].* with N free"),
     ],
 )
 def test_a_graph_of_another_signature_is_refused_by_name(models, graph, message):

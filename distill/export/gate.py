@@ -1,0 +1,175 @@
+"""The gate: no graph is published that draws another picture than float32 torch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from distill.checkpoints import write_atomically
+from distill.errors import UserError
+from distill.evaluation.detector import Detector
+from distill.evaluation.frechet import frechet_distance, statistics
+from distill.evaluation.reference import own_reference
+from distill.export.one_step import PixelGenerator
+from service.bundle import FILENAMES, Bounds, Graph, Measured, Precision, latents
+
+Pixels = NDArray[np.uint8]
+Draw = Callable[[dict[str, NDArray[Any]]], Pixels]
+
+# What still counts as the same picture. float32 engines add in another order than torch: one level
+# in a few pixels. Fewer bits are a little noise, but a pixel at a sharp edge may move far
+# (docs/results.md). What must not move by more than other seeds would move it is
+# the distance; the other bounds catch what is broken.
+BOUNDS: dict[Precision, Bounds] = {
+    "float32": Bounds(max_difference=1, max_differing_share=0.01, max_distance_change=0.005),
+    "float16": Bounds(max_difference=4, max_differing_share=0.15, max_distance_change=0.01),
+    "bfloat16": Bounds(max_difference=64, max_differing_share=0.5, max_distance_change=0.03),
+    "int8": Bounds(max_difference=128, max_differing_share=0.9, max_distance_change=0.05),
+}
+_COMPARED = 64  # pictures; with a detector more, for the distance
+_DISTANCE_IMAGES = 2000
+_LARGEST_BATCH, _ALONE = 32, 8  # both ends of the dynamic batch
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Float32 torch's pictures of the first seeds, class i mod classes, and who may judge them.
+
+    Attributes:
+        inputs: of the graph, for all pictures.
+        pixels: uint8 [N, H, W, C].
+        detector: the feature network for the distance; None: it is not measured.
+    """
+
+    inputs: dict[str, NDArray[Any]]
+    pixels: Pixels
+    detector: Detector | None
+
+
+@torch.no_grad()
+def draw_truth(module: PixelGenerator, detector: Detector | None) -> Truth:
+    """Draw what graphs are measured against; raises UserError if the network is not finite."""
+    config = module.generator.config
+    count = _DISTANCE_IMAGES if detector and own_reference(detector) else _COMPARED
+    seeds = range(count)
+    shape = (config.img_channels, config.img_resolution, config.img_resolution)
+    inputs: dict[str, NDArray[Any]] = {"latents": latents(seeds, shape)}
+    if config.label_dim:
+        inputs["class_labels"] = np.arange(count, dtype=np.int64) % config.label_dim
+    if not all(parameter.isfinite().all() for parameter in module.parameters()):
+        raise UserError("the generator's weights are not finite: it cannot draw pictures")
+    parts = []
+    for start in range(0, count, _LARGEST_BATCH):
+        stop = start + _LARGEST_BATCH
+        rows = [torch.from_numpy(value[start:stop]) for value in inputs.values()]
+        parts.append(module(*rows).numpy())
+    return Truth(inputs, np.concatenate(parts), detector if count == _DISTANCE_IMAGES else None)
+
+
+def judge(path: Path, truth: Truth) -> tuple[Graph, Pixels]:
+    """Measure a graph against float32 torch.
+
+    Args:
+        path: a graph under one of the names of a bundle, which says its precision.
+        truth: what it ought to draw.
+
+    Returns:
+        Its bounds and what was measured, and the pictures it drew.
+
+    Raises:
+        UserError: it draws other pictures, or none at the ends of its dynamic batch.
+    """
+    precision = FILENAMES[path.name]
+    engine, draw = _openvino(path) if precision == "bfloat16" else _onnxruntime(path)
+    count = len(truth.pixels)
+    pixels = np.concatenate(
+        [
+            draw(_rows(truth, start, start + _LARGEST_BATCH))
+            for start in range(0, count, _LARGEST_BATCH)
+        ]
+    )
+    difference = _levels(pixels, truth.pixels)
+    alone = np.concatenate([draw(_rows(truth, row, row + 1)) for row in range(_ALONE)])
+    bounds = BOUNDS[precision]
+    measured = Measured(
+        engine=engine,
+        images=count,
+        difference=int(difference.max()),
+        differing_share=float((difference > 0).mean()),
+        batch_difference=int(_levels(alone, pixels[:_ALONE]).max()),
+        distance_change=_distance_change(pixels, truth),
+    )
+    change = abs(measured.distance_change or 0)
+    if (
+        measured.difference > bounds.max_difference
+        or measured.differing_share > bounds.max_differing_share
+        or measured.batch_difference > bounds.max_difference
+        or change > (bounds.max_distance_change or 0)
+    ):
+        raise UserError(
+            f"{path.name} is refused: over {count} pictures it differs from float32 torch by up to "
+            f"{measured.difference} levels in {measured.differing_share:.2%} of the values, a "
+            f"picture alone from itself in a batch by {measured.batch_difference}, and its "
+            f"distance by {change:.2%} (allowed in {precision}: {bounds.max_difference} levels, "
+            f"{bounds.max_differing_share:.0%}, {bounds.max_distance_change:.1%})"
+        )
+    return Graph(precision=precision, bounds=bounds, measured=measured), pixels
+
+
+def save_report(path: Path, truth: Truth, drawn: Mapping[str, Pixels], columns: int = 16) -> None:
+    """Save one picture to look at: torch's row, then each graph's and its difference times 32."""
+    rows = [truth.pixels[:columns]]
+    for pixels in drawn.values():
+        difference = np.minimum(_levels(pixels, truth.pixels)[:columns] * 32, 255)
+        rows += [pixels[:columns], difference.astype(np.uint8)]
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
+    sheet = sheet.repeat(2, axis=0).repeat(2, axis=1).squeeze()
+    write_atomically(path, lambda file: Image.fromarray(sheet).save(file, format="PNG"))
+
+
+def _rows(truth: Truth, start: int, stop: int) -> dict[str, NDArray[Any]]:
+    return {name: value[start:stop] for name, value in truth.inputs.items()}
+
+
+def _levels(a: Pixels, b: Pixels) -> NDArray[np.int16]:
+    return np.abs(a.astype(np.int16) - b.astype(np.int16))
+
+
+def _distance_change(pixels: Pixels, truth: Truth) -> float | None:
+    detector = truth.detector
+    if detector is None or (reference := own_reference(detector)) is None:
+        return None
+
+    def distance(images: Pixels) -> float:
+        features, _ = detector.embed(torch.from_numpy(images).permute(0, 3, 1, 2))
+        return frechet_distance(statistics(features), reference.statistics)
+
+    return distance(pixels) / distance(truth.pixels) - 1
+
+
+def _onnxruntime(path: Path) -> tuple[str, Draw]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return f"onnxruntime {onnxruntime.__version__}", lambda feed: session.run(["images"], feed)[0]
+
+
+def _openvino(path: Path) -> tuple[str, Draw]:
+    """ONNX Runtime has no kernels for bfloat16 on processors; OpenVINO has."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise UserError(
+            f"{path.name} is judged by OpenVINO: pip install 'sid-serve[openvino]'"
+        ) from error
+    core = openvino.Core()
+    hint = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    compiled = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    name = f"openvino {openvino.__version__.partition('-')[0]}"
+    return name, lambda feed: np.array(compiled(feed)["images"])

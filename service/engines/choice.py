@@ -1,0 +1,155 @@
+"""Which engine computes a model: the one that is asked for, or the fastest on this machine.
+
+Measured, because nothing foretells it: a processor may have instructions for bfloat16 and be
+slower with them, and what is fast for one network is not for another.
+"""
+
+import asyncio
+from time import monotonic
+
+import numpy as np
+import structlog
+
+from service.bundle import Bundle, Precision, latents
+from service.canary import Canary
+from service.engines import Engine, EngineError, Images, Inputs, Terms
+from service.engines.embedded import EmbeddedEngine
+from service.engines.onnx import CudaEngine, OnnxEngine
+from service.engines.openvino import OpenVinoEngine
+from service.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# As SID_ENGINE names them.
+_EMBEDDED: dict[str, type[EmbeddedEngine]] = {
+    "cuda": CudaEngine,
+    "onnxruntime": OnnxEngine,
+    "openvino": OpenVinoEngine,
+}
+_MEASURED_SECONDS = 0.5
+
+
+async def make_engine(bundle: Bundle, settings: Settings) -> Engine:
+    """The engine that the settings ask for, not yet open.
+
+    Raises:
+        EngineError: what it needs is not installed, it reads no graph that the bundle holds in
+            the precision asked for, or (auto) no engine draws the right picture.
+    """
+    if settings.triton_addresses:
+        return _over_triton(bundle, settings)
+    if settings.engine == "auto":
+        return await _fastest(bundle, settings)
+    return _embedded(
+        bundle, settings, settings.engine or "onnxruntime", settings.precision or "float32"
+    )
+
+
+def _embedded(
+    bundle: Bundle, settings: Settings, name: str, precision: Precision
+) -> EmbeddedEngine:
+    return _EMBEDDED[name](
+        bundle,
+        precision=precision,
+        threads=settings.threads,
+        concurrency=settings.batches_at_a_time(name),
+    )
+
+
+def _over_triton(bundle: Bundle, settings: Settings) -> Engine:
+    try:
+        from service.engines.triton import TritonEngine  # here: half a second, for its users only
+    except ImportError as error:
+        raise EngineError(
+            f"SID_TRITON needs the extra `triton`, pip install 'sid-serve[triton]': {error}"
+        ) from error
+    engine = TritonEngine(
+        bundle,
+        addresses=settings.triton_addresses,
+        max_batch_size=settings.max_batch_size,
+        concurrency=settings.batches_at_a_time("triton"),
+    )
+    if settings.precision not in (None, engine.precision):
+        raise EngineError(
+            f"{bundle.manifest.name}: triton computes {engine.filename}, in {engine.precision}, "
+            f"and SID_PRECISION asks for {settings.precision}"
+        )
+    return engine
+
+
+async def _fastest(bundle: Bundle, settings: Settings) -> Engine:
+    """Open, prove and time every engine in every precision; return the fastest, not yet open.
+
+    One after the other, and each is closed again, so that no two take memory or processors from
+    each other. Each takes the time of its opening, the canary, as many batches as it computes at
+    a time, and half a second: 3 s for the three of the shipped model on two processors. One that
+    hangs is given up after SID_ENGINE_SECONDS. A reload does the same for new models, beside what
+    is served, which slows both down.
+    """
+    name = bundle.manifest.name
+    rates: dict[tuple[str, Precision], float] = {}
+    refused: list[str] = []
+    for kind, cls in _EMBEDDED.items():
+        if not await asyncio.to_thread(cls.installed):
+            continue
+        for precision in cls.precisions(bundle):
+            if settings.precision not in (None, precision):
+                continue
+            engine = _embedded(bundle, settings, kind, precision)
+            try:
+                rates[kind, precision] = await _images_per_second(engine, bundle, settings)
+            except EngineError as error:
+                refused.append(f"{_title(kind, precision)} refused: {error}")
+            finally:
+                await engine.close()
+    if not rates:
+        wanted = f" in {settings.precision}" if settings.precision else ""
+        reasons = "; ".join(refused) or "the bundle holds no graph that one of them reads"
+        raise EngineError(f"{name}: no engine that is installed can compute it{wanted}: {reasons}")
+    best, *others = sorted(rates, key=lambda one: -rates[one])
+    because = [
+        f"{rates[best]:.0f} images/s",
+        *(f"{_title(*one)} {rates[one]:.0f}" for one in others),
+        *refused,
+    ]
+    log.info("engine chosen", model=name, engine=_title(*best), because="; ".join(because))
+    return _embedded(bundle, settings, *best)
+
+
+async def _images_per_second(engine: Engine, bundle: Bundle, settings: Settings) -> float:
+    """Open an engine, have it draw the canary, and time it under the load that it would serve.
+
+    Raises:
+        EngineError: it does not open, compute or answer, or draws another picture.
+    """
+    manifest, size = bundle.manifest, settings.max_batch_size
+    noise = await asyncio.to_thread(latents, range(size), manifest.latent_shape)
+    labels = np.arange(size) % len(manifest.classes) if manifest.classes else None
+
+    async def draw(inputs: Inputs) -> Images:
+        try:
+            async with asyncio.timeout(settings.engine_seconds):
+                return await engine.generate(lambda: inputs, lambda images: images, Terms())
+        except TimeoutError:
+            reason = f"no answer in {settings.engine_seconds:g} s"
+            raise EngineError(f"{manifest.name}: {reason}") from None
+
+    await engine.open()
+    canary = Canary(bundle, engine.filename)
+    canary.compare(await draw(canary.inputs()))
+    # The first batch of a size is slow.
+    await asyncio.gather(*(draw((noise, labels)) for _ in range(engine.concurrency)))
+    started, batches = monotonic(), 0
+
+    async def draw_on() -> None:
+        nonlocal batches
+        while monotonic() - started < _MEASURED_SECONDS:
+            await draw((noise, labels))
+            batches += 1
+
+    await asyncio.gather(*(draw_on() for _ in range(engine.concurrency)))
+    return batches * size / (monotonic() - started)
+
+
+def _title(kind: str, precision: Precision) -> str:
+    return f"{_EMBEDDED[kind].name} {precision}"

@@ -1,0 +1,160 @@
+"""The other embedded engine for processors: OpenVINO, in this process."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Lock
+from typing import Any, ClassVar
+
+from service.bundle import CPU, PORTABLE, Precision
+from service.engines import EngineError, Images
+from service.engines.embedded import EmbeddedEngine, Signature, check_signature
+from service.settings import available_cpus
+
+# Left to itself OpenVINO computes in bfloat16 wherever the processor can, whatever the graph says.
+# A graph in int8 says itself where; this is for the rest of it.
+_HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
+_TYPES = {"f32": "float32", "i64": "int64", "u8": "uint8"}
+
+
+class OpenVinoEngine(EmbeddedEngine):
+    """One graph compiled by OpenVINO for the processors (see `EmbeddedEngine`)."""
+
+    name = "openvino"
+    reads: ClassVar[Sequence[str]] = (CPU, PORTABLE, "model.bfloat16.onnx", "model.int8.onnx")
+
+    @classmethod
+    def installed(cls) -> bool:
+        """Whether the package's extra `openvino` is."""
+        return find_spec("openvino") is not None
+
+    def _load(self, path: Path) -> "_Session":
+        try:
+            import openvino
+            from openvino.frontend import FrontEndManager
+        except ImportError as error:
+            raise EngineError(
+                "SID_ENGINE=openvino needs the extra `openvino`, "
+                f"pip install 'sid-serve[openvino]': {error}"
+            ) from error
+
+        if self.precision == "bfloat16" and "BF16" not in capabilities():
+            raise EngineError(f"{path}: OpenVINO does not compute in bfloat16 on this processor")
+        # More streams than processors would only share each one's threads.
+        streams = max(1, min(self.concurrency, available_cpus() // self._threads))
+        settings = {
+            "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": streams * self._threads,  # of all streams together
+            "ENABLE_CPU_PINNING": False,  # several engines share the processors
+        }
+        try:
+            # Not Core.read_model, which has every other format's reader try its luck, aloud.
+            reader = FrontEndManager().load_by_framework("onnx")
+            model = reader.convert(reader.load(str(path)))
+            signature = _signature(model)
+        except Exception as error:  # see EmbeddedEngine
+            raise EngineError(f"{path}: OpenVINO cannot read it: {_last_line(error)}") from error
+        check_signature(signature, self._bundle.manifest, path)
+        try:
+            session = _Session(model, settings)
+        except Exception as error:
+            raise EngineError(f"{path}: OpenVINO cannot load it: {_last_line(error)}") from error
+        self.version = openvino.__version__.partition("-")[0]
+        return session
+
+    def _begin(self, session: "_Session") -> "_Run":
+        return _Run(session)
+
+    def _reason(self, error: Exception) -> str:
+        return _last_line(error)
+
+    async def restart(self) -> None:
+        """Leave threads and streams to their calls, which end or hang, and start others."""
+        await super().restart()
+        assert self._workers is not None
+        self._session = await self._workers.run(self._session.again)
+
+
+class _Session:
+    """A compiled graph, and the requests that compute it: made once, for that takes memory anew.
+
+    What a request has computed belongs to it, and it computes one batch at a time.
+    """
+
+    def __init__(self, model: Any, settings: dict[str, Any]) -> None:
+        import openvino
+
+        self._model, self._settings = model, settings
+        self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+        self._idle: list[Any] = []
+
+    def again(self) -> "_Session":
+        """The same graph with streams of its own: a stream that hangs keeps what waits for it."""
+        return _Session(self._model, self._settings)
+
+    def take(self) -> Any:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._compiled.create_infer_request()
+
+    def give_back(self, request: Any) -> None:
+        self._idle.append(request)
+
+
+class _Run:
+    """One use of a request (see `embedded.Run`)."""
+
+    def __init__(self, session: _Session) -> None:
+        self._session = session
+        self._request: Any = None
+        self._cancelled = False
+        self._lock = Lock()  # a request that was given back computes for others
+
+    def __call__(self, feeds: dict[str, Any]) -> Images:
+        request = self._session.take()
+        try:
+            # Not `infer`, which cannot be cancelled where there is only one stream.
+            request.start_async(feeds, share_inputs=True)
+            with self._lock:
+                self._request = request
+                if self._cancelled:
+                    request.cancel()
+            request.wait()
+            images: Images = request.get_tensor("images").data.copy()
+        finally:
+            with self._lock:
+                self._request = None
+            self._session.give_back(request)
+        return images
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._cancelled = True
+            if self._request is not None:
+                self._request.cancel()
+
+
+def capabilities() -> list[str]:
+    """What OpenVINO computes in on this machine's processors: FP32, BF16, INT8, ..."""
+    import openvino
+
+    found: list[str] = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return found
+
+
+def _signature(model: Any) -> Signature:
+    return {
+        node.any_name: (
+            _TYPES.get(name := node.element_type.get_type_name(), name),
+            ["?" if size.is_dynamic else size.get_length() for size in node.partial_shape],
+        )
+        for node in (*model.inputs, *model.outputs)
+    }
+
+
+def _last_line(error: Exception) -> str:
+    """Its reason stands last, after the places in the source that it came through."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next(filter(None, reversed(lines)), type(error).__name__)
