@@ -195,7 +195,8 @@ def _last_convolution(
             helper.make_node("Conv", ["h", "w"], [output], pads=[1, 1, 1, 1]),
         ]
     dtype = TensorProto.BFLOAT16 if precision == "bfloat16" else TensorProto.FLOAT16
-    values.append(helper.make_tensor("out.weight", dtype, weight.shape, weight.flatten()))
+    stored = weight.astype(helper.tensor_dtype_to_np_dtype(dtype))
+    values.append(numpy_helper.from_array(stored, "out.weight"))  # OpenVINO wants raw bytes
     return [
         helper.make_node("Cast", ["out.weight"], ["w"], to=TensorProto.FLOAT),
         helper.make_node("Conv", [hidden, "w"], [output], pads=[1, 1, 1, 1]),

@@ -22,7 +22,7 @@ class Run(Protocol):
         """Compute the images; raises whatever the library raises."""
 
     def cancel(self) -> None:
-        """End it as soon as the library can, or before it starts; nothing once it is over."""
+        """End it if the library can do that without harm; nothing once it is over."""
 
 
 class EmbeddedEngine:
@@ -109,7 +109,7 @@ class EmbeddedEngine:
         try:
             return await self._workers.run(self._compute, run, prepare, finish)
         except asyncio.CancelledError:
-            run.cancel()  # frees the thread at the graph's next node
+            run.cancel()
             raise
 
     def _compute(self, run: Run, prepare: Callable[[], Inputs], finish: Callable[[Images], T]) -> T:

@@ -94,7 +94,7 @@ class _Run:
         return images
 
     def cancel(self) -> None:
-        self._options.terminate = True
+        self._options.terminate = True  # frees the thread at the graph's next node
 
 
 def open_session(path: Path, threads: int, providers: Sequence[Any] = (_CPU_PROVIDER,)) -> Any:

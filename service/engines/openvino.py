@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
 from typing import Any, ClassVar
 
 from service.bundle import CPU, PORTABLE, Precision
@@ -63,8 +62,8 @@ class OpenVinoEngine(EmbeddedEngine):
         self.version = openvino.__version__.partition("-")[0]
         return session
 
-    def _begin(self, session: "_Session") -> "_Run":
-        return _Run(session)
+    def _begin(self, session: "_Session") -> "_Session":
+        return session
 
     def _reason(self, error: Exception) -> str:
         return _last_line(error)
@@ -77,9 +76,9 @@ class OpenVinoEngine(EmbeddedEngine):
 
 
 class _Session:
-    """A compiled graph, and the requests that compute it: made once, for that takes memory anew.
+    """A compiled graph, and the requests that compute it (see `embedded.Run`).
 
-    What a request has computed belongs to it, and it computes one batch at a time.
+    A request is used for one batch at a time, and again for the next: its memory is costly to get.
     """
 
     def __init__(self, model: Any, settings: dict[str, Any]) -> None:
@@ -93,47 +92,24 @@ class _Session:
         """The same graph with streams of its own: a stream that hangs keeps what waits for it."""
         return _Session(self._model, self._settings)
 
-    def take(self) -> Any:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self._compiled.create_infer_request()
-
-    def give_back(self, request: Any) -> None:
-        self._idle.append(request)
-
-
-class _Run:
-    """One use of a request (see `embedded.Run`)."""
-
-    def __init__(self, session: _Session) -> None:
-        self._session = session
-        self._request: Any = None
-        self._cancelled = False
-        self._lock = Lock()  # a request that was given back computes for others
-
     def __call__(self, feeds: dict[str, Any]) -> Images:
-        request = self._session.take()
         try:
-            # Not `infer`, which cannot be cancelled where there is only one stream.
-            request.start_async(feeds, share_inputs=True)
-            with self._lock:
-                self._request = request
-                if self._cancelled:
-                    request.cancel()
-            request.wait()
-            images: Images = request.get_tensor("images").data.copy()
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        try:
+            images: Images = request.infer(feeds, share_inputs=True)["images"]  # a copy
         finally:
-            with self._lock:
-                self._request = None
-            self._session.give_back(request)
+            self._idle.append(request)
         return images
 
     def cancel(self) -> None:
-        with self._lock:
-            self._cancelled = True
-            if self._request is not None:
-                self._request.cancel()
+        """Nothing: what has begun is finished, and dropped.
+
+        OpenVINO could stop between two nodes. But some of them then keep the size of the batch
+        that was stopped, and the stream's next batch, of another size, fails or comes out wrong
+        (2026.4.1; tests/service/test_openvino.py).
+        """
 
 
 def capabilities() -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 from service.app import create_app
 from service.engines.onnx import OnnxEngine
 from service.security import new_key
+from service.settings import Settings
 from tests.bundles import write_bundle
 from tests.service.client import Client
 
@@ -69,6 +70,17 @@ def test_the_tag_names_all_that_fixes_the_bytes(client, models):
         create_app(client.app.state.settings.model_copy(update={"models": models.parent / "new"}))
     ) as new:
         assert new.get(URL).headers["etag"] not in tags
+
+
+def test_the_tag_is_another_for_another_engine_or_precision(tmp_path):
+    write_bundle(tmp_path, graphs=["model.cpu.onnx", "model.int8.onnx"])
+    served = [{}, {"precision": "int8"}, {"engine": "openvino"}]
+    served.append({"engine": "openvino", "precision": "int8"})
+    tags = set()
+    for settings in served:
+        with Client(create_app(Settings(models=tmp_path, **settings))) as client:
+            tags.add(client.get(URL).headers["etag"])
+    assert len(tags) == len(served)
 
 
 @pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}', "*"])

@@ -100,6 +100,30 @@ def test_a_bad_setting_is_named(sid, monkeypatch):
     assert_user_error(sid("serve"), "SID_QUEUE_SIZE: ")
 
 
+@pytest.mark.parametrize(
+    ("engine", "precision", "says"),
+    [
+        ("tensorrt", "float32", "SID_ENGINE: Input should be 'auto', 'onnxruntime',"),
+        ("triton", "float32", "SID_ENGINE=triton needs SID_TRITON"),
+        ("openvino", "int8", "tiny: openvino cannot compute it in int8; of what the bundle holds"),
+        ("cuda", "float32", "model.onnx: the ONNX Runtime that is installed has no CUDA"),
+    ],
+)
+@pytest.mark.usefixtures("models")
+def test_an_engine_that_cannot_be_is_one_line(sid, monkeypatch, engine, precision, says):
+    monkeypatch.setenv("SID_ENGINE", engine)
+    monkeypatch.setenv("SID_PRECISION", precision)
+    assert_user_error(sid("generate"), says)
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("engine", ["openvino", "auto"])
+def test_other_engines_draw_too(sid, monkeypatch, engine):
+    monkeypatch.setenv("SID_ENGINE", engine)
+    done = sid("generate", "--seed", 7)
+    assert (done.status, done.stdout.startswith("picture.png: ")) == (0, True)
+
+
 def test_the_catalogue_is_a_table(sid, models):
     write_bundle(models, "plain", classes=[])
     done = sid("models")

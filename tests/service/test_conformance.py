@@ -1,4 +1,4 @@
-"""What every engine does alike, on real graphs: the embedded one, and the real Triton server."""
+"""What every engine does alike, on real graphs: the embedded ones, and the real Triton server."""
 
 import asyncio
 import threading
@@ -10,6 +10,7 @@ import pytest
 from service.bundle import Bundle, latents
 from service.engines import Engine, EngineError, Terms
 from service.engines.onnx import OnnxEngine
+from service.engines.openvino import OpenVinoEngine
 from service.engines.triton import TritonEngine
 from service.supervision import Supervisor
 from tests.bundles import compute
@@ -18,12 +19,13 @@ from tests.service.triton import Repository
 CONCURRENCY = 2
 
 
-@pytest.fixture(params=["onnxruntime", "triton"])
+@pytest.fixture(params=["onnxruntime", "openvino", "triton"])
 def make(request):
     """Makes an engine for a bundle of `repository`."""
+    embedded = {"onnxruntime": OnnxEngine, "openvino": OpenVinoEngine}
 
-    def onnx(bundle):
-        return OnnxEngine(bundle, threads=1, concurrency=CONCURRENCY)
+    def in_process(bundle):
+        return embedded[request.param](bundle, threads=1, concurrency=CONCURRENCY)
 
     def triton(bundle):
         server = request.getfixturevalue("triton")
@@ -31,7 +33,7 @@ def make(request):
             bundle, addresses=[server.address], max_batch_size=32, concurrency=CONCURRENCY
         )
 
-    return onnx if request.param == "onnxruntime" else triton
+    return in_process if request.param in embedded else triton
 
 
 @asynccontextmanager
@@ -142,10 +144,23 @@ def test_a_batch_that_cannot_be_computed_is_an_engine_error_and_the_next_one_wor
     async def scenario():
         bundle = repository.bundle("grey")
         async with opened(make(bundle)) as engine:
+            with pytest.raises(EngineError, match=r"^grey: .") as caught:
+                await compute(engine, noise(bundle, 3), np.array([0, 1]))
+            assert "\n" not in str(caught.value)
+            assert (await compute(engine, noise(bundle, 1), np.array([0]))).shape == (1, 8, 8, 1)
+
+    asyncio.run(scenario())
+
+
+# OpenVINO takes any index, and draws something: the manifest is asked before (see Model.orders).
+@pytest.mark.parametrize("make", ["onnxruntime", "triton"], indirect=True)
+def test_a_node_that_fails_is_named(repository: Repository, make):
+    async def scenario():
+        bundle = repository.bundle("grey")
+        async with opened(make(bundle)) as engine:
             with pytest.raises(EngineError, match=r"^grey: .*Gather") as caught:
                 await compute(engine, noise(bundle, 1), np.array([99]))
             assert "\n" not in str(caught.value)
-            assert (await compute(engine, noise(bundle, 1), np.array([0]))).shape == (1, 8, 8, 1)
 
     asyncio.run(scenario())
 

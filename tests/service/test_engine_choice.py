@@ -1,15 +1,18 @@
 """SID_ENGINE=auto: the fastest engine that draws the right picture, and why."""
 
 import asyncio
+import re
+import threading
 
+import numpy as np
 import pytest
 import structlog
 
-from service.bundle import load_bundle, write_manifest
+from service.bundle import latents, load_bundle, write_manifest
 from service.engines import EngineError
 from service.engines.choice import make_engine
 from service.settings import Settings
-from tests.bundles import write_bundle
+from tests.bundles import A_WHILE, compute, republished, write_bundle
 
 
 def chosen(bundle, **settings):
@@ -35,6 +38,52 @@ def test_an_engine_that_draws_another_picture_is_never_taken(tmp_path):
     with pytest.raises(EngineError, match="no engine that is installed can compute it") as refused:
         chosen(load_bundle(folder))
     assert "differ from the golden image" in str(refused.value)
+
+
+def test_a_file_that_no_engine_reads_is_named_and_another_graph_is_taken(tmp_path):
+    folder = write_bundle(tmp_path, "tiny", graphs=["model.cpu.onnx", "model.int8.onnx"])
+    (folder / "1" / "model.cpu.onnx").write_bytes(b"not a graph")
+    engine, (line,) = chosen(republished(folder))
+    assert engine.precision == "int8"
+    for name in ("onnxruntime", "openvino"):
+        assert re.search(rf"{name} float32 refused: \S+model\.cpu\.onnx: ", line["because"])
+
+
+def test_a_precision_that_is_out_of_its_bounds_is_named_and_not_taken(tmp_path):
+    folder = write_bundle(tmp_path, "tiny", graphs=["model.int8.onnx"])
+    graphs = load_bundle(folder).manifest.model_dump()["graphs"]
+    graphs["model.int8.onnx"]["bounds"]["max_difference"] = 0
+    engine, (line,) = chosen(republished(folder, graphs=graphs))
+    assert engine.precision == "float32"
+    for name in ("onnxruntime", "openvino"):
+        assert f"{name} int8 refused: tiny: class 2, seed 7: " in line["because"]
+
+
+def test_it_is_closed_again_and_opens_as_any(tmp_path):
+    bundle = load_bundle(write_bundle(tmp_path, "tiny"))
+    before = {thread.name for thread in threading.enumerate()}
+
+    async def scenario():
+        engine = await make_engine(bundle, Settings(engine="auto"))
+        assert {t.name for t in threading.enumerate() if "-tiny-" in t.name} <= before
+        with pytest.raises(EngineError, match="not open"):
+            await engine.check()
+        await engine.open()
+        images = await compute(engine, latents([7], (1, 8, 8)), np.array([2]))
+        await engine.close()
+        golden = bundle.manifest.golden
+        return golden.mismatch(golden.images[0], images[0])
+
+    assert asyncio.run(scenario()) is None
+
+
+def test_what_hangs_is_given_up_and_never_taken(tmp_path):
+    """The canary asks for another class: it is the timing that finds it out."""
+    bundle = load_bundle(write_bundle(tmp_path, "tiny", turns=5 * A_WHILE))
+    with pytest.raises(
+        EngineError, match=r"onnxruntime float32 refused: tiny: no answer in 0\.2 s"
+    ):
+        chosen(bundle, engine_seconds=0.2)
 
 
 def test_a_precision_restricts_it(tmp_path):

@@ -1,21 +1,21 @@
-"""What only the embedded engine does: threads, and graphs of another signature refused."""
+"""What only ONNX Runtime does: threads, which graph it takes, and what it refuses, by name."""
 
 import asyncio
-import json
 from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
 
-from service.bundle import Bundle, Manifest, latents, load_bundle, sha256_file, write_manifest
+from service.bundle import Bundle, Precision, latents, load_bundle
 from service.engines import Engine, EngineError
-from service.engines.onnx import OnnxEngine
-from tests.bundles import compute, write_graph
+from service.engines.onnx import CudaEngine, OnnxEngine
+from service.supervision import Supervisor
+from tests.bundles import compute, republished, write_bundle, write_graph
 
 
 @asynccontextmanager
-async def opened(bundle: Bundle, threads: int = 1):
-    engine: Engine = OnnxEngine(bundle, threads=threads, concurrency=2)
+async def opened(bundle: Bundle, threads: int = 1, precision: Precision = "float32"):
+    engine: Engine = OnnxEngine(bundle, precision=precision, threads=threads, concurrency=2)
     try:
         await engine.open()
         yield engine
@@ -54,16 +54,88 @@ def test_a_graph_of_another_signature_is_refused_by_name(models, graph, message)
         generate(republished(models / "tiny"), None, None)
 
 
-def test_a_file_that_is_no_graph_is_refused_by_name(models):
-    (models / "tiny" / "1" / "model.onnx").write_bytes(b"not a graph")
+@pytest.mark.parametrize("content", [b"not a graph", b"\x89PNG\r\n\x1a\n", b"", "half"])
+def test_a_file_that_is_no_graph_is_refused_by_name(models, content):
+    path = models / "tiny" / "1" / "model.onnx"
+    half = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(half if content == "half" else content)
     with pytest.raises(EngineError, match=r"1/model\.onnx: ONNX Runtime cannot") as caught:
         generate(republished(models / "tiny"), None, None)
     assert "\n" not in str(caught.value)
 
 
-def republished(folder) -> Bundle:
-    """The bundle again, with digests that fit its changed graph."""
-    facts = json.loads((folder / "manifest.json").read_text())
-    facts["files"]["1/model.onnx"] = sha256_file(folder / "1" / "model.onnx")
-    write_manifest(folder, Manifest(**facts))
-    return load_bundle(folder)
+def test_it_takes_the_graph_that_is_written_for_processors_where_there_is_one(tmp_path):
+    bundle = load_bundle(write_bundle(tmp_path, graphs=["model.cpu.onnx"]))
+    engine = OnnxEngine(bundle, threads=1, concurrency=1)
+    assert (engine.filename, engine.precision) == ("model.cpu.onnx", "float32")
+    # Which a GPU has no use for.
+    assert CudaEngine(bundle, threads=1, concurrency=1).filename == "model.onnx"
+
+
+def test_in_int8_it_draws_nearly_the_same_picture_and_not_the_same(tmp_path):
+    bundle = load_bundle(write_bundle(tmp_path, graphs=["model.int8.onnx"]))
+    noise, labels = latents(range(8), (1, 8, 8)), np.arange(8) % 3
+
+    async def scenario():
+        async with (
+            opened(bundle) as exact,
+            opened(bundle, precision="int8") as engine,
+        ):
+            assert engine.filename == "model.int8.onnx"
+            expected = (await compute(exact, noise, labels)).astype(int)
+            difference = np.abs(await compute(engine, noise, labels) - expected)
+            assert 0 < difference.max() <= bundle.bounds(engine.filename).max_difference
+
+    asyncio.run(scenario())
+
+
+def test_the_canary_is_judged_by_the_bounds_of_the_graph_that_drew_it(tmp_path):
+    """Int8 is further off than float32 may be; and a broken graph of int8 further than int8 may."""
+    folder = write_bundle(tmp_path, graphs=["model.int8.onnx"])
+
+    async def down(bundle):
+        engine = OnnxEngine(bundle, precision="int8", threads=1, concurrency=1)
+        supervisor = Supervisor(engine, bundle, seconds=5, on_change=lambda _: None)
+        await supervisor.open()
+        reason = supervisor.down
+        await supervisor.close()
+        return reason
+
+    assert asyncio.run(down(load_bundle(folder))) is None
+    assert "differ from the golden" in asyncio.run(down(republished(folder, graphs={})))
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "has"),
+    [
+        (OnnxEngine, "bfloat16", "float32, int8"),
+        (CudaEngine, "int8", "float32, float16"),
+        (CudaEngine, "bfloat16", "float32, float16"),
+    ],
+)
+def test_a_precision_that_cannot_be_is_refused_saying_which_can(tmp_path, engine, precision, has):
+    graphs = ["model.int8.onnx", "model.float16.onnx", "model.bfloat16.onnx"]
+    bundle = load_bundle(write_bundle(tmp_path, graphs=graphs))
+    with pytest.raises(EngineError, match=f"cannot compute it in {precision}; .* reads {has}$"):
+        engine(bundle, precision=precision, threads=1, concurrency=1)
+
+
+def test_cuda_is_refused_where_this_onnx_runtime_has_none(models):
+    engine = CudaEngine(load_bundle(models / "tiny"), threads=1, concurrency=1)
+    with pytest.raises(EngineError, match=r"1/model\.onnx: .* no CUDAExecutionProvider.*gpu"):
+        asyncio.run(opening(engine))
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_cuda_is_refused_where_onnx_runtime_silently_computes_without_it(models, monkeypatch):
+    monkeypatch.setattr(CudaEngine, "installed", lambda _: True)
+    engine = CudaEngine(load_bundle(models / "tiny"), threads=1, concurrency=1)
+    with pytest.raises(EngineError, match=r"1/model\.onnx: .* fell back to CPUExecutionProvider"):
+        asyncio.run(opening(engine))
+
+
+async def opening(engine):
+    try:
+        await engine.open()
+    finally:
+        await engine.close()

@@ -3,12 +3,13 @@
 import asyncio
 
 import numpy as np
+import onnx
 import pytest
 
 from service.bundle import latents, load_bundle
-from service.engines import EngineError, Terms
+from service.engines import EngineError, Terms, openvino
 from service.engines.openvino import OpenVinoEngine
-from tests.bundles import write_bundle
+from tests.bundles import A_WHILE, compute, write_bundle, write_graph
 
 
 def draw(bundle, seeds, labels, **options):
@@ -65,7 +66,103 @@ def test_a_graph_of_another_shape_is_refused_in_one_line_by_name(tmp_path):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        ({"channels": 3}, r"latents is float32 \[\?, 3, 8, 8\], .* \[N, 1, 8, 8\] with N free"),
+        ({"classes": 0}, r"inputs and outputs are images, latents; .* class_labels"),
+        ({"batch": 4}, r"latents is float32 \[4, 1, 8, 8\].* with N free"),
+    ],
+)
+def test_a_graph_of_another_signature_is_refused_by_name(tmp_path, graph, message):
+    bundle = load_bundle(write_bundle(tmp_path, "tiny"))
+    write_graph(bundle.graph("model.onnx"), **({"classes": 3} | graph))
+    with pytest.raises(EngineError, match=rf"1/model\.onnx: .*{message}"):
+        draw(bundle, [0], [0])
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_in_fewer_bits_it_draws_nearly_the_same_picture_and_not_the_same(tmp_path, precision):
+    """And in float32 the same as ONNX Runtime (test_conformance), whatever the processor can."""
+    if precision == "bfloat16" and "BF16" not in openvino.capabilities():
+        pytest.skip("this processor has no bfloat16")
+    filename = f"model.{precision}.onnx"
+    bundle = load_bundle(write_bundle(tmp_path, "tiny", graphs=[filename]))
+    exact = draw(bundle, range(8), [2] * 8).astype(int)
+    difference = np.abs(draw(bundle, range(8), [2] * 8, precision=precision) - exact)
+    assert 0 < difference.max() <= bundle.bounds(filename).max_difference
+
+
+def test_bfloat16_is_refused_where_the_processor_has_none(tmp_path, monkeypatch):
+    """OpenVINO would compute in float32 and not say so."""
+    bundle = load_bundle(write_bundle(tmp_path, "tiny", graphs=["model.bfloat16.onnx"]))
+    monkeypatch.setattr(openvino, "capabilities", lambda: ["FP32", "INT8"])
+    with pytest.raises(EngineError, match=r"model\.bfloat16\.onnx: .* bfloat16 on this processor"):
+        draw(bundle, [0], [0], precision="bfloat16")
+
+
+def test_a_batch_given_up_leaves_no_trace_in_later_ones_of_other_sizes(tmp_path):
+    """OpenVINO's own cancel does: that is why it is not called."""
+    bundle = load_bundle(write_bundle(tmp_path, "tiny", resolution=64))
+    lengthen(bundle.graph("model.onnx"), 200)
+    noise, labels = latents(range(32), (1, 64, 64)), np.arange(32) % 3
+
+    async def scenario():
+        engine = OpenVinoEngine(bundle, threads=1, concurrency=2)
+        await engine.open()
+
+        async def draw_twice(size):
+            inputs = noise[:size], labels[:size]
+            return await asyncio.gather(*(compute(engine, *inputs) for _ in range(2)))
+
+        for size in (1, 3, 8):
+            expected, _ = await draw_twice(size)
+            given_up = asyncio.create_task(draw_twice(32))
+            await asyncio.sleep(0.1)
+            given_up.cancel()
+            await asyncio.wait([given_up])
+            for images in await draw_twice(size):
+                assert np.array_equal(images, expected)
+        await engine.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_restart_leaves_a_hanging_computation_behind(tmp_path):
+    """One node that does not end cannot be cancelled, and it has the only stream."""
+    bundle = load_bundle(write_bundle(tmp_path, "tiny", turns=20 * A_WHILE))
+    noise = latents([7], (1, 8, 8))
+
+    async def scenario():
+        engine = OpenVinoEngine(bundle, threads=1, concurrency=1)
+        await engine.open()
+        expected = await compute(engine, noise, np.array([1]))
+        hangs = asyncio.create_task(compute(engine, noise, np.array([0])))
+        await asyncio.sleep(0.1)
+        await engine.restart()
+        assert np.array_equal(await compute(engine, noise, np.array([1])), expected)
+        assert not hangs.done()
+        await hangs
+        await engine.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_precision_that_the_bundle_lacks_is_refused_saying_which_it_has(tmp_path):
     bundle = load_bundle(write_bundle(tmp_path, "tiny"))
     with pytest.raises(EngineError, match=r"cannot compute it in int8; .* it reads float32"):
         OpenVinoEngine(bundle, precision="int8", threads=1, concurrency=1)
+
+
+def lengthen(path, times):
+    """Put so many more convolutions into a graph."""
+    model = onnx.load(path)
+    weight = np.random.default_rng(1).normal(0, 0.1, (8, 8, 3, 3)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "more"))
+    (at,) = (i for i, node in enumerate(model.graph.node) if node.output == ["h2"])
+    names = ["h", *(f"more{i}" for i in range(times - 1)), "h2"]
+    model.graph.node[at].output[0] = "h"
+    for i in range(times):
+        node = onnx.helper.make_node("Conv", [names[i], "more"], [names[i + 1]], pads=[1, 1, 1, 1])
+        model.graph.node.insert(at + 1 + i, node)
+    onnx.save(model, path)

@@ -54,3 +54,23 @@ def test_addresses_of_triton_that_cannot_be_are_refused_with_what_is_expected(wr
 
 def test_addresses_of_triton_may_have_blanks_between_them():
     assert Settings(triton="a:8001, b:8001").triton_addresses == ["a:8001", "b:8001"]
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "cuda"])
+def test_triton_computes_or_this_process_not_both(engine):
+    with pytest.raises(ValidationError, match=f"SID_ENGINE={engine} this process: leave one"):
+        Settings(triton="a:8001", engine=engine)
+
+
+def test_triton_needs_its_addresses():
+    with pytest.raises(ValidationError, match="SID_ENGINE=triton needs SID_TRITON"):
+        Settings(engine="triton")
+    assert Settings(engine="triton", triton="a:8001").triton_addresses == ["a:8001"]
+
+
+def test_batches_at_a_time_follow_the_engine(monkeypatch):
+    monkeypatch.setattr(module, "available_cpus", lambda: 8)
+    settings = Settings(threads=2, triton="a:8001,b:8001")
+    engines = ("onnxruntime", "openvino", "cuda", "triton")
+    assert [settings.batches_at_a_time(engine) for engine in engines] == [5, 5, 2, 8]
+    assert Settings(concurrency=3).batches_at_a_time("cuda") == 3

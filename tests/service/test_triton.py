@@ -14,6 +14,7 @@ import pytest
 from service.app import create_app
 from service.bundle import latents, load_bundle
 from service.engines import EngineBusyError, EngineDeadlineError, EngineError, Terms
+from service.engines.choice import make_engine
 from service.engines.triton import TritonEngine
 from service.settings import Settings
 from tests.bundles import A_WHILE, compute, write_bundle
@@ -96,6 +97,15 @@ def test_pictures_are_those_of_the_embedded_engine(repository, triton):
         card = client.get("/models/grey").json()
     assert answer.content == expected
     assert card["engine"] == "triton 2.51.0"
+    assert card["precision"] == "float32"
+
+
+def test_a_precision_that_triton_does_not_serve_is_refused(repository):
+    """Before anything is asked of it: nobody listens there."""
+    bundle = repository.bundle("grey")
+    settings = Settings(triton="127.0.0.1:1", precision="int8")
+    with pytest.raises(EngineError, match=r"triton computes model\.onnx, in float32, .* int8"):
+        asyncio.run(make_engine(bundle, settings))
 
 
 def test_requests_at_the_same_time_are_batched_by_triton_s_own_count(triton):
