@@ -1,13 +1,16 @@
-"""The folded network in the form that processors compute fastest: wide networks only.
+"""The folded network in the form that processors compute fastest.
 
 The same function in float32, said in other operators (`docs/results.md` has what it is worth):
 
+- A group normalisation is an instance normalisation of the groups and a batch normalisation that
+  scales and shifts channels. ONNX Runtime has a kernel for each of those on processors, and none
+  for the whole: it would compute twenty operators instead.
 - A wide 3x3 convolution is Winograd's F(4x4, 3x3) (`distill.networks.winograd` has the algorithm),
   a quarter of the multiplications: its transforms are products with constant matrices, and the
   rest is 36 matrix products, which engines compute near the processor's peak.
-- Maps have their channels inside, [N, H, W, C]. Each layer here turns its input so and its output
-  back; ONNX Runtime's optimiser then takes out the pairs that meet (`cancel_transposes`).
-- A group normalisation is two sums over the map and one scale and shift.
+- Wide maps have their channels inside, [N, H, W, C]. Each layer here turns its input so and its
+  output back; ONNX Runtime's optimiser then takes out the pairs that meet (`cancel_transposes`).
+  The group normalisation of such a map is two sums over it and one scale and shift.
 
 Transformed filters are four times the plain ones, so the graph holds the plain ones and engines
 transform them when they load: the file stays small, the memory does not.
@@ -17,9 +20,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from distill.export.one_step import FoldedGenerator
@@ -31,15 +36,12 @@ WIDE = 128
 _SPAN = 6  # inputs along a side of a tile
 
 
-def rewrite_for_cpu(generator: FoldedGenerator, *inputs: Tensor) -> int:
+def rewrite_wide_layers(generator: FoldedGenerator, *inputs: Tensor) -> None:
     """Exchange, in place, the wide layers of a folded generator for those forms.
 
     Args:
         generator: what to rewrite.
         inputs: of one call, from which the size of every feature map is learnt.
-
-    Returns:
-        How many convolutions became Winograd's; 0: the network is too narrow to gain from it.
     """
     sizes: dict[nn.Module, int] = {}
 
@@ -52,7 +54,6 @@ def rewrite_for_cpu(generator: FoldedGenerator, *inputs: Tensor) -> int:
         generator(*inputs)
     for hook in hooks:
         hook.remove()
-    count = 0
     for parent in list(generator.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, GroupNorm) and layer.num_channels >= WIDE:
@@ -62,12 +63,57 @@ def rewrite_for_cpu(generator: FoldedGenerator, *inputs: Tensor) -> int:
                     form: nn.Module = _Pointwise(layer)
                 elif sizes[layer] % TILE == 0:
                     form = _Winograd(layer, sizes[layer])
-                    count += 1
                 else:
                     continue
                 resample = Conv2d(1, 1, 0, kaiming, layer.up, layer.down)
                 setattr(parent, name, nn.Sequential(resample, form))
-    return count
+
+
+def split_group_norms(model: onnx.ModelProto) -> None:
+    """Exchange, in place, every GroupNormalization node for the two that have kernels."""
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    shapes = {
+        value.name: [size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in (*graph.value_info, *graph.input)
+    }
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        if node.op_type != "GroupNormalization":
+            graph.node.append(node)
+            continue
+        (x, weight, bias), (y,) = node.input, node.output
+        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        groups, channels = attributes["num_groups"], weights[weight].dims[0]
+
+        def constant(name: str, values: Any, y: str = y) -> str:
+            graph.initializer.append(numpy_helper.from_array(np.array(values), f"{y}.{name}"))
+            return f"{y}.{name}"
+
+        ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+        grouped = [x, constant("groups", [0, groups, -1])]
+        normal = [f"{y}.grouped", constant("ones", ones[:groups]), constant("0s", zeros[:groups])]
+        whole = [f"{y}.normal", constant("shape", [-1, channels, *shapes[x][2:]])]
+        moments = [constant("mean", zeros), constant("variance", ones)]
+        graph.node.extend(
+            [
+                helper.make_node("Reshape", grouped, [f"{y}.grouped"]),
+                helper.make_node(
+                    "InstanceNormalization",
+                    normal,
+                    [f"{y}.normal"],
+                    epsilon=attributes["epsilon"],
+                ),
+                helper.make_node("Reshape", whole, [f"{y}.whole"]),
+                helper.make_node(
+                    "BatchNormalization",
+                    [f"{y}.whole", weight, bias, *moments],
+                    [y],
+                    epsilon=0.0,
+                ),
+            ]
+        )
 
 
 def cancel_transposes(model: onnx.ModelProto) -> onnx.ModelProto:

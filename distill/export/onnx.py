@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distill.checkpoints import write_atomically
-from distill.export.cpu import cancel_transposes, rewrite_for_cpu
+from distill.export.cpu import cancel_transposes, rewrite_wide_layers, split_group_norms
 from distill.export.one_step import FoldedGenerator
 from distill.networks import Denoiser
 
@@ -38,7 +38,7 @@ def export_onnx(
     *,
     dtype: torch.dtype = torch.float32,
     cpu: bool = False,
-) -> bool:
+) -> None:
     """Write the graph with a dynamic batch; checked, free of local paths.
 
     torch's exporter records stack traces with file names of this machine in the graph's
@@ -50,14 +50,11 @@ def export_onnx(
         path: the file to write.
         dtype: in which the U-Net computes: float32, float16 or bfloat16, in the graph's own types.
         cpu: write it for processors (see `distill.export.cpu`); float32 only.
-
-    Returns:
-        Whether it was written: a network too narrow to gain has no form for processors.
     """
     module = FoldedGenerator(generator, sigma_init, dtype).eval()
     inputs = example_inputs(generator, 2)
-    if cpu and not rewrite_for_cpu(module, *inputs):
-        return False
+    if cpu:
+        rewrite_wide_layers(module, *inputs)
     names = ["latents", "class_labels"][: len(inputs)]
     batch = torch.export.Dim("N")
     with _quiet():
@@ -72,12 +69,14 @@ def export_onnx(
             verbose=False,
         )
     assert program is not None
-    model = cancel_transposes(program.model_proto) if cpu else program.model_proto
+    model = program.model_proto
+    if cpu:
+        split_group_norms(model)
+        model = cancel_transposes(model)
     strip_metadata(model)
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString(deterministic=True)
     write_atomically(path, lambda file: file.write_bytes(content))
-    return True
 
 
 def strip_metadata(model: onnx.ModelProto) -> None:

@@ -220,28 +220,26 @@ def test_folding_the_noise_level_changes_no_picture(architecture, label_dim):
     assert (found != expected).float().mean() < 0.01
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_the_form_for_processors_draws_the_same_pictures(tmp_path, batch):
-    denoiser = wide_network()
-    assert export_onnx(denoiser, 2.5, tmp_path / "model.cpu.onnx", cpu=True)
+@pytest.mark.parametrize("width", ["wide", "narrow"])
+def test_the_form_for_processors_draws_the_same_pictures(tmp_path, width):
+    denoiser = wide_network() if width == "wide" else network(3)
+    export_onnx(denoiser, 2.5, tmp_path / "model.cpu.onnx", cpu=True)
     operators = [node.op_type for node in onnx.load(tmp_path / "model.cpu.onnx").graph.node]
-    assert operators.count("Conv") == 2, "but the first and the last, all are matrix products"
-    inputs = example_inputs(denoiser, batch)
-    with torch.no_grad():
-        expected = PixelGenerator(denoiser, 2.5)(*inputs).numpy()
+    assert "GroupNormalization" not in operators, "ONNX Runtime has no kernel for it here"
+    if width == "wide":
+        assert operators.count("Conv") == 2, "but the first and the last, all are matrix products"
     session = onnxruntime.InferenceSession(tmp_path / "model.cpu.onnx")
-    names = ["latents", "class_labels"]
-    feed = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
-    (images,) = session.run(["images"], feed)
-    assert images.std() > 10
-    difference = np.abs(images.astype(int) - expected.astype(int))
-    assert difference.max() <= 1
-    assert (difference > 0).mean() < 0.01
-
-
-def test_a_narrow_network_has_no_form_for_processors(tmp_path):
-    assert not export_onnx(network(3), 2.5, tmp_path / "model.cpu.onnx", cpu=True)
-    assert not (tmp_path / "model.cpu.onnx").exists()
+    for batch in (1, 3):
+        inputs = example_inputs(denoiser, batch)
+        with torch.no_grad():
+            expected = PixelGenerator(denoiser, 2.5)(*inputs).numpy()
+        names = ["latents", "class_labels"]
+        feed = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        (images,) = session.run(["images"], feed)
+        assert images.std() > 10
+        difference = np.abs(images.astype(int) - expected.astype(int))
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 0.01
 
 
 def test_lower_precisions_are_published_with_what_they_cost(tmp_path, monkeypatch):
@@ -262,7 +260,7 @@ def test_lower_precisions_are_published_with_what_they_cost(tmp_path, monkeypatc
     types = {i.data_type for i in onnx.load(folder / "1" / "model.float16.onnx").graph.initializer}
     assert onnx.TensorProto.FLOAT16 in types
     with Image.open(report) as picture:
-        assert picture.size == (16 * 8 * 2, (1 + 2 * 4) * 8 * 2)
+        assert picture.size == (16 * 8 * 2, (1 + 2 * len(graphs)) * 8 * 2)
 
 
 def test_a_graph_that_draws_other_pictures_is_never_published(tmp_path, monkeypatch):
@@ -272,7 +270,7 @@ def test_a_graph_that_draws_other_pictures_is_never_published(tmp_path, monkeypa
         return export_onnx(network, sigma_init * 1.05, path, **options)
 
     monkeypatch.setattr("distill.export.publish.export_onnx", export)
-    with pytest.raises(UserError, match=r"model.onnx is refused: .* differs from float32 torch"):
+    with pytest.raises(UserError, match=r"model.cpu.onnx is refused: .* differs from float32 torch"):
         publish(generator, None, "letters", "", "MIT", tmp_path / "models")
     assert not list((tmp_path / "models").iterdir())
 
