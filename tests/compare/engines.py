@@ -75,13 +75,26 @@ def as_served(path):
     return draw
 
 
-def openvino(path, hint="f32"):
+def openvino(path, hint="f32", streams=1):
+    """One batch at a time, or as many as there are streams; one call draws them all."""
     import openvino as ov
 
     settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": THREADS}
-    compiled = ov.Core().compile_model(path, "CPU", settings | {"NUM_STREAMS": 1})
-    request = compiled.create_infer_request()
-    return lambda feed: np.array(request.infer(feed, share_inputs=True)["images"])
+    compiled = ov.Core().compile_model(path, "CPU", settings | {"NUM_STREAMS": streams})
+    requests = [compiled.create_infer_request() for _ in range(streams)]
+
+    def one(request, feed):
+        return np.array(request.infer(feed, share_inputs=True)["images"])
+
+    if streams == 1:
+        return lambda feed: one(requests[0], feed)
+    pool = ThreadPoolExecutor(streams)
+
+    def draw(feed):
+        return list(pool.map(lambda request: one(request, feed), requests))
+
+    draw.batches = streams
+    return draw
 
 
 def eager(module):
@@ -144,6 +157,7 @@ def main() -> None:
         engines["onnxruntime, model.cpu.onnx"] = ort(cpu)
         engines["onnxruntime, cpu, two at a time"] = as_served(cpu)
         engines["openvino, model.cpu.onnx"] = openvino(cpu)
+        engines["openvino, cpu, two at a time"] = openvino(cpu, streams=THREADS)
         files += [("ort", cpu), ("openvino", cpu)]
         if arguments.compile:
             engines["torch.compile"] = eager(torch.compile(module))
