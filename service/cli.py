@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from service.catalogue import Catalogue
-    from service.generation import Picture
+    from service.orders import Picture
     from service.settings import Settings
 
 app = typer.Typer(
@@ -287,13 +287,16 @@ async def _draw(
     """The picture, and the model that drew it."""
     from service.bundle import list_bundles, load_bundle
     from service.catalogue import open_catalogue, pick
+    from service.orders import resolve_orders
     from service.telemetry import Telemetry
 
     folders = {folder.name: folder for folder in list_bundles(settings.models)}
     bundle = load_bundle(folders[pick(folders, name)])
     async with open_catalogue([bundle], settings, Telemetry()) as catalogue:
         model = catalogue.resolve(None)
-        (picture,) = await model.generate(model.orders(class_label, seed, 1, media_type))
+        (picture,) = await model.generate(
+            resolve_orders(bundle.manifest, class_label, seed, 1, media_type)
+        )
     return picture, bundle.tag
 
 

@@ -17,11 +17,13 @@ from starlette.routing import Match
 
 from service.bundle import ClassLabelError, SeedError
 from service.catalogue import ModelRequiredError, UnknownModelError
+from service.orders import WalkError
 from service.refusals import ClosedError, ComputeError, DeadlineError, QueueFullError
 from service.security import BurstError, RateLimitedError
 from service.supervision import EngineDownError
 
 PROBLEM = "application/problem+json"
+OPENAI_PREFIX = "/v1/"
 _RETRY_AFTER_SECONDS = 1  # for errors that know no better
 
 
@@ -65,6 +67,7 @@ _DOMAIN: dict[type[Exception], tuple[int, str, str]] = {
     ModelRequiredError: (422, "model-required", ""),
     ClassLabelError: (422, "class-out-of-range", ""),
     SeedError: (422, "seed-out-of-range", ""),
+    WalkError: (422, "walk-nowhere", ""),
     BurstError: (413, "above-burst", ""),
     RateLimitedError: (429, "rate-limited", ""),
     QueueFullError: (429, "queue-full", ""),
@@ -95,16 +98,12 @@ def install(app: FastAPI) -> None:
 
 def problem_for(request: Request, error: Exception) -> Response | None:
     """The answer for an exception that is meant for the client; None for any other."""
-    if isinstance(error, ProblemError):
-        return problem(error.status, error.kind, error.detail, error.headers, **error.members)
-    if isinstance(error, RequestValidationError):
-        return _validation_problem(error)
-    if isinstance(error, HTTPException):
-        return _http_problem(request, error)
-    for domain_error, (status, kind, detail) in _DOMAIN.items():
-        if isinstance(error, domain_error):
-            return problem(status, kind, detail or str(error), _retry_after(status, error))
-    return None
+    known = _as_problem(request, error)
+    if known is None:
+        return None
+    if request.url.path.startswith(OPENAI_PREFIX):
+        known.members["error"] = _openai_error(known)
+    return problem(known.status, known.kind, known.detail, known.headers, **known.members)
 
 
 def problem(
@@ -123,6 +122,27 @@ def problem(
     return Response(content, status, dict(headers or {}), media_type=PROBLEM)
 
 
+def _as_problem(request: Request, error: Exception) -> ProblemError | None:
+    if isinstance(error, ProblemError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _validation_problem(error)
+    if isinstance(error, HTTPException):
+        return _http_problem(request, error)
+    for domain_error, (status, kind, detail) in _DOMAIN.items():
+        if isinstance(error, domain_error):
+            said, headers = detail or str(error), _retry_after(status, error)
+            return ProblemError(status, kind, said, headers=headers)
+    return None
+
+
+def _openai_error(known: ProblemError) -> dict[str, str | None]:
+    """What tools that speak OpenAI's API show of an error, as a member of the problem."""
+    kind = "server_error" if known.status >= 500 else "invalid_request_error"
+    kind = "rate_limit_error" if known.status == 429 else kind
+    return {"message": known.detail, "type": kind, "param": None, "code": known.kind}
+
+
 async def _known_error(request: Request, error: Exception) -> Response:
     response = problem_for(request, error)
     assert response is not None, "a handler was installed for an error without an answer"
@@ -136,7 +156,7 @@ def _retry_after(status: int, error: Exception) -> dict[str, str]:
     return {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
-def _validation_problem(error: RequestValidationError) -> Response:
+def _validation_problem(error: RequestValidationError) -> ProblemError:
     """Bodies and queries that are not of the schema."""
     found = error.errors()
     fields: dict[str, str] = {}
@@ -145,10 +165,10 @@ def _validation_problem(error: RequestValidationError) -> Response:
         message = "no such field" if item["type"] == "extra_forbidden" else item["msg"]
         fields[field] = f"{fields[field]}; or {message}" if field in fields else message
     detail = "; ".join(f"{field}: {message}" for field, message in fields.items())
-    return problem(422, "invalid-request", detail, errors=fields)
+    return ProblemError(422, "invalid-request", detail, errors=fields)
 
 
-def _http_problem(request: Request, error: HTTPException) -> Response:
+def _http_problem(request: Request, error: HTTPException) -> ProblemError:
     """What Starlette and FastAPI raise themselves: no such path, wrong method, unreadable body."""
     phrase = HTTPStatus(error.status_code).phrase
     details = {
@@ -161,7 +181,7 @@ def _http_problem(request: Request, error: HTTPException) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 405:  # Starlette names the methods of the first route at that path
         headers["Allow"] = ", ".join(_allowed_methods(request))
-    return problem(error.status_code, kind, detail, headers)
+    return ProblemError(error.status_code, kind, detail, headers=headers)
 
 
 def _allowed_methods(request: Request) -> list[str]:

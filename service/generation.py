@@ -1,73 +1,29 @@
 """One served model: what is asked (class, seed) to pictures, through the queue and the engine."""
 
 import asyncio
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from time import perf_counter
 
-import numpy as np
 import structlog
 
 from service.batching import Batcher, Reason
-from service.bundle import Bundle, Manifest, check_seed, latents
-from service.encoding import PIXELS, encode
+from service.bundle import Bundle
+from service.drawing import Drawing
 from service.engines import (
     Engine,
     EngineBusyError,
     EngineDeadlineError,
     EngineError,
-    Images,
-    Inputs,
     Terms,
 )
+from service.orders import Order, Picture
 from service.refusals import ClosedError, ComputeError, DeadlineError, QueueFullError
 from service.singleflight import SingleFlight
 from service.supervision import EngineDownError, Supervisor
 from service.telemetry import ModelMetrics, Timings
-from service.tracing import UNTRACED, Batch, BatchTrace, RequestTrace, start_batch
+from service.tracing import UNTRACED, Batch, RequestTrace, start_batch
 
 log = structlog.get_logger(__name__)
-
-# Random seeds stay below 2^32: larger ones repeat the same pictures (see bundle.latents), and
-# JavaScript reads whole numbers exactly up to 2^53 only.
-_RANDOM_SEED_BITS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One picture to draw, resolved and checked.
-
-    Attributes:
-        class_label: class index; None when the model is unconditional.
-        seed: 0..2^64-1.
-        media_type: how to encode it (see `encoding.encode`).
-    """
-
-    class_label: int | None
-    seed: int
-    media_type: str
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One picture, and everything needed to draw it again.
-
-    Attributes:
-        order: what was asked for.
-        class_name: the name of its class.
-        pixels: uint8 [H, W, C].
-        file: the encoded picture; empty for the media type PIXELS.
-        timings: where its time went.
-        batch: the trace of the batch that drew it.
-    """
-
-    order: Order
-    class_name: str | None
-    pixels: Images
-    file: bytes
-    timings: Timings
-    batch: BatchTrace
 
 
 class _Job:
@@ -133,34 +89,6 @@ class Model:
         """Open the engine; raises EngineError when its graph cannot be served."""
         await self.supervisor.open()
 
-    def orders(
-        self, class_label: int | str | None, seed: int | None, n: int, media_type: str
-    ) -> list[Order]:
-        """Resolve what is asked: picture i has seed + i.
-
-        Args:
-            class_label: class index or name. None: each picture's seed modulo the number of
-                classes; or what an unconditional model asks for.
-            seed: the first seed; None draws a random one.
-            n: how many pictures.
-            media_type: how to encode them.
-
-        Raises:
-            ClassLabelError, SeedError: the model has no such class, or a seed is out of range.
-        """
-        manifest = self.bundle.manifest
-        label = None if class_label is None else manifest.resolve_class(class_label)
-        first = secrets.randbits(_RANDOM_SEED_BITS) if seed is None else check_seed(seed)
-        check_seed(first + n - 1)
-        return [
-            Order(
-                one % len(manifest.classes) if label is None and manifest.classes else label,
-                one,
-                media_type,
-            )
-            for one in range(first, first + n)
-        ]
-
     def admit(self, count: int, deadline: float | None = None) -> None:
         """Raise at once what `generate` would raise at once; draw nothing."""
         try:
@@ -179,7 +107,7 @@ class Model:
         """Draw pictures, all or none.
 
         Args:
-            orders: what `orders` returned.
+            orders: what `resolve_orders` returned.
             deadline: time of the event loop's clock by which they are wanted.
             trace: the trace of the request that wants them.
 
@@ -264,7 +192,7 @@ class Model:
         terms = Terms(deadline=max(deadlines) if len(deadlines) == len(jobs) else None)
         waited = {job.trace: started - job.submitted for job in jobs}
         with start_batch(Batch(waited, len(jobs), reason, self.name, self.engine)) as trace:
-            drawing = _Drawing([job.order for job in jobs], self.bundle.manifest, terms, trace)
+            drawing = Drawing([job.order for job in jobs], self.bundle.manifest, terms, trace)
             try:
                 images, files = await self.supervisor.generate(
                     drawing.inputs, drawing.encode, terms
@@ -296,42 +224,6 @@ class Model:
             )
             for job, pixels, file, timing in zip(jobs, images, files, timings, strict=True)
         ]
-
-
-class _Drawing:
-    """What is done for a batch before and after the graph, in the engine's thread, and timed."""
-
-    def __init__(
-        self, orders: list[Order], manifest: Manifest, terms: Terms, trace: BatchTrace
-    ) -> None:
-        self._orders = orders
-        self._manifest = manifest
-        self._terms = terms
-        self._trace = trace
-        self.latents_seconds = 0.0
-        self.encode_seconds = 0.0
-
-    def inputs(self) -> Inputs:
-        """Noise from the seeds, and the class labels."""
-        started = perf_counter()
-        noise = latents([order.seed for order in self._orders], self._manifest.latent_shape)
-        labels = None
-        if self._manifest.classes:
-            labels = np.array([order.class_label for order in self._orders], dtype=np.int64)
-        self.latents_seconds = perf_counter() - started
-        self._terms.traceparent = self._trace.start_engine()
-        return noise, labels
-
-    def encode(self, images: Images) -> tuple[Images, list[bytes]]:
-        """The images, and each as the file that was ordered."""
-        self._trace.end_engine()
-        started = perf_counter()
-        files = [
-            b"" if order.media_type == PIXELS else encode(image, order.media_type)
-            for image, order in zip(images, self._orders, strict=True)
-        ]
-        self.encode_seconds = perf_counter() - started
-        return images, files
 
 
 # Why a request was refused, as the metric `sid_rejections` names it.

@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field
 
 from service.encoding import ENCODER, JPEG, JSON, NPY, PIXELS, PNG, WEBP, ZIP, npy, zip_archive
 from service.errors import ProblemError
-from service.generation import Model, Order, Picture
+from service.generation import Model
+from service.orders import Order, Picture
 from service.routes.accept import choose
 
 # In order of preference: the first is what a client gets that has none.
@@ -27,6 +28,8 @@ class GeneratedImage(BaseModel):
     class_label: int | None = Field(description="Class index; null for an unconditional model.")
     class_name: str | None
     seed: int
+    toward: int | None = Field(description="The second seed of a walk; null: no walk.")
+    mix: float | None = Field(description="How far along the walk; null: no walk.")
     png: str = Field(description="The PNG file, in base64.")
 
 
@@ -75,6 +78,8 @@ def entity_tag(model: Model, orders: Sequence[Order], form: str) -> str:
         first.seed,
         len(orders),
         first.class_label if len(labels) == 1 else "by seed",
+        first.toward,
+        first.mix,
     )
     return f'"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}"'
 
@@ -98,6 +103,8 @@ def _assemble(model: Model, pictures: Sequence[Picture], form: str) -> bytes:
             class_label=picture.order.class_label,
             class_name=picture.class_name,
             seed=picture.order.seed,
+            toward=picture.order.toward,
+            mix=None if picture.order.toward is None else picture.order.mix,
             png=base64.b64encode(picture.file).decode("ascii"),
         )
         for picture in pictures
@@ -107,8 +114,10 @@ def _assemble(model: Model, pictures: Sequence[Picture], form: str) -> bytes:
 
 def _file_name(picture: Picture) -> str:
     """The class index and not its name, which may hold any character."""
-    label = picture.order.class_label
-    return f"{'' if label is None else f'class{label}-'}seed{picture.order.seed}.png"
+    order = picture.order
+    label = "" if order.class_label is None else f"class{order.class_label}-"
+    walk = "" if order.toward is None else f"-toward{order.toward}-mix{order.mix:g}"
+    return f"{label}seed{order.seed}{walk}.png"
 
 
 def _headers(model: Model, pictures: Sequence[Picture]) -> dict[str, str]:
@@ -128,4 +137,6 @@ def _headers(model: Model, pictures: Sequence[Picture]) -> dict[str, str]:
     }
     if order.class_label is not None:  # the index: names need not be ASCII, headers must
         headers["X-Class-Label"] = str(order.class_label)
+    if order.toward is not None:
+        headers |= {"X-Toward": str(order.toward), "X-Mix": repr(order.mix)}
     return headers

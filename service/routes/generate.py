@@ -1,32 +1,25 @@
 """/generate: a class and a seed in, pictures out. POST draws; GET is the same, and cacheable."""
 
 import asyncio
-import re
-from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr
 
-from service.bundle import SEED_MAX
 from service.encoding import JPEG, NPY, PNG, WEBP, ZIP
-from service.errors import ProblemError, responses
-from service.generation import Model, Order, Picture
+from service.errors import responses
+from service.generation import Model
+from service.orders import Order, Picture
 from service.refusals import DeadlineError
 from service.routes.answers import GenerateResponse, answer, choose_form, entity_tag, file_type
-from service.routes.disconnect import ClientDisconnectedError, UnlessDisconnected
+from service.routes.drawing import charge_for, deadline_of, draw, resolve, unless_left
 from service.routes.lean import LeanRoute
-from service.security import RateLimitedError, charge
+from service.routes.requests import GenerateQuery, GenerateRequest
 from service.settings import Settings
 from service.tracing import RequestTrace
 
 router = APIRouter(route_class=LeanRoute)
 cacheable_router = APIRouter()
 
-T = TypeVar("T")
-
-_CLIENT_LEFT = 499  # nobody reads it; it tells such requests apart in metrics and logs
-_LONGEST_DEADLINE_MS = 3_600_000
 _HOUR, _YEAR = 3600, 365 * 24 * 3600  # seconds
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -39,70 +32,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-_EXACT = 2**53  # above it a float may not be the number that was written
-
-
-def _whole(value: object) -> object:
-    """Take 7.0 for 7, as JSON Schema and the languages without integers do."""
-    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
-        return int(value)
-    return value
-
-
-def _digits(value: object) -> object:
-    """Take digits only: 7, and not what Python also reads as 7, each another URL to cache."""
-    if isinstance(value, str) and not re.fullmatch(r"-?[0-9]{1,20}", value, re.ASCII):
-        raise ValueError("must be a whole number in digits")
-    return value
-
-
-Digits = Annotated[int, BeforeValidator(_digits)]
-WholeNumber = Annotated[StrictInt, BeforeValidator(_whole)]
-
-
-class GenerateRequest(BaseModel):
-    """What to draw. Everything may be left out; the answer reports what was chosen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: StrictStr | None = Field(
-        default=None,
-        description="Which model; needed only where several are served. `name:version:digest`, "
-        "as X-Model reports it, means these very weights or none.",
-    )
-    class_label: WholeNumber | StrictStr | None = Field(
-        default=None,
-        description="Class index, or class name in any case. Left out: each picture's seed "
-        "modulo the number of classes.",
-        examples=["Dress", 3],
-    )
-    seed: WholeNumber | None = Field(
-        default=None,
-        description="The same model, class and seed give the same bytes. Seeds that are equal "
-        "modulo 2^32 give the same noise. Left out: a random seed.",
-        # Described here, checked by the domain, whose message says the range.
-        json_schema_extra={"minimum": 0, "maximum": SEED_MAX},
-        examples=[7],
-    )
-    n: WholeNumber = Field(
-        default=1, ge=1, description="How many pictures; picture i has the seed `seed` + i."
-    )
-
-
 _ANYTHING = GenerateRequest()
-
-
-class GenerateQuery(BaseModel):
-    """What to draw, as a query; the seed is required, so that the answer is a pure function."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str | None = Field(default=None, description="As in POST.")
-    class_label: str | None = Field(default=None, description="Class index or name, as in POST.")
-    seed: Digits = Field(
-        description="As in POST.", json_schema_extra={"minimum": 0, "maximum": SEED_MAX}
-    )
-    n: Digits = Field(default=1, ge=1, description="As in POST.")
 
 
 @router.post("/generate", summary="Draw pictures", response_class=Response, responses=_RESPONSES)
@@ -117,12 +47,10 @@ async def generate(
     50 ms or a 504. The headers X-Seed, X-Class-Label and X-Model say how to draw the (first)
     picture again.
     """
-    deadline = _deadline(request)
-    model, form, orders = _resolve(request, body.model, body.class_label, body.seed, body.n)
-    _charge(request, model, len(orders))
-    model.admit(len(orders), deadline)  # before anything is set up: under overload most end here
-    pictures = await _unless_left(request, model.generate(orders, deadline, request.state.trace))
-    return await answer(model, pictures, form)
+    deadline = deadline_of(request)
+    form = choose_form(request, body.n)
+    model, orders = resolve(request, body, file_type(form))
+    return await answer(model, await draw(request, model, orders, deadline), form)
 
 
 @cacheable_router.get(
@@ -140,8 +68,9 @@ async def generate_cacheable(
     hour, or for ever if `model` is `name:version:digest`; If-None-Match answers 304 without
     drawing, and requests for the same pictures at the same time draw them once.
     """
-    deadline = _deadline(request)
-    model, form, orders = _resolve(request, query.model, query.class_label, query.seed, query.n)
+    deadline = deadline_of(request)
+    form = choose_form(request, query.n)
+    model, orders = resolve(request, query, file_type(form))
     etag = entity_tag(model, orders, form)
     settings: Settings = request.app.state.settings
     # With keys, a shared cache must not hand one client's answer to others.
@@ -156,37 +85,12 @@ async def generate_cacheable(
     if _matches(request, etag):
         model.metrics.cache_hit("not_modified")
         return Response(status_code=304, headers=caching)
-    _charge(request, model, len(orders))
+    charge_for(request, model, len(orders))
     trace: RequestTrace = request.state.trace
-    pictures = await _unless_left(request, _share(model, etag, orders, deadline, trace))
+    pictures = await unless_left(request, _share(model, etag, orders, deadline, trace))
     response = await answer(model, pictures, form)
     response.headers.update(caching)
     return response
-
-
-def _resolve(
-    request: Request, name: str | None, class_label: int | str | None, seed: int | None, n: int
-) -> tuple[Model, str, list[Order]]:
-    """The model, the form of the answer and the orders that a request means.
-
-    Raises the domain's errors, and ProblemError: 406, 413.
-    """
-    form = choose_form(request, n)
-    model = request.app.state.catalogue.resolve(name)
-    request.state.model = model.name
-    settings: Settings = request.app.state.settings
-    most = min(settings.max_images, settings.queue_size)
-    if n > most:
-        raise ProblemError(413, "too-many-images", f"n is at most {most} here, not {n}", most=most)
-    return model, form, model.orders(class_label, seed, n, file_type(form))
-
-
-def _charge(request: Request, model: Model, n: int) -> None:
-    try:
-        charge(request, n)
-    except RateLimitedError:
-        model.metrics.reject("rate_limited")
-        raise
 
 
 async def _share(
@@ -208,30 +112,6 @@ async def _share(
     if shared:
         trace.drawn_by({picture.batch for picture in pictures})
     return pictures
-
-
-async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of `work`, or cancel it and answer 499 if the client leaves."""
-    try:
-        async with UnlessDisconnected(request.receive):
-            return await work
-    except ClientDisconnectedError:
-        raise ProblemError(_CLIENT_LEFT, "client-left", "the client left") from None
-
-
-def _deadline(request: Request) -> float | None:
-    """When the answer is wanted, on the event loop's clock, from X-Deadline-Ms."""
-    sent = request.headers.get("x-deadline-ms")
-    if sent is None:
-        return None
-    try:
-        milliseconds = float(sent)
-    except ValueError:
-        milliseconds = 0
-    if not 0 < milliseconds <= _LONGEST_DEADLINE_MS:
-        detail = f"X-Deadline-Ms must be a number above 0, to {_LONGEST_DEADLINE_MS}, not {sent!r}"
-        raise ProblemError(400, "malformed", detail)
-    return asyncio.get_running_loop().time() + milliseconds / 1000
 
 
 def _matches(request: Request, etag: str) -> bool:

@@ -1,0 +1,103 @@
+"""What is asked of a model, resolved and checked: one order a picture; and what comes of it."""
+
+import secrets
+from dataclasses import dataclass
+
+from service.bundle import Manifest, check_seed
+from service.engines import Images
+from service.telemetry import Timings
+from service.tracing import BatchTrace
+
+# Random seeds stay below 2^32: larger ones repeat the same pictures (see bundle.latents), and
+# JavaScript reads whole numbers exactly up to 2^53 only.
+_RANDOM_SEED_BITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One picture to draw, resolved and checked.
+
+    Attributes:
+        class_label: class index; None when the model is unconditional.
+        seed: 0..2^64-1.
+        media_type: how to encode it (see `encoding.encode`).
+        toward: the seed at the end of a walk that starts at `seed`; None: no walk.
+        mix: how far along that walk, 0 to 1.
+    """
+
+    class_label: int | None
+    seed: int
+    media_type: str
+    toward: int | None = None
+    mix: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture, and everything needed to draw it again.
+
+    Attributes:
+        order: what was asked for.
+        class_name: the name of its class.
+        pixels: uint8 [H, W, C].
+        file: the encoded picture; empty for the media type PIXELS.
+        timings: where its time went.
+        batch: the trace of the batch that drew it.
+    """
+
+    order: Order
+    class_name: str | None
+    pixels: Images
+    file: bytes
+    timings: Timings
+    batch: BatchTrace
+
+
+class WalkError(ValueError):
+    """What is asked of a walk between two seeds makes none; the message says why."""
+
+
+def resolve_orders(
+    manifest: Manifest,
+    class_label: int | str | None,
+    seed: int | None,
+    n: int,
+    media_type: str,
+    toward: int | None = None,
+    mix: float | None = None,
+) -> list[Order]:
+    """Resolve what is asked of a model: picture i has seed + i, and goes toward toward + i.
+
+    Args:
+        manifest: the model's.
+        class_label: class index or name. None: each picture's seed modulo the number of
+            classes; or what an unconditional model asks for.
+        seed: the first seed; None draws a random one.
+        n: how many pictures.
+        media_type: how to encode them.
+        toward: the seed to which the first picture's walk leads; None: no walk.
+        mix: how far along the walk, 0 to 1; None: halfway, if there is one.
+
+    Raises:
+        ClassLabelError, SeedError: the model has no such class, or a seed is out of range.
+        WalkError: there is a `mix` and nowhere to go.
+    """
+    label = None if class_label is None else manifest.resolve_class(class_label)
+    first = secrets.randbits(_RANDOM_SEED_BITS) if seed is None else check_seed(seed)
+    check_seed(first + n - 1)
+    if toward is not None:
+        check_seed(toward)
+        check_seed(toward + n - 1)
+        mix = 0.5 if mix is None else mix
+    elif mix is not None:
+        raise WalkError("mix says how far to go toward a second seed: say toward as well")
+    return [
+        Order(
+            (first + i) % len(manifest.classes) if label is None and manifest.classes else label,
+            first + i,
+            media_type,
+            None if toward is None else toward + i,
+            mix or 0.0,
+        )
+        for i in range(n)
+    ]

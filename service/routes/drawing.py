@@ -1,0 +1,80 @@
+"""From a request for pictures to the pictures: what every route that draws does alike."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from service.errors import ProblemError
+from service.generation import Model
+from service.orders import Order, Picture, resolve_orders
+from service.routes.disconnect import ClientDisconnectedError, UnlessDisconnected
+from service.routes.requests import GenerateQuery, GenerateRequest
+from service.security import RateLimitedError, charge
+from service.settings import Settings
+
+T = TypeVar("T")
+
+_CLIENT_LEFT = 499  # nobody reads it; it tells such requests apart in metrics and logs
+_LONGEST_DEADLINE_MS = 3_600_000
+
+
+def resolve(
+    request: Request, asked: GenerateRequest | GenerateQuery, media_type: str
+) -> tuple[Model, list[Order]]:
+    """The model and the orders that a request means, each to be encoded as `media_type`.
+
+    Raises the domain's errors, and ProblemError: 413.
+    """
+    model = request.app.state.catalogue.resolve(asked.model)
+    request.state.model = model.name
+    settings: Settings = request.app.state.settings
+    n, most = asked.n, min(settings.max_images, settings.queue_size)
+    if n > most:
+        raise ProblemError(413, "too-many-images", f"n is at most {most} here, not {n}", most=most)
+    return model, resolve_orders(
+        model.bundle.manifest, asked.class_label, asked.seed, n, media_type, asked.toward, asked.mix
+    )
+
+
+async def draw(
+    request: Request, model: Model, orders: list[Order], deadline: float | None
+) -> list[Picture]:
+    """Charge the client, and draw for as long as it waits. Raises what `unless_left` raises."""
+    charge_for(request, model, len(orders))
+    model.admit(len(orders), deadline)  # before anything is set up: under overload most end here
+    return await unless_left(request, model.generate(orders, deadline, request.state.trace))
+
+
+def charge_for(request: Request, model: Model, n: int) -> None:
+    """Charge the client for n pictures (see security.charge), and count a refusal."""
+    try:
+        charge(request, n)
+    except RateLimitedError:
+        model.metrics.reject("rate_limited")
+        raise
+
+
+async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`, or cancel it and answer 499 if the client leaves."""
+    try:
+        async with UnlessDisconnected(request.receive):
+            return await work
+    except ClientDisconnectedError:
+        raise ProblemError(_CLIENT_LEFT, "client-left", "the client left") from None
+
+
+def deadline_of(request: Request) -> float | None:
+    """When the answer is wanted, on the event loop's clock, from X-Deadline-Ms."""
+    sent = request.headers.get("x-deadline-ms")
+    if sent is None:
+        return None
+    try:
+        milliseconds = float(sent)
+    except ValueError:
+        milliseconds = 0
+    if not 0 < milliseconds <= _LONGEST_DEADLINE_MS:
+        detail = f"X-Deadline-Ms must be a number above 0, to {_LONGEST_DEADLINE_MS}, not {sent!r}"
+        raise ProblemError(400, "malformed", detail)
+    return asyncio.get_running_loop().time() + milliseconds / 1000

@@ -1,0 +1,108 @@
+"""What a request for pictures may say: as JSON, and as a query."""
+
+import re
+from typing import Annotated
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+)
+
+from service.bundle import SEED_MAX
+
+_EXACT = 2**53  # above it a float may not be the number that was written
+
+
+def _whole(value: object) -> object:
+    """Take 7.0 for 7, as JSON Schema and the languages without integers do."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
+        return int(value)
+    return value
+
+
+def _digits(value: object) -> object:
+    """Take digits only: 7, and not what Python also reads as 7, each another URL to cache."""
+    if isinstance(value, str) and not re.fullmatch(r"-?[0-9]{1,20}", value, re.ASCII):
+        raise ValueError("must be a whole number in digits")
+    return value
+
+
+def _decimal(value: object) -> object:
+    """Take a plain decimal number from 0 to 1, for the same reason; ten digits are plenty."""
+    if isinstance(value, str) and not re.fullmatch(r"0|1|[01]\.[0-9]{1,10}", value, re.ASCII):
+        raise ValueError("must be a number from 0 to 1, such as 0.25")
+    return value
+
+
+Digits = Annotated[int, BeforeValidator(_digits)]
+Decimal = Annotated[float, BeforeValidator(_decimal)]
+WholeNumber = Annotated[StrictInt, BeforeValidator(_whole)]
+
+
+class GenerateRequest(BaseModel):
+    """What to draw. Everything may be left out; the answer reports what was chosen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: StrictStr | None = Field(
+        default=None,
+        description="Which model; needed only where several are served. `name:version:digest`, "
+        "as X-Model reports it, means these very weights or none.",
+    )
+    class_label: WholeNumber | StrictStr | None = Field(
+        default=None,
+        description="Class index, or class name in any case. Left out: each picture's seed "
+        "modulo the number of classes.",
+        examples=["Dress", 3],
+    )
+    seed: WholeNumber | None = Field(
+        default=None,
+        description="The same model, class and seed give the same bytes. Seeds that are equal "
+        "modulo 2^32 give the same noise. Left out: a random seed.",
+        # Described here, checked by the domain, whose message says the range.
+        json_schema_extra={"minimum": 0, "maximum": SEED_MAX},
+        examples=[7],
+    )
+    n: WholeNumber = Field(
+        default=1, ge=1, description="How many pictures; picture i has the seed `seed` + i."
+    )
+    toward: WholeNumber | None = Field(
+        default=None,
+        description="A second seed: the picture lies on the way from `seed`'s to this one's, "
+        "`mix` of the arc between their noise. Picture i goes from `seed` + i to `toward` + i; a "
+        "class left out is that of `seed`.",
+        json_schema_extra={"minimum": 0, "maximum": SEED_MAX},
+        examples=[8],
+    )
+    mix: StrictFloat | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="How far to go `toward` the second seed: 0 is the first seed's picture, 1 the "
+        "second's. Left out: 0.5.",
+        examples=[0.25],
+    )
+
+
+class GenerateQuery(BaseModel):
+    """What to draw, as a query; the seed is required, so that the answer is a pure function."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = Field(default=None, description="As in POST.")
+    class_label: str | None = Field(default=None, description="Class index or name, as in POST.")
+    seed: Digits = Field(
+        description="As in POST.", json_schema_extra={"minimum": 0, "maximum": SEED_MAX}
+    )
+    n: Digits = Field(default=1, ge=1, description="As in POST.")
+    toward: Digits | None = Field(
+        default=None,
+        description="As in POST.",
+        json_schema_extra={"minimum": 0, "maximum": SEED_MAX},
+    )
+    mix: Decimal | None = Field(default=None, ge=0, le=1, description="As in POST.")
