@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service import errors
 from service.catalogue import load_bundles, open_catalogue
 from service.middleware import ApiKeys, BodyLimit, RequestTelemetry
-from service.routes import generate, health, models
+from service.routes import generate, health, models, openai
 from service.routes.lean import LeanRoute, LeanRoutes
 from service.security import TokenBuckets, load_keys
 from service.settings import Settings
@@ -51,7 +51,13 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.keys = load_keys(settings.keys) if settings.keys else None
     app.state.buckets = TokenBuckets(settings.rate, settings.burst) if settings.rate else None
     errors.install(app)
-    for router in (generate.router, generate.cacheable_router, models.router, health.router):
+    for router in (
+        generate.router,
+        generate.cacheable_router,
+        models.router,
+        openai.router,
+        health.router,
+    ):
         app.include_router(router)
     return app
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import structlog
 from prometheus_client import Counter, Histogram
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import internal_error, problem
+from service.errors import ProblemError, internal_error, problem_for
 from service.security import Keys
 from service.telemetry import Telemetry
 from service.tracing import UNTRACED, Tracing
@@ -121,10 +122,11 @@ class ApiKeys:
             if (key := _sent_key(scope)) is None:
                 detail = "send your API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
                 headers = {"WWW-Authenticate": "Bearer"}
-                await problem(401, "key-required", detail, headers)(scope, receive, send)
+                refusal = ProblemError(401, "key-required", detail, headers=headers)
+                await _refuse(refusal, scope, receive, send)
             elif (client := self._keys.client(key)) is None:
                 detail = "this server does not know the API key that was sent"
-                await problem(403, "key-unknown", detail)(scope, receive, send)
+                await _refuse(ProblemError(403, "key-unknown", detail), scope, receive, send)
             else:
                 scope.setdefault("state", {})["client"] = client
                 await self._app(scope, receive, send)
@@ -158,7 +160,7 @@ class BodyLimit:
             size, more = len(body), message.get("more_body", False)
         if size > self._max_bytes:
             detail = f"a request's body may have at most {self._max_bytes} bytes here"
-            await problem(413, "body-too-large", detail)(scope, receive, send)
+            await _refuse(ProblemError(413, "body-too-large", detail), scope, receive, send)
             return
         unread = True
 
@@ -170,6 +172,12 @@ class BodyLimit:
             return await receive()
 
         await self._app(scope, replay, send)
+
+
+async def _refuse(error: ProblemError, scope: Scope, receive: Receive, send: Send) -> None:
+    answer = problem_for(Request(scope), error)
+    assert answer is not None
+    await answer(scope, receive, send)
 
 
 def _ids(state: dict[str, Any]) -> dict[str, str]:

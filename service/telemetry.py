@@ -7,6 +7,7 @@ or the first error is lost, and a panel of what has never happened shows 0 and n
 import asyncio
 import os
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,8 +31,8 @@ _STEPS = ("1", "1.5", "2", "3", "5", "7")
 _SECONDS = (*(float(f"{step}e{ten}") for ten in range(-4, 1) for step in _STEPS), 10.0, 15.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
-# What /generate answers: before it knows which model is meant, and after.
-_GENERATE = "/generate"
+_DRAWING = ("/generate", "/v1/images/generations")  # the routes that draw
+# What they answer: before they know which model is meant, and after.
 _STATUSES_WITHOUT_MODEL = (400, 404, 405, 406, 415, 422, 500)
 _STATUSES = (200, 304, 413, 422, 429, 499, 500, 503, 504)
 
@@ -78,8 +79,8 @@ class Telemetry:
             ["route", "model", "status"],
             registry=registry,
         )
-        for status in _STATUSES_WITHOUT_MODEL:
-            self.requests.labels(_GENERATE, "", str(status))
+        for route, status in product(_DRAWING, _STATUSES_WITHOUT_MODEL):
+            self.requests.labels(route, "", str(status))
         self.request_seconds = Histogram(
             "sid_request_seconds",
             "Time from the request's headers to the end of its answer.",
@@ -87,7 +88,8 @@ class Telemetry:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.request_seconds.labels(_GENERATE)
+        for route in _DRAWING:
+            self.request_seconds.labels(route)
         self.stage_seconds = Histogram(
             "sid_stage_seconds",
             "Time in a stage. Each picture: queue, total (queued to encoded). "
@@ -181,8 +183,8 @@ class ModelMetrics:
     def __init__(self, telemetry: Telemetry, model: str) -> None:
         self._telemetry = telemetry
         self._model = model
-        for status in _STATUSES:
-            telemetry.requests.labels(_GENERATE, model, str(status))
+        for route, status in product(_DRAWING, _STATUSES):
+            telemetry.requests.labels(route, model, str(status))
         stages = ("total", *Timings._fields)
         self._stage = {name: telemetry.stage_seconds.labels(model, name) for name in stages}
         self._batch_size = telemetry.batch_size.labels(model)

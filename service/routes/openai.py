@@ -1,0 +1,172 @@
+"""/v1: pictures for tools that speak OpenAI's API and nothing else. The prompt is a class.
+
+Source: OpenAI's API reference, "Create image" and "List models". What such tools send along and
+means nothing here (quality, style, user, ...) is not looked at.
+"""
+
+import asyncio
+import base64
+from time import time
+from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Body, Request, Response
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictStr,
+    TypeAdapter,
+)
+
+from service.catalogue import Catalogue
+from service.encoding import JPEG, PNG, WEBP
+from service.errors import ProblemError, responses
+from service.generation import Model
+from service.orders import Order, Picture
+from service.routes.drawing import deadline_of, draw, resolve
+from service.routes.requests import GenerateRequest, WholeNumber
+
+router = APIRouter(prefix="/v1")
+
+# Strict first: 0 equals False.
+False_ = Annotated[Literal[False], BeforeValidator(TypeAdapter(StrictBool).validate_python)]
+
+_MEDIA_TYPES = {"png": PNG, "webp": WEBP, "jpeg": JPEG}
+
+
+class ImagesRequest(BaseModel):
+    """What to draw, in OpenAI's words."""
+
+    model_config = ConfigDict(frozen=True)  # unknown fields pass: tools send many
+
+    prompt: StrictStr = Field(
+        description="Class name or index. Blank: each picture's seed modulo the number of "
+        "classes. Not looked at where the model has no classes.",
+        examples=["Dress"],
+    )
+    model: StrictStr | None = Field(
+        default=None, description="Which model; needed only where several are served."
+    )
+    n: WholeNumber | None = Field(default=None, ge=1, description="How many pictures; 1.")
+    size: StrictStr | None = Field(
+        default=None,
+        description="`auto`, or the model's own size, such as 28x28; there is no other.",
+        examples=["auto"],
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(
+        default=None,
+        description="b64_json: the files, the default. url: addresses of GET /generate, where "
+        "each picture is drawn when it is fetched (with an API key, where keys are asked for).",
+    )
+    output_format: Literal["png", "webp", "jpeg"] | None = Field(
+        default=None, description="Of b64_json: png, webp (both exact) or jpeg. Default: png."
+    )
+    seed: WholeNumber | None = Field(
+        default=None,
+        description="Not in OpenAI's API: picture i has the seed `seed` + i. Left out: random.",
+        examples=[7],
+    )
+    stream: False_ | None = Field(
+        default=None, description="A picture takes one step: there is nothing to stream."
+    )
+
+
+class ImageData(BaseModel):
+    """One picture."""
+
+    b64_json: str | None = Field(default=None, description="The file, in base64.")
+    url: str | None = None
+    seed: int = Field(description="Draws this picture again. Not in OpenAI's API.")
+
+
+class ImagesResponse(BaseModel):
+    """The pictures, in OpenAI's words."""
+
+    created: int = Field(description="Unix time, seconds.")
+    data: list[ImageData]
+    output_format: str
+    size: str
+    model: str = Field(description="name:version:digest. Not in OpenAI's API.")
+
+
+class OpenAIModel(BaseModel):
+    """One model, in OpenAI's words."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="Not known: 0.")
+    owned_by: str
+
+
+class OpenAIModels(BaseModel):
+    """The catalogue, in OpenAI's words."""
+
+    object: Literal["list"] = "list"
+    data: list[OpenAIModel]
+
+
+@router.post(
+    "/images/generations",
+    summary="Draw pictures, as OpenAI's API does",
+    response_model=ImagesResponse,
+    responses=responses(400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504),
+)
+async def generate_images(request: Request, body: Annotated[ImagesRequest, Body()]) -> Response:
+    """Draw pictures for tools that know no other API; `POST /generate` says the same more plainly.
+
+    Errors carry OpenAI's `error` beside the problem's own members.
+    """
+    deadline = deadline_of(request)
+    output = "png" if body.response_format == "url" else body.output_format or "png"
+    catalogue: Catalogue = request.app.state.catalogue
+    label = body.prompt if catalogue.resolve(body.model).bundle.manifest.classes else ""
+    asked = GenerateRequest(
+        model=body.model, class_label=label.strip() or None, seed=body.seed, n=body.n or 1
+    )
+    model, orders = resolve(request, asked, _MEDIA_TYPES[output])
+    size = _check_size(model, body.size)
+    if body.response_format == "url":
+        data = [ImageData(url=_url(request, model, one), seed=one.seed) for one in orders]
+    else:
+        pictures = await draw(request, model, orders, deadline)
+        data = await asyncio.to_thread(_encoded, pictures)
+    images = ImagesResponse(
+        created=int(time()), data=data, output_format=output, size=size, model=model.bundle.tag
+    )
+    return Response(images.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+@router.get("/models", summary="List the models, as OpenAI's API does")
+async def list_openai_models(request: Request) -> OpenAIModels:
+    """Every served model by name; `GET /models` says more."""
+    catalogue: Catalogue = request.app.state.catalogue
+    return OpenAIModels(
+        data=[OpenAIModel(id=name, created=0, owned_by="sid-serve") for name in catalogue.models]
+    )
+
+
+def _check_size(model: Model, size: str | None) -> str:
+    height, width, _ = model.bundle.manifest.image_shape
+    own = f"{width}x{height}"
+    if size not in (None, "auto", own):
+        detail = f"{model.name} draws pictures of {own}, not {size}: say size {own}, or auto"
+        raise ProblemError(422, "size-not-available", detail, sizes=[own, "auto"])
+    return own
+
+
+def _encoded(pictures: list[Picture]) -> list[ImageData]:
+    return [
+        ImageData(b64_json=base64.b64encode(one.file).decode("ascii"), seed=one.order.seed)
+        for one in pictures
+    ]
+
+
+def _url(request: Request, model: Model, order: Order) -> str:
+    """The address of a picture: of these very weights, so that it may be kept for ever."""
+    query: dict[str, Any] = {"model": model.bundle.tag, "seed": order.seed}
+    if order.class_label is not None:
+        query["class_label"] = order.class_label
+    return f"{request.base_url}generate?{urlencode(query)}"

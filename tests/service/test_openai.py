@@ -1,0 +1,128 @@
+"""/v1, as OpenAI's own client library uses it."""
+
+import base64
+
+import httpx2
+import openai
+import pytest
+
+from service.app import create_app
+from service.bundle import load_bundle
+from service.security import new_key
+from service.settings import Settings
+from tests.bundles import write_bundle
+from tests.service.client import Client
+
+
+@pytest.fixture
+def library(client):
+    """OpenAI's library, its requests answered by the application in this process."""
+    yield (made := openai_over(client))
+    client.run(made.close())
+
+
+def openai_over(client: Client, key: str = "none") -> openai.AsyncOpenAI:
+    transport = httpx2.ASGITransport(client.app, raise_app_exceptions=False)
+    return openai.AsyncOpenAI(
+        base_url="http://test/v1",
+        api_key=key,
+        max_retries=0,
+        http_client=openai.DefaultAsyncHttpxClient(transport=transport),
+    )
+
+
+def test_the_prompt_is_a_class_and_the_picture_is_that_of_generate(client, library):
+    said = client.run(
+        library.images.generate(model="tiny", prompt="dress", n=2, extra_body={"seed": 7})
+    )
+    files = [base64.b64decode(one.b64_json) for one in said.data]
+    assert files == [client.generate({"class_label": 2, "seed": seed}).content for seed in (7, 8)]
+    assert [one.seed for one in said.data] == [7, 8]
+    assert said.size == "8x8"
+
+
+def test_a_url_leads_to_the_same_picture_and_may_be_kept_for_ever(client, library, models):
+    said = client.run(
+        library.images.generate(
+            prompt="Dress", response_format="url", size="8x8", extra_body={"seed": 7}
+        )
+    )
+    url = said.data[0].url
+    assert load_bundle(models / "tiny").digest in url
+    answer = client.get(url)
+    assert answer.content == client.generate({"class_label": 2, "seed": 7}).content
+    assert "max-age=31536000" in answer.headers["cache-control"]
+
+
+@pytest.mark.parametrize("form", ["png", "webp", "jpeg"])
+def test_the_file_is_of_the_form_that_is_asked_for(client, library, form):
+    said = client.run(
+        library.images.generate(prompt="2", output_format=form, extra_body={"seed": 7})
+    )
+    drawn = client.generate({"class_label": 2, "seed": 7}, accept=f"image/{form}")
+    assert base64.b64decode(said.data[0].b64_json) == drawn.content
+    assert said.output_format == form
+
+
+def test_a_blank_prompt_is_any_class_and_no_seed_a_random_one(client, library):
+    said = client.run(library.images.generate(prompt=" ", quality="high", user="me"))
+    (one,) = said.data
+    drawn = client.generate({"seed": one.seed})
+    assert base64.b64decode(one.b64_json) == drawn.content
+
+
+def test_without_classes_the_prompt_means_nothing(models, settings):
+    write_bundle(models, "plain", classes=[])
+    with Client(create_app(settings)) as client:
+        body = {"model": "plain", "prompt": "a dress", "seed": 7}
+        said = client.request("POST", "/v1/images/generations", json=body)
+        drawn = client.generate({"model": "plain", "seed": 7})
+        assert base64.b64decode(said.json()["data"][0]["b64_json"]) == drawn.content
+
+
+def test_the_models_are_listed(client, library):
+    assert [one.id for one in client.run(library.models.list()).data] == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "says"),
+    [
+        ({"prompt": "unicorn"}, openai.UnprocessableEntityError, "no class is named 'unicorn'"),
+        ({"prompt": "2", "model": "dall-e-3"}, openai.NotFoundError, "tiny"),
+        ({"prompt": "2", "size": "1024x1024"}, openai.UnprocessableEntityError, "size 8x8"),
+        ({"prompt": "2", "n": 1000}, openai.APIStatusError, "n is at most 64"),
+        ({"prompt": "2", "n": 0}, openai.UnprocessableEntityError, "n:"),
+    ],
+)
+def test_errors_are_shown_in_our_words(client, library, asked, error, says):
+    with pytest.raises(error) as caught:
+        client.run(library.images.generate(**asked))
+    assert says in caught.value.body["message"]
+    assert caught.value.code in caught.value.response.json()["type"]
+
+
+def test_what_cannot_be_done_is_refused_and_not_passed_over(client):
+    body = {"prompt": "2", "stream": True}
+    answer = client.request("POST", "/v1/images/generations", json=body)
+    assert answer.status_code == 422
+    assert "stream" in answer.json()["error"]["message"]
+
+
+def test_a_missing_or_unknown_key_is_said_in_openai_s_words_too(models, tmp_path):
+    made = new_key("alice")
+    (tmp_path / "keys").write_text(made.line)
+    with Client(create_app(Settings(models=models, keys=tmp_path / "keys"))) as client:
+        assert client.run(openai_over(client, made.secret).models.list()).data
+        with pytest.raises(openai.PermissionDeniedError) as caught:
+            client.run(openai_over(client, "wrong").models.list())
+        assert "does not know the API key" in caught.value.body["message"]
+        assert "error" not in client.get("/models").json()
+
+
+def test_it_is_counted_by_its_own_route(client):
+    body = {"prompt": "2", "n": 2}
+    client.request("POST", "/v1/images/generations", json=body)
+    told = client.get("/metrics").text
+    assert (
+        'sid_requests_total{model="tiny",route="/v1/images/generations",status="200"} 1.0' in told
+    )
