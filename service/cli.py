@@ -1,9 +1,8 @@
-"""The command `sid`: serve models, draw a picture without a server, list the catalogue.
+"""The command `sid`: serve models, draw pictures with or without a server, list the catalogue.
 
 Heavy imports stand inside the commands, so that `sid --help` answers at once.
 """
 
-import asyncio
 import json
 import shlex
 import sys
@@ -14,7 +13,6 @@ import typer
 
 if TYPE_CHECKING:
     from service.catalogue import Catalogue
-    from service.orders import Picture
     from service.settings import Settings
 
 app = typer.Typer(
@@ -54,7 +52,7 @@ def serve(
 ) -> None:
     """Serve every model of a folder over HTTP.
 
-    All other settings are environment variables SID_*, which service/settings.py lists.
+    All other settings are environment variables SID_*: docs/reference/configuration.md.
     """
     from service import logs, server
 
@@ -98,39 +96,71 @@ def triton(
 def generate(
     class_label: Annotated[
         str | None,
-        typer.Option(help="Class name or index; left out: the seed modulo the number of classes."),
+        typer.Option(
+            help="Class name or index; with --seeds also `all`. Left out: the seed modulo the "
+            "number of classes."
+        ),
     ] = None,
     seed: Annotated[
         int | None,
         typer.Option(help="0 to 2^64-1; the same seed draws the same picture. Default: random."),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The file to write: .png, .webp or .jpg.")
-    ] = Path("picture.png"),
-    model: Annotated[
-        str | None, typer.Option(help="Which model, where the folder holds several.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The file to write: .png, .webp or .jpg; with --seeds a folder or .zip. "
+            "Default: picture.png.",
+        ),
     ] = None,
+    model: Annotated[str | None, typer.Option(help="Which model, where there are several.")] = None,
     models: ModelsOption = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="Draw many: 0-49999 or 0-9,20, each with the class or with `all`. Stopped or "
+            "killed, the same command goes on."
+        ),
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option(help="With --seeds: png (the default), webp or jpeg.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Have this server draw, http://host:port; left out: this process."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(envvar="SID_KEY", help="The server's API key, if it wants one.")
+    ] = None,
 ) -> None:
-    """Draw one picture in this process; no server is needed."""
-    from service import logs
-    from service.encoding import JPEG, PNG, WEBP
+    """Draw one picture or many, in this process or by a server."""
+    from service.bulk import command
 
-    settings = _settings(models=models)
-    logs.configure(settings.log_format, settings.log_level)
-    types = {".png": PNG, ".webp": WEBP, ".jpg": JPEG, ".jpeg": JPEG}
-    if (media_type := types.get(output.suffix.lower())) is None:
-        raise CommandError(f"{output}: the name must end in {', '.join(types)}")
-    if not output.parent.is_dir():
-        raise CommandError(f"{output.parent}: there is no such folder")
-    picture, tag = asyncio.run(_draw(settings, model, class_label, seed, media_type))
+    if url is not None and models is not None:
+        raise CommandError("--models is for drawing in this process, --url for a server: choose")
+    place: Settings | str
+    if url is not None:
+        place = url
+    else:
+        from service import logs
+
+        place = _settings(models=models)
+        logs.configure(place.log_format, place.log_level)
     try:
-        output.write_bytes(picture.file)
-    except OSError as error:
-        raise CommandError(f"{output}: {error.strerror}") from error
-    order = picture.order
-    shown = f"{picture.class_name} (class {order.class_label}), " if picture.class_name else ""
-    print(f"{output}: {shown}seed {order.seed}, model {tag}")
+        command.generate(
+            place,
+            key=key,
+            model=model,
+            class_label=class_label,
+            seed=seed,
+            seeds=seeds,
+            form=form,
+            output=output,
+        )
+    except command.StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        raise typer.Exit(stopped.status) from None
 
 
 @app.command("models")
@@ -266,7 +296,7 @@ def _announce(url: str, catalogue: "Catalogue") -> None:
     if len(catalogue.models) > 1:
         body = {"model": name, **body}
     print(
-        f"SiD Serve is ready on {url}; API: {url}/docs; Ctrl-C stops it. Try:\n"
+        f"SiD Serve is ready on {url} (open it in a browser); Ctrl-C stops it. Try:\n"
         f"  curl {url}/generate -H 'content-type: application/json' "
         f"-d {shlex.quote(json.dumps(body))} -o picture.png",
         flush=True,
@@ -275,29 +305,6 @@ def _announce(url: str, catalogue: "Catalogue") -> None:
 
 class CommandError(Exception):
     """An option that cannot be followed; the message says why."""
-
-
-async def _draw(
-    settings: "Settings",
-    name: str | None,
-    class_label: str | None,
-    seed: int | None,
-    media_type: str,
-) -> tuple["Picture", str]:
-    """The picture, and the model that drew it."""
-    from service.bundle import list_bundles, load_bundle
-    from service.catalogue import open_catalogue, pick
-    from service.orders import resolve_orders
-    from service.telemetry import Telemetry
-
-    folders = {folder.name: folder for folder in list_bundles(settings.models)}
-    bundle = load_bundle(folders[pick(folders, name)])
-    async with open_catalogue([bundle], settings, Telemetry()) as catalogue:
-        model = catalogue.resolve(None)
-        (picture,) = await model.generate(
-            resolve_orders(bundle.manifest, class_label, seed, 1, media_type)
-        )
-    return picture, bundle.tag
 
 
 def _settings(**given: Any) -> "Settings":
@@ -318,8 +325,10 @@ def _settings(**given: Any) -> "Settings":
 def _user_errors() -> tuple[type[Exception], ...]:
     """Exceptions whose message is written for the user; anything else is a defect of ours."""
     from service.bench import BenchError
+    from service.bulk import BulkError
     from service.bundle import BundleError, ClassLabelError, SeedError
     from service.catalogue import ModelRequiredError, UnknownModelError
+    from service.client import ClientError
     from service.engines import EngineError
     from service.refusals import ComputeError
     from service.security import KeysError
@@ -329,8 +338,10 @@ def _user_errors() -> tuple[type[Exception], ...]:
 
     return (
         BenchError,
+        BulkError,
         BundleError,
         ClassLabelError,
+        ClientError,
         CommandError,
         ComputeError,
         EngineError,

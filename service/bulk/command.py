@@ -1,0 +1,77 @@
+"""What `sid generate` does: one picture or many, in this process or by a server."""
+
+import asyncio
+from pathlib import Path
+
+from service.bulk import one, run
+from service.bulk.embedded import open_embedded
+from service.bulk.errors import BulkError
+from service.bulk.plan import parse_seeds
+from service.bulk.run import StoppedError
+from service.bulk.server import open_server
+from service.settings import Settings
+
+__all__ = ["StoppedError", "generate"]
+
+_PICTURE = Path("picture.png")
+_FORMS = ("png", "webp", "jpeg")
+
+
+def generate(
+    place: Settings | str,
+    *,
+    key: str | None,
+    model: str | None,
+    class_label: str | None,
+    seed: int | None,
+    seeds: str | None,
+    form: str | None,
+    output: Path | None,
+) -> None:
+    """Draw what the options ask for.
+
+    Args:
+        place: a server's address, or the settings of this process.
+        key: the server's API key.
+        model: its name; None: the only one.
+        class_label: index or name, for many pictures `all` too; None: by seed.
+        seed: of one picture; None: random.
+        seeds: of many pictures; None: draw one.
+        form: of many pictures: png, webp or jpeg; None: png.
+        output: where to.
+
+    Raises:
+        BulkError: options contradict each other, or the pictures cannot be written.
+        StoppedError: the user stopped a bulk run.
+        ClientError, EngineError and others: they cannot be drawn.
+    """
+    if seeds is None:
+        if form is not None:
+            raise BulkError("--form goes with --seeds: one picture's form is its name's suffix")
+        one.run(place, key, model, class_label, seed, output or _PICTURE)
+        return
+    if seed is not None:
+        raise BulkError("--seed draws one picture and --seeds many: leave one of the two out")
+    if output is None or output.suffix.lower() in one.FORMS:
+        raise BulkError("--seeds draws many pictures: say where to with -o, a folder or a .zip")
+    if form not in (None, *_FORMS):
+        raise BulkError(f"--form is {', '.join(_FORMS)}, not {form}")
+    asyncio.run(_bulk(place, key, model, class_label, parse_seeds(seeds), form or "png", output))
+
+
+async def _bulk(
+    place: Settings | str,
+    key: str | None,
+    model: str | None,
+    class_label: str | None,
+    seeds: tuple[range, ...],
+    form: str,
+    output: Path,
+) -> None:
+    source = (
+        open_server(place, key, model, form)
+        if isinstance(place, str)
+        else open_embedded(place, model, form)
+    )
+    async with source as drawing:
+        await run.run(drawing, seeds, class_label, form, output)

@@ -1,0 +1,98 @@
+"""Pictures drawn in this process, by the engine that `sid serve` would serve them with."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from service.bulk.errors import PostponedError
+from service.bulk.plan import Drawn, Piece
+from service.bundle import list_bundles, load_bundle
+from service.catalogue import open_catalogue, pick
+from service.generation import Model
+from service.orders import resolve_orders
+from service.refusals import QueueFullError
+from service.settings import Settings
+from service.telemetry import Telemetry
+
+
+class EmbeddedSource:
+    """Draws pieces by a model of this process. `piece` is how many pictures make one batch.
+
+    Args:
+        model: which is open.
+        form: png, webp or jpeg.
+        piece: the engine's largest batch.
+    """
+
+    def __init__(self, model: Model, form: str, piece: int) -> None:
+        self.model, self.classes = model.bundle.tag, len(model.bundle.manifest.classes)
+        self.piece = piece
+        self._model = model
+        self._media_type = f"image/{form}"
+
+    @property
+    def places(self) -> int:
+        """How many pieces may be under way: as many wait or are written as are computed."""
+        return 2 * self._model.engine.concurrency
+
+    async def resolve(self, label: str) -> int | None:
+        """The index of a class; raises ClassLabelError for what is none."""
+        return self._model.bundle.manifest.resolve_class(label)
+
+    async def draw(self, piece: Piece) -> list[bytes]:
+        """The files of a piece.
+
+        Raises:
+            PostponedError: the engine has work of others (Triton).
+            ComputeError, EngineError: it failed.
+        """
+        orders = resolve_orders(
+            self._model.bundle.manifest,
+            piece.class_label,
+            piece.first,
+            piece.count,
+            self._media_type,
+        )
+        try:
+            pictures = await self._model.generate(orders)
+        except QueueFullError as error:
+            raise PostponedError(max(0.1, error.retry_after)) from None
+        return [picture.file for picture in pictures]
+
+
+@asynccontextmanager
+async def open_embedded(
+    settings: Settings, name: str | None, form: str
+) -> AsyncIterator[EmbeddedSource]:
+    """A source for a model of the folder, which is open for as long as the context.
+
+    Raises:
+        BundleError, UnknownModelError, ModelRequiredError, EngineError: it cannot be opened.
+    """
+    # The limit protects a server's clients from each other; here is but one.
+    settings = settings.model_copy(update={"queue_size": 2**31})
+    async with _open_model(settings, name) as model:
+        yield EmbeddedSource(model, form, settings.max_batch_size)
+
+
+async def draw_one(
+    settings: Settings,
+    name: str | None,
+    class_label: str | None,
+    seed: int | None,
+    form: str,
+) -> Drawn:
+    """One picture; raises what `open_embedded` raises."""
+    async with _open_model(settings, name) as model:
+        manifest = model.bundle.manifest
+        orders = resolve_orders(manifest, class_label, seed, 1, f"image/{form}")
+        (picture,) = await model.generate(orders)
+    order = picture.order
+    return Drawn(picture.file, order.seed, order.class_label, picture.class_name, model.bundle.tag)
+
+
+@asynccontextmanager
+async def _open_model(settings: Settings, name: str | None) -> AsyncIterator[Model]:
+    folders = {folder.name: folder for folder in list_bundles(settings.models)}
+    bundle = load_bundle(folders[pick(folders, name)])
+    async with open_catalogue([bundle], settings, Telemetry()) as catalogue:
+        yield catalogue.resolve(None)

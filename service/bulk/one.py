@@ -1,0 +1,50 @@
+"""One picture, drawn in this process or by a server, to a file."""
+
+import asyncio
+from pathlib import Path
+
+from service.bulk import embedded, server
+from service.bulk.errors import BulkError
+from service.settings import Settings
+
+FORMS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
+"""What file a name's suffix asks for."""
+
+
+def run(
+    place: Settings | str,
+    key: str | None,
+    model: str | None,
+    class_label: str | None,
+    seed: int | None,
+    path: Path,
+) -> None:
+    """Draw a picture, write it and say what it is.
+
+    Args:
+        place: a server's address, or the settings of this process.
+        key: the server's API key.
+        model: its name; None: the only one.
+        class_label: index or name; None: the seed modulo the number of classes.
+        seed: None: a random one.
+        path: the file.
+
+    Raises:
+        BulkError: the file cannot be written, or its name does not say which it should be.
+        ClientError, EngineError and others: it cannot be drawn.
+    """
+    if (form := FORMS.get(path.suffix.lower())) is None:
+        raise BulkError(f"{path}: the name must end in {', '.join(FORMS)}")
+    if not path.parent.is_dir():
+        raise BulkError(f"{path.parent}: there is no such folder")
+    drawn = asyncio.run(
+        server.draw_one(place, key, model, class_label, seed, form)
+        if isinstance(place, str)
+        else embedded.draw_one(place, model, class_label, seed, form)
+    )
+    try:
+        path.write_bytes(drawn.content)
+    except OSError as error:
+        raise BulkError(f"{path}: {error.strerror}") from error
+    shown = f"{drawn.class_name} (class {drawn.class_label}), " if drawn.class_name else ""
+    print(f"{path}: {shown}seed {drawn.seed}, model {drawn.model}")

@@ -1,0 +1,139 @@
+"""Which pictures a bulk run draws, in which order, and what their files are called."""
+
+import re
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from service.bulk.errors import BulkError
+from service.bundle.seeds import SEED_MAX
+
+ALL_CLASSES = "all"
+_SHORTEST_CLASS, _SHORTEST_SEED = 2, 7  # digits
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Pictures of consecutive seeds, which are asked for together.
+
+    Attributes:
+        class_label: index; None: each seed's own class, or a model without classes.
+        first: the first seed.
+        count: how many.
+    """
+
+    class_label: int | None
+    first: int
+    count: int
+
+    def after(self, drawn: int) -> "Piece | None":
+        """What is left when so many are drawn."""
+        if drawn == self.count:
+            return None
+        return Piece(self.class_label, self.first + drawn, self.count - drawn)
+
+
+class Drawn(NamedTuple):
+    """One picture, wherever it was drawn: its file, seed, class, class's name and model."""
+
+    content: bytes
+    seed: int
+    class_label: int | None
+    class_name: str | None
+    model: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn: every seed with every label.
+
+    Attributes:
+        model: name:version:digest.
+        classes: how many the model has; 0: it has none.
+        labels: class indices; (None,): each seed modulo the number of classes, or no class.
+        seeds: as `parse_seeds` returns them.
+        form: png, webp or jpeg.
+    """
+
+    model: str
+    classes: int
+    labels: tuple[int | None, ...]
+    seeds: tuple[range, ...]
+    form: str
+
+    @property
+    def count(self) -> int:
+        """How many pictures."""
+        return len(self.labels) * count_seeds(self.seeds)
+
+    def pieces(self, done: Set[str], size: int) -> Iterator[Piece]:
+        """The pictures whose names are not in `done`, at most `size` in a piece."""
+        for label in self.labels:
+            for seeds in self.seeds:
+                first = seeds.start
+                for seed in seeds:
+                    missing = self.name(label, seed) not in done
+                    if not missing or seed - first == size:
+                        if seed > first:
+                            yield Piece(label, first, seed - first)
+                        first = seed if missing else seed + 1
+                if seeds.stop > first:
+                    yield Piece(label, first, seeds.stop - first)
+
+    def names(self, piece: Piece) -> list[str]:
+        """The names of a piece's files."""
+        return [self.name(piece.class_label, piece.first + i) for i in range(piece.count)]
+
+    def name(self, label: int | None, seed: int) -> str:
+        """A file's name: with its class's folder, and sorted by name it is sorted by number."""
+        digits = max(_SHORTEST_SEED, len(str(self.seeds[-1].stop - 1)))
+        file = f"seed{seed:0{digits}d}.{self.form}"
+        if not self.classes:
+            return file
+        index = seed % self.classes if label is None else label
+        digits = max(_SHORTEST_CLASS, len(str(self.classes - 1)))
+        return f"class{index:0{digits}d}/{file}"
+
+    def record(self) -> dict[str, str]:
+        """The plan in words: two are the same if these are."""
+        labels = "each seed modulo their number" if self.classes else "none"
+        if self.labels != (None,):
+            labels = ", ".join(str(label) for label in self.labels)
+            if len(self.labels) == self.classes:
+                labels = ALL_CLASSES
+        seeds = ",".join(
+            f"{part.start}-{part.stop - 1}" if part.stop - part.start > 1 else f"{part.start}"
+            for part in self.seeds
+        )
+        return {"model": self.model, "classes": labels, "seeds": seeds, "form": self.form}
+
+
+def parse_seeds(text: str) -> tuple[range, ...]:
+    """Read `0-9,20` (both ends count), in order and without doubles.
+
+    Raises:
+        BulkError: it is nothing of the kind, or a seed is out of range.
+    """
+    spans = []
+    for part in text.split(","):
+        found = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", part.strip(), re.ASCII)
+        if found is None:
+            raise BulkError(f"--seeds {text}: seeds are written as 0-49999, 7 or 0-9,20")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise BulkError(f"--seeds {part.strip()}: the first is above the last")
+        if last > SEED_MAX:
+            raise BulkError(f"--seeds {part.strip()}: seeds are from 0 to {SEED_MAX}")
+        spans.append(range(first, last + 1))
+    merged: list[range] = []
+    for span in sorted(spans, key=lambda span: span.start):
+        if merged and span.start <= merged[-1].stop:
+            merged[-1] = range(merged[-1].start, max(merged[-1].stop, span.stop))
+        else:
+            merged.append(span)
+    return tuple(merged)
+
+
+def count_seeds(seeds: tuple[range, ...]) -> int:
+    """How many seeds; `len` of a range ends at 2^63."""
+    return sum(part.stop - part.start for part in seeds)

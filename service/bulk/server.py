@@ -1,0 +1,145 @@
+"""Pictures of a bulk run from a server, as fast as it draws them and without crowding others."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import cast
+
+from service.bulk.errors import BulkError, PostponedError
+from service.bulk.plan import Drawn, Piece
+from service.bulk.window import Window
+from service.catalogue import pick
+from service.client import (
+    AnswerError,
+    AsyncClient,
+    ClassLabel,
+    ClientError,
+    Form,
+    ModelCard,
+    Picture,
+)
+from service.client.retries import pause
+
+_PIECE = 16
+# Seconds. A wrong address should show at once; a server that restarts under a long run should
+# not end it; and an answer may take as long as a large network and the queue before it.
+_FIRST_PATIENCE, _PATIENCE, _TIMEOUT = 2.0, 60.0, 300.0
+_TRIES = 3  # as if so many had failed: pauses of about a second where the server names none
+
+
+class ServerSource:
+    """Draws pieces by requests. `piece` is how many pictures to ask for together.
+
+    Args:
+        client: which tries nothing again by itself: `draw` has to see each refusal.
+        patient: which does, for questions before the run.
+        card: of the model.
+        form: png, webp or jpeg.
+    """
+
+    piece = _PIECE
+
+    def __init__(
+        self, client: AsyncClient, patient: AsyncClient, card: ModelCard, form: str
+    ) -> None:
+        self.model, self.classes = card.tag, len(card.classes)
+        self._client, self._patient = client, patient
+        self._form = cast(Form, form)
+        self._most = _PIECE if form == "png" else 1  # a .zip holds PNG files only
+        self._window = Window()
+        self._heard = monotonic()
+
+    @property
+    def places(self) -> int:
+        """How many pieces may be under way."""
+        return self._window.size
+
+    async def resolve(self, label: str) -> int | None:
+        """The index of a class; raises AnswerError for what is none."""
+        return (await self._patient.generate(label, 0, model=self.model)).class_label
+
+    async def draw(self, piece: Piece) -> list[bytes]:
+        """The files of a piece's first pictures: as many as one request may ask for.
+
+        Raises:
+            PostponedError: the server refuses for now, or has been silent for less than a minute.
+            ClientError: it refuses for good, or has been silent for longer.
+        """
+        while True:
+            count = min(piece.count, self._most)
+            sent = monotonic()
+            try:
+                pictures = await self._request(piece.class_label, piece.first, count)
+            except ClientError as error:
+                if isinstance(error, AnswerError) and error.status == 413 and count > 1:
+                    most = error.members.get("most", count // 2)  # of a key's burst unsaid
+                    self._most = max(1, min(self._most, most, count - 1))
+                    continue
+                if isinstance(error, AnswerError) and error.status == 429:
+                    self._window.refused(sent, monotonic())
+                    self._heard = monotonic()  # it is well, and has others to serve
+                raise self._postponed(error) from None
+            self._heard = monotonic()
+            timings = pictures[0].timings
+            self._window.answered(
+                sent, self._heard, timings.get("queue", 0.0), timings.get("engine", 0.0)
+            )
+            return [picture.content for picture in pictures]
+
+    async def _request(self, label: int | None, first: int, count: int) -> list[Picture]:
+        if count > 1:
+            return await self._client.batch(first, count, label, model=self.model)
+        return [await self._client.generate(label, first, model=self.model, form=self._form)]
+
+    def _postponed(self, error: ClientError) -> Exception:
+        """When to try again, or the error itself."""
+        seconds = pause(error, _TRIES)
+        if seconds is None or monotonic() + seconds > self._heard + _PATIENCE:
+            return error
+        return PostponedError(seconds)
+
+
+@asynccontextmanager
+async def open_server(
+    url: str, key: str | None, model: str | None, form: str
+) -> AsyncIterator[ServerSource]:
+    """A source for one of a server's models, whose very weights all requests name.
+
+    Raises:
+        ClientError: there is no server, or it wants another key.
+        UnknownModelError, ModelRequiredError, BulkError: it has no such model.
+    """
+    card = await find_model(url, key, model)
+    async with (
+        AsyncClient(url, key=key, timeout=_TIMEOUT, patience=0) as client,
+        AsyncClient(url, key=key) as patient,
+    ):
+        yield ServerSource(client, patient, card, form)
+
+
+async def find_model(url: str, key: str | None, wanted: str | None) -> ModelCard:
+    """The card of a server's model, by name, by name:version:digest, or its only one."""
+    async with AsyncClient(url, key=key, patience=_FIRST_PATIENCE) as client:
+        cards = {card.name: card for card in await client.models()}
+    name, _, pinned = (wanted or "").partition(":")
+    card = cards[pick(cards, name if wanted is not None else None)]
+    if pinned and card.tag != wanted:
+        raise BulkError(f"{wanted} is not served: {name} is {card.tag} now")
+    return card
+
+
+async def draw_one(
+    url: str,
+    key: str | None,
+    model: str | None,
+    class_label: ClassLabel | None,
+    seed: int | None,
+    form: str,
+) -> Drawn:
+    """One picture; raises what `open_server` raises."""
+    card = await find_model(url, key, model)
+    async with AsyncClient(url, key=key) as client:
+        picture = await client.generate(class_label, seed, model=card.tag, form=cast(Form, form))
+    label = picture.class_label
+    name = None if label is None else card.classes[label]
+    return Drawn(picture.content, picture.seed, label, name, picture.model)

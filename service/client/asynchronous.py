@@ -1,0 +1,172 @@
+"""The client for programs on an event loop; the one that waits is made of it."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable
+from itertools import islice
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from service.client.errors import ClientError
+from service.client.messages import (
+    ClassLabel,
+    Form,
+    ModelCard,
+    Picture,
+    check_url,
+    headers_for,
+    read_error,
+    read_models,
+    read_picture,
+    read_pictures,
+    unreachable,
+)
+from service.client.retries import Attempts
+
+
+class AsyncClient:
+    """Asks one server for pictures; use it in `async with`, or `await close()` it.
+
+    Args:
+        url: the server's address, http://host:port.
+        key: API key, for a server that wants one.
+        timeout: seconds that a connection or an answer may take.
+        patience: seconds for which a request is tried again that was refused for now (429, 503)
+            or found nobody listening; 0: not at all. What is wrong with a request is raised at
+            once.
+
+    Every method raises AnswerError for what the server refuses and UnreachableError where none
+    answers; both are ClientError.
+    """
+
+    def __init__(
+        self, url: str, *, key: str | None = None, timeout: float = 30.0, patience: float = 30.0
+    ) -> None:
+        self._url = check_url(url)
+        self._timeout = timeout
+        self._patience = patience
+        self._http = httpx.AsyncClient(
+            base_url=self._url,
+            headers=headers_for(key),
+            timeout=timeout,
+            # How many at a time is the caller's choice.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def models(self) -> list[ModelCard]:
+        """The models that the server has."""
+        return read_models(await self._ask("GET", "/models"))
+
+    async def generate(
+        self,
+        class_label: ClassLabel | None = None,
+        seed: int | None = None,
+        *,
+        model: str | None = None,
+        toward: int | None = None,
+        mix: float | None = None,
+        form: Form = "png",
+    ) -> Picture:
+        """Draw one picture; the same model, class and seed give the same bytes.
+
+        Args:
+            class_label: class index or name; None: the seed modulo the number of classes.
+            seed: 0 to 2^64-1; None: a random one, which the picture names.
+            model: its name, needed where several are served; or name:version:digest, which is
+                these very weights or an error.
+            toward: a second seed, to draw a step of the walk there.
+            mix: how far along that walk, 0 to 1; None: halfway.
+            form: what file.
+        """
+        body = {
+            "class_label": class_label,
+            "seed": seed,
+            "model": model,
+            "toward": toward,
+            "mix": mix,
+        }
+        return read_picture(await self._draw(body, f"image/{form}"))
+
+    async def batch(
+        self,
+        seed: int,
+        count: int,
+        class_label: ClassLabel | None = None,
+        *,
+        model: str | None = None,
+    ) -> list[Picture]:
+        """Draw `count` pictures in one request, as PNG: their seeds are `seed`, `seed` + 1, ...
+
+        A server bounds how many (64 by default): AnswerError 413 says so.
+        """
+        body = {"class_label": class_label, "seed": seed, "n": count, "model": model}
+        return read_pictures(await self._draw(body, "application/zip"))
+
+    async def stream(
+        self,
+        seeds: Iterable[int],
+        class_label: ClassLabel | None = None,
+        *,
+        model: str | None = None,
+        form: Form = "png",
+        concurrency: int = 8,
+    ) -> AsyncGenerator[Picture]:
+        """Draw a picture of each seed, and yield them in the order of the seeds.
+
+        At most `concurrency` pictures are under way or wait to be taken, so `seeds` may be
+        endless. Closing the iterator (`aclose`) cancels what is under way, at the server too.
+        """
+        if concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, not {concurrency}")
+        upcoming = iter(seeds)
+        window: deque[asyncio.Task[Picture]] = deque()
+        try:
+            while True:
+                for seed in islice(upcoming, concurrency - len(window)):
+                    drawing = self.generate(class_label, seed, model=model, form=form)
+                    window.append(asyncio.create_task(drawing))
+                if not window:
+                    return
+                picture = await window[0]
+                window.popleft()
+                yield picture
+        finally:
+            for task in window:
+                task.cancel()
+            await asyncio.gather(*window, return_exceptions=True)
+
+    async def _draw(self, asked: dict[str, Any], accept: str) -> httpx.Response:
+        body = {name: value for name, value in asked.items() if value is not None}
+        return await self._ask("POST", "/generate", json=body, headers={"Accept": accept})
+
+    async def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request until it succeeds, or is not to be tried again."""
+        attempts = Attempts(self._patience)
+        while True:
+            failure: ClientError
+            try:
+                response = await self._http.request(method, path, **options)
+            except httpx.HTTPError as error:
+                failure = unreachable(error, self._url, self._timeout)
+            else:
+                if response.is_success:
+                    return response
+                failure = read_error(response)
+            await asyncio.sleep(attempts.pause_after(failure))

@@ -1,0 +1,203 @@
+"""What is sent and what comes back: requests to bodies, answers to pictures. No I/O here."""
+
+import io
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import httpx
+
+from service.client.errors import AnswerError, ClientError, UnreachableError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+ClassLabel = int | str
+"""A class's index, or its name in any case."""
+Form = Literal["png", "webp", "jpeg"]
+"""PNG and WebP hold the exact pixels; JPEG is smaller and does not."""
+
+_PROBLEM = "urn:sid-serve:problem:"
+_STAGE = re.compile(r"([a-z]+);dur=([0-9.]+)")
+_FILE_NAME = re.compile(r"(?:class([0-9]+)-)?seed([0-9]+)[^/]*\.png")
+_TRANSIENT = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture, and what it takes to draw it again.
+
+    Attributes:
+        content: the file's bytes.
+        media_type: which file: image/png, image/webp or image/jpeg.
+        seed: its seed.
+        class_label: class index; None from a model without classes.
+        model: name:version:digest, which names the exact weights.
+        timings: milliseconds that it took in the server, by stage: queue, latents, engine,
+            encode. Of several pictures in one request the longest of each stage.
+    """
+
+    content: bytes
+    media_type: str
+    seed: int
+    class_label: int | None
+    model: str
+    timings: Mapping[str, float]
+
+    def save(self, path: str | Path) -> None:
+        """Write the file, as it came, whatever the name's suffix. Raises OSError."""
+        Path(path).write_bytes(self.content)
+
+    def pixels(self) -> "npt.NDArray[np.uint8]":
+        """The pixels, uint8 [H, W, C]; C is 1 (grey) or 3 (RGB; WebP has no grey)."""
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(io.BytesIO(self.content)) as image:
+            array = np.asarray(image)
+        return array if array.ndim == 3 else array[:, :, None]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a server says of one of its models.
+
+    Attributes:
+        name: what requests call it.
+        version: its version.
+        digest: names the exact weights, with name and version.
+        classes: names by index; empty for a model without classes.
+        resolution: height and width in pixels.
+        channels: 1 is grey, 3 is RGB.
+        licence: of the weights.
+        description: what it draws.
+    """
+
+    name: str
+    version: int
+    digest: str
+    classes: tuple[str, ...]
+    resolution: int
+    channels: int
+    licence: str
+    description: str
+
+    @property
+    def tag(self) -> str:
+        """name:version:digest: as the model of a request, these very weights or none."""
+        return f"{self.name}:{self.version}:{self.digest}"
+
+
+def read_picture(response: httpx.Response) -> Picture:
+    """The picture of a good answer; raises AnswerError if there is none in it."""
+    media_type = response.headers.get("content-type", "")
+    if not media_type.startswith("image/") or "x-seed" not in response.headers:
+        raise _unexpected(response)
+    label = response.headers.get("x-class-label")
+    return Picture(
+        content=response.content,
+        media_type=media_type,
+        seed=int(response.headers["x-seed"]),
+        class_label=None if label is None else int(label),
+        model=response.headers.get("x-model", ""),
+        timings=_timings(response),
+    )
+
+
+def read_pictures(response: httpx.Response) -> list[Picture]:
+    """The pictures of a good answer that is a .zip; raises AnswerError if it is none."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+            files = [
+                (_FILE_NAME.fullmatch(name), archive.read(name)) for name in archive.namelist()
+            ]
+    except zipfile.BadZipFile:
+        raise _unexpected(response) from None
+    timings, model = _timings(response), response.headers.get("x-model", "")
+    pictures = []
+    for name, content in files:
+        if name is None:
+            raise _unexpected(response)
+        label = None if name[1] is None else int(name[1])
+        pictures.append(Picture(content, "image/png", int(name[2]), label, model, timings))
+    if not pictures:
+        raise _unexpected(response)
+    return pictures
+
+
+def read_models(response: httpx.Response) -> list[ModelCard]:
+    """The catalogue of a good answer; raises AnswerError if it is none."""
+    known = [field.name for field in fields(ModelCard)]
+    try:
+        cards = [{name: card[name] for name in known} for card in response.json()["models"]]
+        return [ModelCard(**card | {"classes": tuple(card["classes"])}) for card in cards]
+    except (ValueError, KeyError, TypeError):
+        raise _unexpected(response) from None
+
+
+def read_error(response: httpx.Response) -> AnswerError:
+    """What an answer that is no success says."""
+    try:
+        problem: dict[str, Any] = response.json()
+        kind = problem["type"].removeprefix(_PROBLEM)
+        detail = str(problem["detail"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return _unexpected(response)
+    return AnswerError(response.status_code, kind, detail, problem, _retry_after(response))
+
+
+def unreachable(error: httpx.HTTPError, url: str, timeout: float) -> ClientError:
+    """What a failure of the network says. `timeout` is in seconds."""
+    if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+        return UnreachableError(f"{url}: no answer within {timeout:g} s", again=False)
+    why = str(error) or type(error).__name__
+    return UnreachableError(
+        f"{url} cannot be reached ({why}): is a server running there?",
+        again=isinstance(error, _TRANSIENT),
+    )
+
+
+def check_url(url: str) -> str:
+    """Return a server's address; raises ClientError for what is none."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        parsed = httpx.URL()
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ClientError(f"{url!r} is no address of a server, such as http://127.0.0.1:8000")
+    return url.rstrip("/")
+
+
+def headers_for(key: str | None) -> dict[str, str]:
+    """The headers of every request; raises ClientError for a key that no header can hold."""
+    if key is None:
+        return {}
+    if not (key and key.isascii() and key.isprintable()):
+        raise ClientError("the API key holds other characters than a key can: is it the right one?")
+    return {"X-API-Key": key}
+
+
+def _unexpected(response: httpx.Response) -> AnswerError:
+    """Not in the words of SiD Serve: a proxy's page, or another server."""
+    kind = response.headers.get("content-type", "nothing").partition(";")[0]
+    answered = f"{response.status_code} {response.reason_phrase}".strip()
+    detail = (
+        f"{response.request.url} answered {answered} with {kind}, which is not SiD Serve's: "
+        "is that its address, and what stands before it well?"
+    )
+    return AnswerError(response.status_code, "", detail, {}, _retry_after(response))
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds; the form with a date, which SiD Serve never sends, counts as unsaid."""
+    sent = response.headers.get("retry-after", "")
+    return float(sent) if re.fullmatch(r"[0-9]{1,6}", sent) else None
+
+
+def _timings(response: httpx.Response) -> dict[str, float]:
+    sent = response.headers.get("server-timing", "")
+    return {stage: float(duration) for stage, duration in _STAGE.findall(sent)}
