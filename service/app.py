@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service import errors
 from service.catalogue import load_bundles, open_catalogue
 from service.middleware import ApiKeys, BodyLimit, RequestTelemetry
-from service.routes import generate, health, models, openai
+from service.routes import generate, health, models, openai, playground
 from service.routes.lean import LeanRoute, LeanRoutes
 from service.security import TokenBuckets, load_keys
 from service.settings import Settings
@@ -45,6 +45,9 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("sid-serve"),
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # playground.install has them from this machine, not from a network
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
     app.state.settings = settings
     app.state.telemetry = telemetry
@@ -59,6 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
         health.router,
     ):
         app.include_router(router)
+    playground.install(app)
     return app
 
 

@@ -20,7 +20,9 @@ from service.telemetry import Telemetry
 from service.tracing import UNTRACED, Tracing
 
 _PROBES = frozenset({"/livez", "/readyz", "/metrics"})
-_OPEN = _PROBES  # needs no key
+# What needs no key: probes, and the playground's own files, which ask their user for one.
+_OPEN = _PROBES | {"/"}
+_OPEN_PREFIX = "/playground/"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _CLIENT_LEFT = 499  # nobody reads it; it tells such requests apart in metrics and logs
 
@@ -116,7 +118,7 @@ class ApiKeys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in _OPEN):
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and _is_open(scope["path"])):
             await self._app(scope, receive, send)
         elif scope["type"] == "http":  # nothing here speaks anything else
             if (key := _sent_key(scope)) is None:
@@ -172,6 +174,10 @@ class BodyLimit:
             return await receive()
 
         await self._app(scope, replay, send)
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN or path.startswith(_OPEN_PREFIX)
 
 
 async def _refuse(error: ProblemError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -62,7 +62,7 @@ async def list_models(request: Request) -> ModelList:
     return ModelList(models=[ModelCard.of(model) for model in catalogue.models.values()])
 
 
-@router.get("/models/{name}", summary="Describe a model", responses=responses(404))
+@router.get("/models/{name}", summary="Describe a model", responses=responses(404, 422))
 async def describe_model(request: Request, name: str) -> ModelCard:
     """One served model."""
     catalogue: Catalogue = request.app.state.catalogue

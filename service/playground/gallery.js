@@ -1,0 +1,108 @@
+// The grid of pictures: seeds that follow one another, each tile filled as its picture arrives.
+
+import { draw } from "./api.js";
+import { shiftedSeed } from "./state.js";
+import { serverTime, shownMilliseconds, timingText } from "./timing.js";
+
+export class Gallery {
+  #list;
+  #onOpen;
+  #aborter = new AbortController();
+  #urls = [];
+  pictures = []; // by tile; undefined until drawn
+
+  /** @param onOpen told the index of the tile that was chosen. */
+  constructor(list, onOpen) {
+    this.#list = list;
+    this.#onOpen = onOpen;
+  }
+
+  /**
+   * Draw the n seeds after the state's in place of what is shown, whose drawing is given up.
+   *
+   * @param state model, class_label, seed and n.
+   * @param describe what a picture shows: its class, in words.
+   * @param onChange told {done, failed, total, milliseconds} after each picture.
+   * @param onBusy told the seconds that an overloaded server asks to wait.
+   */
+  async draw({ model, class_label, seed, n }, { describe, onChange, onBusy }) {
+    this.#aborter.abort();
+    const aborter = (this.#aborter = new AbortController());
+    const old = this.#urls.splice(0);
+    this.pictures = new Array(n);
+    const tiles = Array.from({ length: n }, (_, i) => this.#tile(i, shiftedSeed(seed, i + 1)));
+    this.#list.replaceChildren(...tiles.map((tile) => tile.item));
+    old.forEach(URL.revokeObjectURL);
+    const started = performance.now();
+    let done = 0;
+    let failed = 0;
+    const fill = async (tile, i) => {
+      const asked = { model, class_label, seed: shiftedSeed(seed, i + 1) };
+      tile.waiting();
+      try {
+        const picture = await draw(asked, { signal: aborter.signal, onBusy });
+        this.pictures[i] = picture;
+        tile.show(picture, describe(picture), this.#keep(picture.blob));
+        done += 1;
+      } catch (error) {
+        if (aborter.signal.aborted) return;
+        failed += 1;
+        tile.fail(error, () => {
+          failed -= 1;
+          fill(tile, i);
+        });
+      }
+      onChange({ done, failed, total: n, milliseconds: performance.now() - started });
+    };
+    await Promise.all(tiles.map(fill));
+  }
+
+  #keep(blob) {
+    const url = URL.createObjectURL(blob);
+    this.#urls.push(url);
+    return url;
+  }
+
+  #tile(index, seed) {
+    const item = document.createElement("li");
+    const button = document.createElement("button");
+    const caption = document.createElement("p");
+    button.type = "button";
+    button.className = "frame";
+    caption.className = "caption";
+    item.append(button, caption);
+    return {
+      item,
+      waiting: () => {
+        button.disabled = true;
+        button.replaceChildren();
+        button.setAttribute("aria-label", `Seed ${seed}, being drawn`);
+        item.className = "waiting";
+        caption.textContent = "…";
+      },
+      show: (picture, what, url) => {
+        const image = document.createElement("img");
+        image.alt = "";
+        image.src = url;
+        item.className = "";
+        button.disabled = false;
+        button.setAttribute("aria-label", `${what}, seed ${seed}: zoom`);
+        button.replaceChildren(image);
+        button.onclick = () => this.#onOpen(index);
+        caption.textContent = picture.cached
+          ? "from cache"
+          : `${shownMilliseconds(serverTime(picture))} ms`;
+        caption.title = timingText(picture);
+      },
+      fail: (error, again) => {
+        item.className = "failed";
+        button.disabled = false;
+        button.textContent = "Try again";
+        button.setAttribute("aria-label", `Seed ${seed} was not drawn. Try again`);
+        button.onclick = again;
+        caption.textContent = "not drawn";
+        caption.title = error.message;
+      },
+    };
+  }
+}

@@ -1,0 +1,62 @@
+// What can be taken along: a file, a command, a program, a link.
+
+import { hasKey, pictureUrl } from "./api.js";
+
+const base = () => new URL(".", document.baseURI).href.replace(/\/$/, "");
+
+/** A name for the picture's file: dress-7.png, dress-3-toward-8-0.25.png. */
+export function fileName(asked) {
+  const label = asked.class_label ? `${asked.class_label}-` : "";
+  const walk = asked.toward ? `-toward-${asked.toward}-${asked.mix}` : "";
+  const name = `${label}${asked.seed}${walk}`.toLowerCase().replaceAll(/[^a-z0-9.]+/g, "-");
+  return `${name}.png`;
+}
+
+/** The same picture by curl, for a Unix shell. */
+export function asCurl(asked) {
+  const key = hasKey() ? ` -H "X-API-Key: $SID_KEY"` : "";
+  const url = `${base()}/${pictureUrl(asked)}`.replaceAll("'", "%27");
+  return `curl -o ${fileName(asked)}${key} '${url}'`;
+}
+
+/** The same picture by service.client. */
+export function asPython(asked) {
+  const key = hasKey() ? `, key=os.environ["SID_KEY"]` : "";
+  const given = Object.entries(asked)
+    .filter(([, value]) => value !== "")
+    .map(([name, value]) => `${name}=${["seed", "toward", "mix"].includes(name) ? value : JSON.stringify(value)}`);
+  return [
+    ...(key ? ["import os", ""] : []),
+    "from service.client import Client",
+    "",
+    `with Client(${JSON.stringify(base())}${key}) as sid:`,
+    `    sid.generate(${given.join(", ")}).save(${JSON.stringify(fileName(asked))})`,
+    "",
+  ].join("\n");
+}
+
+/** Have the browser save a picture. */
+export function download(picture) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(picture.blob);
+  link.download = fileName(picture.asked);
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+/** Copy a text and say so on the button; where the browser forbids it, show the text instead. */
+export async function copy(text, button) {
+  try {
+    await navigator.clipboard.writeText(text); // needs https, or this very machine
+  } catch {
+    const area = document.getElementById("text-area");
+    area.value = text;
+    document.getElementById("text").showModal();
+    area.select();
+    return;
+  }
+  const said = button.dataset.said ?? button.textContent;
+  button.dataset.said = said;
+  button.textContent = "Copied";
+  setTimeout(() => (button.textContent = said), 1500);
+}

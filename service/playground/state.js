@@ -1,0 +1,60 @@
+// What is shown, as one object that stands in the page's address: a link shares all of it.
+
+export const STEPS = 32; // of a walk: mix is a multiple of 1/32
+const SEED_MAX = 2n ** 64n - 1n;
+const COUNTS = [12, 24, 48, 96];
+
+/**
+ * @returns model, class_label ("" for any), seed, toward ("" for no walk): strings, as seeds may
+ *   be larger than a JavaScript number; step: 0 to STEPS; n.
+ */
+export function readState(search) {
+  const query = new URLSearchParams(search);
+  const mix = Number(query.get("mix"));
+  const n = Number(query.get("n"));
+  return {
+    model: query.get("model") ?? "",
+    class_label: query.get("class_label") ?? "",
+    seed: checkedSeed(query.get("seed")) ?? "0",
+    toward: checkedSeed(query.get("toward")) ?? "",
+    step: mix > 0 && mix <= 1 ? Math.round(mix * STEPS) : 0,
+    n: COUNTS.includes(n) ? n : 24,
+  };
+}
+
+/** The state as the page's address. */
+export function writeState(state) {
+  const query = new URLSearchParams();
+  if (state.model) query.set("model", state.model);
+  if (state.class_label) query.set("class_label", state.class_label);
+  query.set("seed", state.seed);
+  if (state.toward) {
+    query.set("toward", state.toward);
+    query.set("mix", state.step / STEPS);
+  }
+  query.set("n", state.n);
+  history.replaceState(null, "", `?${query}`);
+}
+
+/** What GET /generate is asked for the picture on the stage. */
+export function askedOf({ model, class_label, seed, toward, step }) {
+  const walk = toward ? { toward, mix: step / STEPS } : {};
+  return { model, class_label, seed, ...walk };
+}
+
+/** A seed in digits, or null for what is none. */
+export function checkedSeed(text) {
+  if (!/^[0-9]{1,20}$/.test(text?.trim() ?? "")) return null;
+  const seed = BigInt(text.trim());
+  return seed <= SEED_MAX ? String(seed) : null;
+}
+
+/** The seed that is `steps` further; after the last comes the first. */
+export const shiftedSeed = (seed, steps) => String(BigInt.asUintN(64, BigInt(seed) + BigInt(steps)));
+
+/** A random seed below 2^32: larger ones only repeat the same pictures. */
+export const randomSeed = () => String(crypto.getRandomValues(new Uint32Array(1))[0]);
+
+/** Where the scrubber stands for a seed, and the seed for a place of the scrubber. */
+export const scrubberPlace = (seed) => Number(BigInt(seed) % 1000n);
+export const scrubbedSeed = (seed, place) => shiftedSeed(seed, place - scrubberPlace(seed));

@@ -1,0 +1,359 @@
+"""The playground in a real browser (Debian's Chromium), over the real server."""
+
+import io
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from service.security import new_key
+from tests.bundles import write_bundle
+from tests.service.test_process import serving
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium (Debian: chromium)")
+
+STAGE_PIXELS = """() => {
+    const image = document.getElementById("stage-image");
+    const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight).getContext("2d");
+    canvas.drawImage(image, 0, 0);
+    return Array.from(canvas.getImageData(0, 0, image.naturalWidth, image.naturalHeight).data);
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    # One for the module and no longer: while it lives, asyncio cannot run in this thread.
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    context.set_default_timeout(15_000)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Iterator[Page]:
+    """A page; that nothing complains on its console is part of every test that asks for it."""
+    page = context.new_page()
+    complaints = watched(page)
+    yield page
+    assert complaints == []
+
+
+def watched(page: Page) -> list[str]:
+    complaints: list[str] = []
+    page.on("console", lambda said: complaints.append(said.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    return complaints
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("playground")
+    models = folder / "models"
+    write_bundle(models, classes=["Trouser", "O'Brien & sons", "Dress"])
+    write_bundle(models, "colour", channels=3, resolution=16)
+    write_bundle(models, "plain", classes=[])
+    with serving(models, log=folder / "log") as (_, url):
+        yield url
+
+
+def drawn(url: str, **asked: object) -> bytes:
+    answer = httpx.get(f"{url}/generate", params=asked)
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
+def assert_staged(page: Page, file: bytes) -> None:
+    """The large picture is that of a PNG file, pixel for pixel."""
+    expected = list(Image.open(io.BytesIO(file)).convert("RGBA").tobytes())
+    assert page.evaluate(STAGE_PIXELS) == expected
+
+
+def opened(page: Page, url: str, query: str = "") -> Page:
+    page.goto(f"{url}/{query}")
+    expect(page.locator("#summary")).to_contain_text("pictures in")
+    expect(page.locator("#stage-timing .engine").first).to_be_visible()
+    return page
+
+
+def test_it_opens_on_pictures_and_says_what_they_took(page, url):
+    opened(page, url, "?model=tiny")
+    expect(page.locator("#tiles img")).to_have_count(24)
+    expect(page.locator("#tagline")).to_contain_text("One step")
+    assert re.search(r"24 pictures in \S+ ms", page.inner_text("#summary"))
+    for caption in page.locator("#tiles .caption").all():
+        assert re.fullmatch(r"[0-9.]+ ms", caption.inner_text())
+        assert "queue" in caption.get_attribute("title")
+    assert re.search(
+        r"queue [0-9.]+ ms.*engine [0-9.]+ ms.*file [0-9.]+ ms",
+        page.inner_text("#stage-timing"),
+        re.S,
+    )
+    assert_staged(page, drawn(url, model="tiny", seed=0))
+
+
+def test_class_seed_and_model_are_picked_and_stand_in_the_address(page, url):
+    opened(page, url)
+    page.select_option("#model", "tiny")
+    page.select_option("#class-label", "O'Brien & sons")
+    page.fill("#seed", "18446744073709551615")
+    expect(page.locator("#stage-caption")).to_have_text("O'Brien & sons, seed 18446744073709551615")
+    assert_staged(page, drawn(url, model="tiny", class_label=1, seed=2**64 - 1))
+    shared = page.url
+    other = page.context.new_page()
+    other.goto(shared)
+    expect(other.locator("#stage-caption")).to_have_text(
+        "O'Brien & sons, seed 18446744073709551615"
+    )
+    assert other.input_value("#class-label") == "O'Brien & sons"
+
+
+def test_a_model_without_classes_and_one_in_colour_are_drawn_too(page, url):
+    opened(page, url, "?model=plain")
+    assert page.locator("#class-label").is_disabled()
+    assert_staged(page, drawn(url, model="plain", seed=0))
+    page.select_option("#model", "colour")
+    expect(page.locator("#class-label")).to_be_enabled()
+    expect(page.locator("#about")).to_contain_text("onnxruntime")
+
+
+def test_dice_scrubber_and_arrow_keys_change_the_seed(page, url):
+    opened(page, url, "?model=tiny&seed=1500")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#seed")).to_have_value("1501")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#stage-caption")).to_contain_text("seed 1499")
+    page.locator("#scrubber").fill("20")
+    expect(page.locator("#stage-caption")).to_contain_text("seed 1020")
+    page.click("#dice")
+    expect(page.locator("#stage-caption")).not_to_contain_text("seed 1020")
+    seed = page.input_value("#seed")
+    assert seed in page.url
+    page.keyboard.press("ArrowRight")  # from the button too
+    expect(page.locator("#seed")).to_have_value(str((int(seed) + 1) % 2**64))
+    page.uncheck("#shortcuts")
+    page.locator("h1").click()
+    page.keyboard.press("r")
+    expect(page.locator("#seed")).to_have_value(str((int(seed) + 1) % 2**64))
+
+
+def test_what_is_no_seed_is_said_and_nothing_is_drawn(page, url):
+    opened(page, url, "?model=tiny&seed=5")
+    for wrong in ("-1", "abc", str(2**64)):
+        page.fill("#seed", wrong)
+        expect(page.locator("#seed")).to_have_attribute("aria-invalid", "true")
+        expect(page.locator("#notice")).to_contain_text(
+            "whole number from 0 to 18446744073709551615"
+        )
+    page.fill("#seed", "6")
+    expect(page.locator("#stage-caption")).to_contain_text("seed 6")
+    expect(page.locator("#notice")).to_be_hidden()
+
+
+def test_a_walk_is_played_stopped_and_scrubbed(page, url):
+    opened(page, url, "?model=tiny&class_label=Dress&seed=3&toward=8")
+    page.click("#play")
+    expect(page.locator("#play")).to_have_text("Pause")
+    for share in ("100 %", "0 %"):  # there and back again
+        page.wait_for_function(
+            "share => document.getElementById('mix-shown').value === share", arg=share
+        )
+    page.click("#play")
+    expect(page.locator("#play")).to_have_text("Play")
+    assert "mix=" in page.url
+    page.locator("#mix").fill("8")
+    expect(page.locator("#stage-caption")).to_have_text("Dress, seed 3, 25 % of the way to 8")
+    assert_staged(page, drawn(url, model="tiny", class_label="Dress", seed=3, toward=8, mix=0.25))
+
+
+def test_play_without_a_second_seed_takes_a_random_one(page, url):
+    opened(page, url, "?model=tiny&seed=3")
+    page.locator("h1").click()
+    page.keyboard.press("Space")
+    expect(page.locator("#toward")).not_to_have_value("")
+    expect(page.locator("#mix")).not_to_have_value("0")
+
+
+def test_zoom_is_crisp_and_used_by_keyboard(page, url):
+    opened(page, url, "?model=tiny&seed=40")
+    tile = page.locator("#tiles button").nth(2)
+    tile.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#zoom-title")).to_contain_text("seed 43")
+    style = "element => getComputedStyle(element).imageRendering"
+    assert page.locator("#zoom-image").evaluate(style) == "pixelated"
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#zoom-title")).to_contain_text("seed 44")
+    page.keyboard.press("Escape")
+    expect(page.locator("#zoom")).to_be_hidden()
+    expect(tile).to_be_focused()
+    tile.click()
+    page.click("#zoom-use")
+    expect(page.locator("#stage-caption")).to_contain_text("seed 43")
+
+
+def test_from_the_gallery_one_walks_to_another_picture(page, url):
+    opened(page, url, "?model=tiny&seed=40")
+    page.locator("#tiles button").nth(5).click()
+    page.click("#zoom-walk")
+    expect(page.locator("#toward")).to_have_value("46")
+    expect(page.locator("#play")).to_have_text("Pause")
+
+
+def test_what_is_taken_along_draws_the_same_picture(page, url, tmp_path):
+    asked = {"model": "tiny", "class_label": "O'Brien & sons", "seed": 7, "toward": 8, "mix": 0.5}
+    expected = drawn(url, **asked)
+    opened(page, url, "?" + str(httpx.QueryParams(asked)))
+    with page.expect_download() as download:
+        page.click("#download")
+    assert download.value.path().read_bytes() == expected
+    name = download.value.suggested_filename
+    assert name == "o-brien-sons-7-toward-8-0.5.png"
+
+    page.click("#copy-curl")
+    expect(page.locator("#copy-curl")).to_have_text("Copied")
+    subprocess.run(
+        ["bash", "-c", page.evaluate("navigator.clipboard.readText()")], cwd=tmp_path, check=True
+    )
+    assert (tmp_path / name).read_bytes() == expected
+    (tmp_path / name).unlink()
+
+    page.click("#copy-python")
+    expect(page.locator("#copy-python")).to_have_text("Copied")
+    program = page.evaluate("navigator.clipboard.readText()")
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    assert (tmp_path / name).read_bytes() == expected
+
+    page.click("#share")
+    expect(page.locator("#share")).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == page.url
+
+
+def test_where_the_browser_forbids_copying_the_text_is_shown(page, url):
+    page.add_init_script("delete Navigator.prototype.clipboard")  # as on a page without https
+    opened(page, url, "?model=tiny&seed=7")
+    page.click("#copy-curl")
+    expect(page.locator("#text-area")).to_have_value(re.compile("^curl -o 7.png"))
+
+
+def test_an_overloaded_server_is_waited_for(context, tmp_path):
+    write_bundle(tmp_path / "models")
+    small = {"SID_QUEUE_SIZE": "1", "SID_MAX_BATCH_SIZE": "1", "SID_CONCURRENCY": "1"}
+    with serving(tmp_path / "models", log=tmp_path / "log", **small) as (_, url):
+        page = context.new_page()
+        page.add_init_script("""addEventListener("DOMContentLoaded", () => new MutationObserver(
+            () => (window.said ??= []).push(document.getElementById("notice").textContent)
+        ).observe(document.getElementById("notice"), {childList: true}))""")
+        page.goto(f"{url}/?n=24")
+        expect(page.locator("#tiles img")).to_have_count(24)
+        expect(page.locator("#notice")).to_be_hidden()
+        refused = re.search(
+            r'sid_rejections_total\{model="tiny",reason="queue_full"\} (\d+)',
+            httpx.get(f"{url}/metrics").text,
+        )
+        assert int(refused[1]) > 0
+        assert any("more to draw than it can take now" in text for text in page.evaluate("said"))
+
+
+def test_a_server_that_is_gone_is_said_and_tried_again(context, tmp_path):
+    write_bundle(tmp_path / "models")
+    with serving(tmp_path / "models") as (_, url):
+        page = opened(context.new_page(), url)
+    page.fill("#seed", "77")
+    expect(page.locator("#notice")).to_contain_text("The server cannot be reached.")
+    expect(page.locator("#tiles .failed")).to_have_count(24)
+    with serving(tmp_path / "models", "--port", str(urlsplit(url).port)):
+        page.click("#notice button")
+        expect(page.locator("#stage-caption")).to_contain_text("seed 77")
+        page.locator("#tiles .failed button").first.click()
+        expect(page.locator("#tiles img")).to_have_count(1)
+
+
+def test_a_server_with_keys_asks_for_one(context, tmp_path):
+    write_bundle(tmp_path / "models")
+    made = new_key("alice")
+    (tmp_path / "keys").write_text(made.line)
+    with serving(tmp_path / "models", SID_KEYS=str(tmp_path / "keys")) as (_, url):
+        page = context.new_page()
+        page.goto(url)
+        expect(page.locator("#key")).to_be_visible()
+        page.fill("#key-input", "wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#key")).to_be_visible()
+        page.fill("#key-input", made.secret)
+        page.keyboard.press("Enter")
+        expect(page.locator("#tiles img")).to_have_count(24)
+        page.click("#copy-curl")
+        copied = page.evaluate("navigator.clipboard.readText()")
+        assert made.secret not in copied
+        assert "X-API-Key: $SID_KEY" in shlex.split(copied)
+        assert made.secret not in page.url
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390, 320])
+def test_anybody_can_use_it(browser, url, scheme, width):
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
+    page = opened(context.new_page(), url, "?model=tiny&seed=3&toward=8&n=12")
+    found = [Axe().run(page)]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.locator("#tiles button").first.click()
+    found.append(Axe().run(page))
+    page.click("#zoom-close")
+    page.fill("#seed", "x")
+    found.append(Axe().run(page))
+    context.close()
+    for result in found:
+        assert result.violations_count == 0, result.generate_report()
+
+
+def test_the_theme_is_chosen_and_kept(page, url):
+    opened(page, url, "?model=tiny")
+    ground = "getComputedStyle(document.documentElement).backgroundColor"
+    light = page.evaluate(ground)
+    page.click("#theme")
+    dark = page.evaluate(ground)
+    assert dark != light
+    opened(page, url, "?model=tiny")
+    assert page.evaluate(ground) == dark
+
+
+@pytest.mark.parametrize("path", ["/?model=tiny", "/docs"])
+def test_nothing_comes_from_anywhere_else(page, url, path):
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(url + path)
+    page.wait_for_load_state("networkidle")
+    assert asked
+    foreign = [one for one in asked if not one.startswith((url, "blob:", "data:"))]
+    assert foreign == []
+
+
+def test_files_are_not_kept_beyond_an_upgrade_and_run_nothing_foreign(url):
+    answer = httpx.get(f"{url}/")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    script = httpx.get(f"{url}/playground/main.js")
+    assert script.headers["cache-control"] == "no-cache"
+    again = httpx.get(
+        f"{url}/playground/main.js", headers={"if-none-match": script.headers["etag"]}
+    )
+    assert again.status_code == 304
+    assert httpx.get(f"{url}/playground/..%2fsettings.py").status_code == 404
