@@ -1,7 +1,7 @@
 # The gateway: `sid serve` with both engines and tracing; no torch, no compiler.
 #   docker build -t sid-serve .
 #   docker run -p 8000:8000 sid-serve
-# Models of your own: -v "$PWD/models:/models:ro". Settings: -e SID_...=... (service/settings.py).
+# Models of your own: -v "$PWD/models:/models:ro". Settings: -e SID_...=... (docs/reference/configuration.md).
 # Accepted requests may take SID_GRACE_SECONDS to finish, so stop it by `docker stop -t 30`.
 
 FROM python:3.11.15-slim-bookworm AS dependencies

@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: help setup setup-dev run run-triton test soak lint
+.PHONY: help setup setup-dev run run-triton test soak lint docs
 
 # Print this list of targets
 help:
@@ -38,6 +38,11 @@ lint: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Write the references in docs/reference/ and the playground's picture anew
+docs: setup-dev
+	$(BIN)/python -m docs.generate
+	$(BIN)/python -m docs.screenshot
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}: say make PYTHON=/path/to/python3.11")'

@@ -157,12 +157,12 @@ class Telemetry:
             "only grows is a leak.",
             registry=registry,
         )
-        memory = Gauge(
+        self.memory_limit = Gauge(
             "sid_memory_limit_bytes",
             "Memory that the process may use: its container's limit, or the machine's.",
             registry=registry,
         )
-        memory.set(available_memory())
+        self.memory_limit.set(available_memory())
         self.model_info = Gauge(
             "sid_model_info",
             "1 for each served model; its identity is in the labels.",

@@ -8,9 +8,15 @@ from typer.main import get_command
 
 import distill.cli
 import service.cli
+from docs import generate
+from service.app import create_app
+from service.settings import Settings
+from tests.bundles import write_bundle
+from tests.service.client import Client
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+REFERENCE = ROOT / "docs" / "reference"
 COMMANDS = {
     "sid": get_command(service.cli.app).commands,
     "sid-distill": get_command(distill.cli.app).commands,
@@ -46,3 +52,48 @@ def test_every_make_target_exists(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for target in re.findall(r"(?:^    |`)make ([a-z-]+)", page.read_text(), re.MULTILINE):
         assert target in targets, target
+
+
+@pytest.mark.parametrize("name", ["http.md", "configuration.md", "commands.md", "metrics.md"])
+def test_the_reference_is_what_the_code_says_now(name):
+    assert (REFERENCE / name).read_text() == generate.pages()[name], "run `make docs`"
+
+
+def test_every_route_is_documented():
+    app = create_app(Settings())
+    text = (REFERENCE / "http.md").read_text()
+    routes = [(m.upper(), path) for path, ms in app.openapi()["paths"].items() for m in ms]
+    assert ("POST", "/generate") in routes
+    for method, path in routes:
+        assert f"## {method} {path}\n" in text
+    # For people and not for programs: the playground, and the reference to try out.
+    others = {route.path for route in app.routes if hasattr(route, "path")}
+    assert {one for one in others if not one.startswith("/swagger/")} == {
+        "/",
+        "/docs",
+        "/openapi.json",
+        "/playground",
+    }
+
+
+def test_every_setting_and_command_is_documented():
+    for name in Settings.model_fields:
+        assert f"## SID_{name.upper()}\n" in (REFERENCE / "configuration.md").read_text()
+    text = (REFERENCE / "commands.md").read_text()
+    for program, commands in COMMANDS.items():
+        for name, command in commands.items():
+            part = text.split(f"### `{program} {name}`\n")[1].split("\n### ")[0]
+            for parameter in command.params:
+                assert any(flag in part for flag in (*parameter.opts, parameter.name.upper()))
+
+
+def test_every_metric_is_documented(tmp_path):
+    write_bundle(tmp_path)
+    with Client(create_app(Settings(models=tmp_path))) as client:
+        client.generate({"seed": 1})
+        shown = client.get("/metrics").text
+    text = (REFERENCE / "metrics.md").read_text()
+    names = set(re.findall(r"^# TYPE (sid_\w+) ", shown, re.MULTILINE))
+    assert len(names) > 10
+    for name in names:
+        assert f"| `{name}` |" in text

@@ -5,9 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from typer.main import get_command
 
 from distill.cli import app
@@ -85,43 +83,3 @@ def test_a_users_mistake_ends_in_one_line(arguments, said, tmp_path, monkeypatch
     assert said in result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
     assert result.stderr.startswith("error: ")
-
-
-def test_from_a_folder_of_pictures_to_a_served_picture(tmp_path):
-    """One's own data, every command in turn, and `sid generate` on what they published."""
-    rng = np.random.default_rng(0)
-    for name in ("left", "right"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for i in range(130):
-            pixels = rng.integers(0, 60, (8, 8, 3), np.uint8)
-            pixels[:, :4] += 150 * (name == "left")
-            pixels[:, 4:] += 150 * (name == "right")
-            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
-    recipe, data = tmp_path / "tiny.toml", tmp_path / "data"
-    recipe.write_text(RECIPE)
-    teacher, run, models = tmp_path / "teacher", tmp_path / "run", tmp_path / "models"
-    features = tmp_path / "pixels.safetensors"
-    network = "network.safetensors"
-
-    sid_distill("features", "--data", data, "--resolution", 8, "--out", features, "--epochs", 2)
-    sid_distill("teacher", "--recipe", recipe, "--data", data, "--out", teacher)
-    sid_distill(
-        "run", "--recipe", recipe, "--teacher", teacher / network, "--out", run,
-        "--features", features,
-    )  # fmt: skip
-    assert (run / "curve.jsonl").exists()
-    for file in (run / network, teacher / network):
-        sid_distill("evaluate", file, "--features", features, "--images", 256)
-    sid_distill("export", run / network, "-o", tmp_path / "model.onnx")
-    sid_distill(
-        "publish", run / network, "--teacher", teacher / network, "--name", "halves",
-        "--models", models,
-    )  # fmt: skip
-    picture = tmp_path / "left.png"
-    subprocess.run(
-        [BIN / "sid", "generate", "--models", models, "--class-label", "left", "--seed", "7",
-         "-o", picture],
-        check=True, timeout=60,
-    )  # fmt: skip
-    with Image.open(picture) as image:
-        assert (image.size, image.mode) == ((8, 8), "RGB")

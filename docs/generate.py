@@ -1,0 +1,214 @@
+"""Write docs/reference/ from the code: routes, settings, commands and metrics (`make docs`).
+
+tests/test_docs.py fails when what is committed is not what this writes.
+"""
+
+import html
+import json
+import re
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from typer.cli import get_docs_for_click
+from typer.main import get_command
+
+import distill.cli
+import service.cli
+from service import errors
+from service.app import create_app
+from service.settings import Settings
+from service.telemetry import Telemetry
+
+FOLDER = Path(__file__).parent / "reference"
+ORIGIN = "<!-- Written by `make docs` from {source}; edit that. -->\n\n"
+
+
+def pages() -> dict[str, str]:
+    """Each page of the reference by its file name."""
+    return {
+        "http.md": http(create_app(Settings()).openapi()),
+        "configuration.md": configuration(),
+        "commands.md": commands(),
+        "metrics.md": metrics(),
+    }
+
+
+def http(document: dict[str, Any]) -> str:
+    """Every route, from the OpenAPI document that the server shows at /docs."""
+    text = ORIGIN.format(source="service/routes/") + (
+        "# HTTP reference\n\n"
+        "The same to try out, on a running server: `/docs`; for programs: `/openapi.json`.\n"
+        "Where the server has API keys, send one as `Authorization: Bearer KEY` or "
+        "`X-API-Key: KEY`, to all\nroutes but `/`, `/livez`, `/readyz` and `/metrics`. Every "
+        "answer carries `X-Request-ID`.\n"
+    )
+    for path, methods in document["paths"].items():
+        for method, route in methods.items():
+            text += f"\n## {method.upper()} {path}\n\n"
+            text += _paragraphs(route.get("description", route["summary"] + ".")) + "\n"
+            text += _parameters(route.get("parameters", []))
+            text += _body(route, document)
+            text += _answers(route["responses"])
+    return text + _schemas(document) + _problems()
+
+
+def configuration() -> str:
+    """Every setting, from its field."""
+    text = ORIGIN.format(source="service/settings.py") + (
+        "# Configuration reference\n\n"
+        "Environment variables of `sid serve` and of all other commands that draw; `--host`, "
+        "`--port` and\n`--models` go before theirs. A value that makes no sense ends the start "
+        "with one line.\n"
+    )
+    for name, field in Settings.model_fields.items():
+        default = "none" if field.default is None else f"`{field.default}`"
+        bounds = [
+            f"{word} {getattr(rule, sign)}"
+            for rule in field.metadata
+            for sign, word in (("ge", "at least"), ("gt", "above"), ("le", "at most"))
+            if hasattr(rule, sign)
+        ]
+        kind = ", ".join([_type_name(field.annotation), *bounds])
+        text += f"\n## SID_{name.upper()}\n\n{kind}. Default: {default}.\n\n{field.description}\n"
+    return text
+
+
+def commands() -> str:
+    """Every command and option, from the command lines."""
+    text = ORIGIN.format(source="service/cli.py and distill/commands/") + "# Command reference\n"
+    for name, app in (("sid", service.cli.app), ("sid-distill", distill.cli.app)):
+        command = get_command(app)
+        with command.make_context(name, [], resilient_parsing=True) as context:
+            said = get_docs_for_click(obj=command, ctx=context, name=name)
+        lines = [line.rstrip() for line in html.unescape(said).splitlines()]
+        text += "\n" + "\n".join(f"#{line}" if line.startswith("#") else line for line in lines)
+    return text.rstrip() + "\n"
+
+
+def metrics() -> str:
+    """Every metric of our own, from the registry."""
+    text = ORIGIN.format(source="service/telemetry.py") + (
+        "# Metrics reference\n\n"
+        "What `GET /metrics` shows to Prometheus, beside the usual `process_*`. A histogram has "
+        "`_bucket`, `_sum`\nand `_count`. What they mean when they move: "
+        "[operations.md](../operations.md).\n\n"
+        "| metric | type | labels | what |\n|---|---|---|---|\n"
+    )
+    for metric in vars(Telemetry()).values():
+        if hasattr(metric, "_labelnames"):
+            (family,) = metric.describe()
+            labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "-"
+            name = family.name + ("_total" if family.type == "counter" else "")
+            text += f"| `{name}` | {family.type} | {labels} | {family.documentation} |\n"
+    return text
+
+
+def _paragraphs(docstring: str) -> str:
+    return "\n\n".join(" ".join(part.split()) for part in docstring.split("\n\n"))
+
+
+def _parameters(parameters: list[dict[str, Any]]) -> str:
+    if not parameters:
+        return ""
+    text = "\n| parameter | where | what |\n|---|---|---|\n"
+    for one in parameters:
+        must = ", required" if one["required"] else ""
+        what = one.get("description") or one["schema"].get("description", "")
+        text += f"| `{one['name']}` | {one['in']}{must} | {_kind(one['schema'])}. {what} |\n"
+    return text
+
+
+def _body(route: dict[str, Any], document: dict[str, Any]) -> str:
+    content = route.get("requestBody", {}).get("content", {})
+    if "application/json" not in content:
+        return ""
+    schema = content["application/json"]["schema"]
+    name = next(part["$ref"] for part in (schema, *schema.get("anyOf", ())) if "$ref" in part)
+    return f"\nThe body, in JSON:\n\n{_fields(document, name.rsplit('/', 1)[-1])}"
+
+
+def _fields(document: dict[str, Any], name: str) -> str:
+    schema = document["components"]["schemas"][name]
+    text = "| field | what |\n|---|---|\n"
+    for field, its in schema["properties"].items():
+        must = " **Required.**" if field in schema.get("required", ()) else ""
+        text += f"| `{field}` | {_kind(its)}.{must} {its.get('description', '')}".rstrip() + " |\n"
+    return text
+
+
+def _answers(responses: dict[str, Any]) -> str:
+    text, failures = "\n", []
+    for status, answer in responses.items():
+        content = answer.get("content", {})
+        if errors.PROBLEM in content:
+            failures.append(status)
+            continue
+        forms = [
+            f"{_kind(its['schema'])} as `{form}`" if "$ref" in its["schema"] else f"`{form}`"
+            for form, its in content.items()
+        ]
+        said = answer["description"].rstrip(".").replace("Successful Response", "")
+        text += f"- {status}: {'; '.join(part for part in (said, ', '.join(forms)) if part)}\n"
+    return text + (f"- [errors](#errors): {', '.join(failures)}\n" if failures else "")
+
+
+def _schemas(document: dict[str, Any]) -> str:
+    text = "\n## What answers hold\n"
+    for name, schema in sorted(document["components"]["schemas"].items()):
+        if "properties" in schema and "Request" not in name and not name.startswith("HTTP"):
+            text += f"\n### {name}\n\n{_paragraphs(schema.get('description', ''))}\n\n"
+            text += _fields(document, name)
+    return text
+
+
+def _problems() -> str:
+    text = (
+        "\n## Errors\n\n"
+        "Every error is an `application/problem+json` (RFC 9457). Its `type` is "
+        "`urn:sid-serve:problem:KIND`,\nits `detail` says what was wrong, what was expected and "
+        "what to do. 429 and 503 carry `Retry-After`.\nBelow `/v1/` a member `error` says the "
+        "same in OpenAI's words.\n\n"
+        "| status | kind |\n|---|---|\n"
+    )
+    known = {("404", "not-found"), ("405", "method-not-allowed")}  # Starlette's own
+    for file in Path(service.__file__).parent.rglob("*.py"):
+        known |= set(re.findall(r'\(\s*([45][0-9]{2}),\s+"([a-z-]+)"', file.read_text("utf-8")))
+    return text + "".join(f"| {status} | `{kind}` |\n" for status, kind in sorted(known))
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """A schema's type, in few words."""
+    if "$ref" in schema:
+        return (
+            f"[{schema['$ref'].rsplit('/', 1)[-1]}](#{schema['$ref'].rsplit('/', 1)[-1].lower()})"
+        )
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_kind(part) for part in schema["anyOf"]))
+    if "enum" in schema or "const" in schema:
+        values = schema.get("enum", [schema.get("const")])
+        return " or ".join(f"`{json.dumps(value)}`" for value in values)
+    if schema.get("type") == "array":
+        return f"list of {_kind(schema['items'])}"
+    return str(schema.get("type", "anything"))
+
+
+def _type_name(kind: Any) -> str:
+    """A setting's type, in words."""
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_type_name(part) for part in get_args(kind) if part is not type(None))
+    if get_origin(kind) is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(kind))
+    names = {int: "Whole number", float: "Number", str: "Text", Path: "Path", bool: "Yes or no"}
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def main() -> None:
+    """Write all pages."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
