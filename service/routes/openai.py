@@ -169,4 +169,7 @@ def _url(request: Request, model: Model, order: Order) -> str:
     query: dict[str, Any] = {"model": model.bundle.tag, "seed": order.seed}
     if order.class_label is not None:
         query["class_label"] = order.class_label
-    return f"{request.base_url}generate?{urlencode(query)}"
+    # A proxy in front may speak TLS; who makes this up only gets a wrong address from it.
+    secure = request.headers.get("x-forwarded-proto", "").lower() == "https"
+    base = request.base_url.replace(scheme="https") if secure else request.base_url
+    return f"{base}generate?{urlencode(query)}"

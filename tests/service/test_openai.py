@@ -54,6 +54,13 @@ def test_a_url_leads_to_the_same_picture_and_may_be_kept_for_ever(client, librar
     assert "max-age=31536000" in answer.headers["cache-control"]
 
 
+def test_behind_a_proxy_with_tls_the_url_is_the_proxy_s(client):
+    body = {"prompt": "2", "response_format": "url"}
+    headers = {"host": "pictures.example", "x-forwarded-proto": "https"}
+    said = client.request("POST", "/v1/images/generations", json=body, headers=headers)
+    assert said.json()["data"][0]["url"].startswith("https://pictures.example/generate?")
+
+
 @pytest.mark.parametrize("form", ["png", "webp", "jpeg"])
 def test_the_file_is_of_the_form_that_is_asked_for(client, library, form):
     said = client.run(
