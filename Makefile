@@ -26,7 +26,9 @@ run-triton: $(VENV)/.triton
 
 # Run the whole test suite
 test: setup-dev
-	$(BIN)/pytest
+	@# Trainings side by side; servers alone, as their tests look at the clock.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --ignore tests/service --ignore tests/deploy
+	$(BIN)/pytest tests/service tests/deploy
 
 # Have misbehaving clients storm a real server for three minutes (SECONDS=... to change)
 soak: setup-dev

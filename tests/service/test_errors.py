@@ -31,7 +31,7 @@ def assert_problem(answer, status: int) -> None:
         ("POST", "/generate", {"json": {}, "headers": {"accept": "image/gif"}}, 406),
         ("POST", "/generate/", {"json": {}}, 404),
         ("PUT", "/generate", {"json": {}}, 405),
-        ("GET", "/", {}, 404),
+        ("GET", "/nothing", {}, 404),
         ("GET", "/models/nope", {}, 404),
         ("DELETE", "/models", {}, 405),
     ],
