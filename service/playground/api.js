@@ -14,6 +14,9 @@ export class Refused extends Error {
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 export const rememberKey = (key) => sessionStorage.setItem(KEY, key);
 
+// The browser notes 250 requests, and then no more.
+performance.addEventListener("resourcetimingbufferfull", () => performance.clearResourceTimings());
+
 /** The cards of all models (GET /models). */
 export async function listModels() {
   return (await (await ask("models")).json()).models;
@@ -96,6 +99,5 @@ function pause(milliseconds, signal) {
 
 function wasCached(url) {
   const entry = performance.getEntriesByName(new URL(url, document.baseURI).href).at(-1);
-  performance.clearResourceTimings(); // the browser keeps 250 and then no more
   return entry !== undefined && entry.transferSize === 0;
 }

@@ -76,8 +76,9 @@ function showModels() {
     ...classes.map((text) => option(text, text)),
   );
   $("class-label").disabled = !classes.length;
-  const wanted = state.class_label.trim().toLowerCase();
-  state.class_label = classes.find((text) => text.toLowerCase() === wanted) ?? classes[wanted] ?? "";
+  const named = classes[/^[0-9]+$/.test(state.class_label) ? state.class_label : -1];
+  const wanted = (named ?? state.class_label).trim().toLowerCase();
+  state.class_label = classes.find((text) => text.toLowerCase() === wanted) ?? "";
   showAbout();
 }
 
@@ -97,22 +98,22 @@ function showAbout() {
 // ---- the stage: the newest wish wins, and each drawing is finished before the next begins
 
 let stageBusy = false;
-let stageAgain = false;
+let wishes = 0; // how often something else was wanted
+let shownWish = 0; // which of them the stage shows: never an older one than before
 
 async function drawStage() {
+  wishes += 1;
   const frame = state.toward && walk.frame(state);
-  if (frame) return showPicture(frame);
-  if (stageBusy) {
-    stageAgain = true;
-    return;
-  }
+  if (frame) return showPicture(frame, wishes);
+  if (stageBusy) return;
   stageBusy = true;
   try {
+    let wish;
     do {
-      stageAgain = false;
-      showPicture(await draw(states.askedOf(state), { onBusy: showBusy }));
+      wish = wishes;
+      showPicture(await draw(states.askedOf(state), { onBusy: showBusy }), wish);
       showNotice("");
-    } while (stageAgain);
+    } while (wish < wishes && shownWish < wishes);
   } catch (error) {
     showError(error, drawStage);
   } finally {
@@ -120,7 +121,9 @@ async function drawStage() {
   }
 }
 
-function showPicture(picture) {
+function showPicture(picture, wish) {
+  if (wish < shownWish) return;
+  shownWish = wish;
   shown = picture;
   const image = $("stage-image");
   const before = image.src;
@@ -143,8 +146,9 @@ function showStep(step, picture, error) {
     return;
   }
   state.step = step;
+  wishes += 1;
   showControls();
-  showPicture(picture);
+  showPicture(picture, wishes);
 }
 
 function setPlaying(wanted) {
@@ -215,7 +219,9 @@ function showError(error, again) {
 
 function askForKey() {
   if ($("key").open) return;
+  $("key").returnValue = "";
   $("key").onclose = () => {
+    if (!$("key").returnValue) return showNotice("This server asks for an API key.", start);
     rememberKey($("key-input").value);
     start();
   };
@@ -232,7 +238,10 @@ function wire() {
       $(id).setAttribute("aria-invalid", "true");
       showNotice(`A seed is a whole number from 0 to ${2n ** 64n - 1n}.`);
     };
-    $(id).onblur = () => showControls();
+    $(id).onblur = () => {
+      if ($(id).hasAttribute("aria-invalid")) showNotice("");
+      showControls();
+    };
   };
   typed("seed", "seed");
   typed("toward", "toward", { optional: true });

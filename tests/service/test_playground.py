@@ -134,6 +134,30 @@ def test_a_model_without_classes_and_one_in_colour_are_drawn_too(page, url):
     expect(page.locator("#about")).to_contain_text("onnxruntime")
 
 
+@pytest.mark.parametrize(
+    "query",
+    ["?seed=abc&n=9999&model=nope&toward=-1&mix=7", "?class_label=<script>", "?class_label=length"],
+)
+def test_an_address_that_makes_no_sense_opens_on_what_there_is(page, url, query):
+    opened(page, url, query)
+    assert page.input_value("#seed") == "0"
+    assert page.input_value("#class-label") == ""
+
+
+def test_fast_scrubbing_ends_on_the_last_picture(page, url):
+    opened(page, url, "?model=tiny&class_label=Dress&seed=3&toward=8")
+    page.click("#play")  # so that some steps are there already, and others are not
+    page.click("#play")
+    for step in (*range(33), *range(32, 11, -1)):
+        page.locator("#mix").evaluate(
+            "(mix, step) => { mix.value = step; mix.dispatchEvent(new Event('input')); }", step
+        )
+    expect(page.locator("#stage-caption")).to_have_text("Dress, seed 3, 38 % of the way to 8")
+    page.wait_for_timeout(300)  # whatever was still under way
+    expected = drawn(url, model="tiny", class_label="Dress", seed=3, toward=8, mix=0.375)
+    assert_staged(page, expected)
+
+
 def test_dice_scrubber_and_arrow_keys_change_the_seed(page, url):
     opened(page, url, "?model=tiny&seed=1500")
     page.keyboard.press("ArrowRight")
@@ -295,6 +319,9 @@ def test_a_server_with_keys_asks_for_one(context, tmp_path):
         page = context.new_page()
         page.goto(url)
         expect(page.locator("#key")).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(page.locator("#notice")).to_contain_text("asks for an API key")
+        page.click("#notice button")
         page.fill("#key-input", "wrong")
         page.keyboard.press("Enter")
         expect(page.locator("#key")).to_be_visible()
