@@ -58,6 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
         generate.router,
         generate.cacheable_router,
         models.router,
+        openai.drawing_router,
         openai.router,
         health.router,
     ):

@@ -20,7 +20,7 @@ from service.errors import ProblemError, problem_for
 class LeanRoute(APIRoute):
     """A route whose endpoint is `(request: Request, body: SomeModel) -> Response`.
 
-    An empty body stands for `SomeModel()`. A body that is not JSON is a ProblemError (400, 415),
+    An empty body stands for `{}`. A body that is not JSON is a ProblemError (400, 415),
     one of another schema a RequestValidationError, as in any FastAPI route. The route has its
     place in the OpenAPI document like any other; `LeanRoutes` leads to it past FastAPI.
     """
@@ -84,17 +84,10 @@ async def _read(request: Request) -> bytes:
 
 
 def _parse(request: Request, content: bytes, model: type[BaseModel]) -> BaseModel:
-    if not content:
-        return model()
-    sent = request.headers.get("content-type", "none")
-    media_type = sent.partition(";")[0].strip().lower()
-    if media_type != "application/json" and not (
-        media_type.startswith("application/") and media_type.endswith("+json")
-    ):
-        detail = f"the body's content-type must be application/json, not {sent}"
-        raise ProblemError(415, "unsupported-media-type", detail)
+    if content:
+        _check_type(request)
     try:
-        return model.model_validate_json(content)
+        return model.model_validate_json(content or b"{}")
     except ValidationError as error:
         errors = error.errors(include_url=False)
         if errors[0]["type"] == "json_invalid":
@@ -102,3 +95,13 @@ def _parse(request: Request, content: bytes, model: type[BaseModel]) -> BaseMode
             raise ProblemError(400, "malformed", f"the body is not JSON: {reason}") from None
         located = [{**item, "loc": ("body", *item["loc"])} for item in errors]
         raise RequestValidationError(located) from None
+
+
+def _check_type(request: Request) -> None:
+    sent = request.headers.get("content-type", "none")
+    media_type = sent.partition(";")[0].strip().lower()
+    if media_type != "application/json" and not (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    ):
+        detail = f"the body's content-type must be application/json, not {sent}"
+        raise ProblemError(415, "unsupported-media-type", detail)

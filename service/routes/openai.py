@@ -27,8 +27,10 @@ from service.errors import ProblemError, responses
 from service.generation import Model
 from service.orders import Order, Picture
 from service.routes.drawing import deadline_of, draw, resolve
+from service.routes.lean import LeanRoute
 from service.routes.requests import GenerateRequest, WholeNumber
 
+drawing_router = APIRouter(prefix="/v1", route_class=LeanRoute)
 router = APIRouter(prefix="/v1")
 
 # Strict first: 0 equals False.
@@ -108,7 +110,7 @@ class OpenAIModels(BaseModel):
     data: list[OpenAIModel]
 
 
-@router.post(
+@drawing_router.post(
     "/images/generations",
     summary="Draw pictures, as OpenAI's API does",
     response_model=ImagesResponse,

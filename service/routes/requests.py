@@ -35,7 +35,7 @@ def _digits(value: object) -> object:
 def _decimal(value: object) -> object:
     """Take a plain decimal number from 0 to 1, for the same reason; ten digits are plenty."""
     if isinstance(value, str) and not re.fullmatch(r"0|1|[01]\.[0-9]{1,10}", value, re.ASCII):
-        raise ValueError("must be a number from 0 to 1, such as 0.25")
+        raise ValueError("must be a number from 0 to 1 with at most ten decimals, such as 0.25")
     return value
 
 

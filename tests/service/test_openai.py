@@ -108,6 +108,14 @@ def test_errors_are_shown_in_our_words(client, library, asked, error, says):
     assert caught.value.code in caught.value.response.json()["type"]
 
 
+@pytest.mark.parametrize(("sent", "status"), [("x", 400), ("[]", 422), ("", 422), ("{}", 422)])
+def test_a_body_that_is_none_is_said_as_by_generate(client, sent, status):
+    headers = {"content-type": "application/json"}
+    answer = client.request("POST", "/v1/images/generations", content=sent, headers=headers)
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"] == answer.json()["detail"]
+
+
 def test_what_cannot_be_done_is_refused_and_not_passed_over(client):
     body = {"prompt": "2", "stream": True}
     answer = client.request("POST", "/v1/images/generations", json=body)
