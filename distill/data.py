@@ -26,6 +26,7 @@ FASHION_CLASSES = (
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+CLASS_ORDER = "classes.txt"  # beside the class folders: their names in order, one a line
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 
 
@@ -140,7 +141,10 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
 
 
 def _load_images(path: Path, resolution: int) -> Dataset:
-    """Read a folder or zip of images; sub-folders, in sorted order, are the classes."""
+    """Read a folder or zip of images; sub-folders are the classes.
+
+    They are in sorted order, or in that of a file `classes.txt` beside them.
+    """
     names, images = [], []
     for name, opened in _image_files(path):
         try:
@@ -151,7 +155,7 @@ def _load_images(path: Path, resolution: int) -> Dataset:
         names.append(PurePosixPath(name))
     if not images:
         raise UserError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    classes = _classes_of(path, names)
+    classes = _in_order(path, _classes_of(path, names))
     labels = torch.tensor([classes.index(name.parent.name) for name in names])
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     if (pixels == pixels[:, :1]).all():  # every picture is grey: one channel says it all
@@ -170,6 +174,31 @@ def _classes_of(path: Path, names: list[PurePosixPath]) -> tuple[str, ...]:
     if len({name.casefold() for name in classes}) < len(classes):
         raise UserError(f"{path} has class folders that differ by upper and lower case alone")
     return classes
+
+
+def _in_order(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Put class names into the order of `classes.txt`, where there is one.
+
+    Raises:
+        UserError: it names other classes than there are folders.
+    """
+    if path.is_dir():
+        file = path / CLASS_ORDER
+        text = file.read_text("utf-8") if file.is_file() else None
+    else:
+        with zipfile.ZipFile(path) as archive:
+            there = CLASS_ORDER in archive.namelist()
+            text = _read_member(path, archive, CLASS_ORDER).decode() if there else None
+    if text is None:
+        return classes
+    order = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if sorted(order) != sorted(classes):
+        different = sorted(set(order) ^ set(classes)) or sorted(order)
+        raise UserError(
+            f"{path}: {CLASS_ORDER} and the class folders differ in {', '.join(different)}: "
+            "it lists each folder once, in the order of the labels"
+        )
+    return order
 
 
 def _image_files(path: Path) -> Iterator[tuple[str, IO[bytes]]]:

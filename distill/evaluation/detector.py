@@ -51,6 +51,7 @@ class DetectorFacts(BaseModel):
         epochs, seed: how it was trained.
         test_accuracy: its accuracy on held-out real images; None where there were none.
         test_distance: their Fréchet distance to the training images.
+        thumbnail: side of the thumbnail that its features had to paint; 0 for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +64,7 @@ class DetectorFacts(BaseModel):
     seed: int
     test_accuracy: float | None = None
     test_distance: float | None = None
+    thumbnail: int = 0
 
 
 class Observation(NamedTuple):
