@@ -72,6 +72,13 @@ class World:
         dist.all_reduce(said, dist.ReduceOp.MAX)
         return bool(said.item())
 
+    def average(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over the processes, on the device; every process must ask."""
+        if self.size == 1:
+            return value
+        dist.all_reduce(value)
+        return value / self.size
+
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Average scalars over the processes; every process must ask."""
         if not values:

@@ -17,6 +17,7 @@ from distill.losses import fake_score_loss
 from distill.microbatches import seed_draws, share_of_batch
 from distill.networks import Denoiser, NetworkConfig
 from distill.networks.layers import use_winograd
+from distill.nonfinite import mean_without, nonfinite_samples, share, sum_without
 from distill.precision import compute_dtype
 from distill.recipe import TeacherConfig
 from distill.sampling import heun, sample_inputs
@@ -39,6 +40,11 @@ class TeacherTraining:
         if world.device.type == "cpu" and config.precision == "fp32":
             use_winograd(denoiser)  # not the average, which draws the pictures and is distilled
         self.learner = Learner(denoiser.train(), world, config.betas, config.eps)
+
+    @property
+    def learners(self) -> dict[str, Learner]:
+        """The network that learns, by name."""
+        return {"teacher": self.learner}
 
     def identity(self) -> dict[str, Any]:
         """The network's shape and the data set."""
@@ -67,7 +73,9 @@ class TeacherTraining:
         noisy = images + sigma * torch.randn_like(images)
         denoised = self.learner.call(noisy, sigma, labels, augmentation)
         loss = fake_score_loss(images, denoised, sigma)
-        return loss.sum() / config.batch, {"loss/teacher": loss.detach().mean()}
+        left_out = nonfinite_samples(loss)
+        total = sum_without(left_out, loss, denoised) / config.batch
+        return Loss(total, share(left_out), {"loss/teacher": mean_without(left_out, loss)})
 
     def state(self) -> dict[str, Any]:
         """Weights, average and Adam's moments; every process must ask."""
