@@ -17,7 +17,6 @@ from distill.checkpoints import sha256_of_weights
 from distill.data import one_hot
 from distill.distributed import World
 from distill.errors import UserError
-from distill.images import to_pixels
 from distill.learner import Learner, Loss, ema_beta, load_weights, update_ema, whole_weights
 from distill.losses import fake_score_loss, generator_loss_parts, sample_weight
 from distill.microbatches import seed_draws, share_of_batch
@@ -188,10 +187,10 @@ class SidTraining:
         self.generator.load_optimizer_state(state["generator_optimizer"])
 
     @torch.no_grad()
-    def samples(self) -> Tensor:
-        """Ten pictures a class (a hundred without classes), each in one step."""
-        latents, labels = sample_inputs(self.ema.config, self.world.device)
-        return to_pixels(one_step(self.ema, latents, labels, self.config.sigma_init))
+    def samples(self, count: int | None = None) -> Tensor:
+        """Ten pictures a class (a hundred without classes) or the first of them, in one step."""
+        latents, labels = sample_inputs(self.ema.config, self.world.device, count)
+        return one_step(self.ema, latents, labels, self.config.sigma_init)
 
 
 def learning_rate_share(config: SidConfig, images_seen: int) -> float:
