@@ -1,9 +1,11 @@
 """The loop around every training: resume, step, log, evaluate, checkpoint, stop cleanly."""
 
+import errno
 import fcntl
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from distill.checkpoints import load_state, save_network, save_state
+from distill.checkpoints import load_state, save_network, save_state, write_atomically
 from distill.distributed import World
 from distill.divergence import Tally, fault_of_pictures, fault_of_steps, fault_of_weights, tallies
 from distill.errors import UserError
@@ -64,6 +66,11 @@ class Training(Protocol):
 
 Evaluate = Callable[[Denoiser], dict[str, Any]]
 
+# What flock answers where another holds the lock, and on file systems that know no locks: NFS
+# without its lock daemon, some of FUSE, Lustre without -o flock.
+_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
 PICTURES_CHECKED = 16  # before a checkpoint: of several seeds, and of two classes where there are
 
 
@@ -73,6 +80,7 @@ def train(
     facts: dict[str, Any],
     evaluate: Evaluate | None = None,
     progress: bool = True,
+    origin: dict[str, Any] | None = None,
 ) -> int:
     """Train until `config.total_images`, or until SIGINT or SIGTERM asks to stop.
 
@@ -95,6 +103,8 @@ def train(
         facts: written into the header of each network.
         evaluate: measures a network, say by a Fréchet distance.
         progress: show a progress bar.
+        origin: what the run was started from, for those who analyse it: written to run.json, as
+            all else only once the folder is ours and holds no other run.
 
     Returns:
         Images seen, less than the total when asked to stop.
@@ -104,10 +114,10 @@ def train(
             process trains in it, or the training diverges.
     """
     if not training.world.is_main:
-        return _train(training, folder, facts, evaluate, progress=False)
+        return _train(training, folder, facts, evaluate, progress=False, origin=None)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        return _train(training, folder, facts, evaluate, progress)
+        return _train(training, folder, facts, evaluate, progress, origin)
 
 
 def _train(
@@ -116,9 +126,13 @@ def _train(
     facts: dict[str, Any],
     evaluate: Evaluate | None,
     progress: bool,
+    origin: dict[str, Any] | None,
 ) -> int:
     config, world = training.config, training.world
     seen = kept = _resume(training, folder)
+    if origin is not None:
+        text = json.dumps(origin, indent=2) + "\n"
+        write_atomically(folder / "run.json", lambda file: file.write_text(text))
 
     def stop_if(fault: str | None) -> None:
         """End the run, in all processes, if one of them found a fault."""
@@ -285,14 +299,22 @@ def channels_last(network: Denoiser) -> Denoiser:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold a folder for this process; the lock dies with the process, however it ends."""
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("a") as file:  # "a": a refused run changes no file's time
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"another process trains in {folder}: wait for it or stop it, or name another "
-                "folder with --out"
-            ) from None
+        except OSError as error:
+            if error.errno in _HELD:
+                raise UserError(
+                    f"another process trains in {folder}: wait for it or stop it, or name another "
+                    "folder with --out"
+                ) from None
+            if error.errno not in _NO_LOCKS:
+                raise UserError(f"{file.name} cannot be locked: {error.strerror}") from None
+            print(
+                f"note: the file system of {folder} has no locks ({error.strerror}): see to it "
+                "yourself that no other process trains there",
+                file=sys.stderr,
+            )
         yield
 
 

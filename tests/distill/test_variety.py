@@ -42,7 +42,7 @@ def check(formula, classes=CLASSES):
         (lambda _z, _c: math.nan, "the same picture of class 'a' for every seed"),
         (lambda _z, c: c / 3, "the same picture of class 'a' for every seed"),
         (lambda z, c: torch.where(torch.as_tensor(c == 1), -1.0, z), "of class 'b' for every seed"),
-        (lambda z, c: c / 3 + z / 5000, "the same picture of class 'a' for every seed"),
+        (lambda z, c: (c + 0.3) / 4 + z / 5000, "the same picture of class 'a' for every seed"),
         (lambda z, _c: z, "the same picture for all of its 3 classes"),
         (lambda z, c: z + c / 10_000, "the same picture for all of its 3 classes"),
     ],
