@@ -117,7 +117,12 @@ def train(
         return _train(training, folder, facts, evaluate, progress=False, origin=None)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        return _train(training, folder, facts, evaluate, progress, origin)
+        try:
+            return _train(training, folder, facts, evaluate, progress, origin)
+        except OSError as error:
+            if error.errno and error.filename is None:  # of a curve: write() names no file
+                raise OSError(error.errno, error.strerror, str(folder)) from error
+            raise
 
 
 def _train(
@@ -129,7 +134,8 @@ def _train(
     origin: dict[str, Any] | None,
 ) -> int:
     config, world = training.config, training.world
-    seen = kept = _resume(training, folder)
+    settings = _settings(training)
+    seen = kept = _resume(training, folder, settings)
     if origin is not None:
         text = json.dumps(origin, indent=2) + "\n"
         write_atomically(folder / "run.json", lambda file: file.write_text(text))
@@ -167,7 +173,7 @@ def _train(
         # The state last: a kill in between makes a resumed run write the network again.
         weights = whole_weights(training.ema)
         state = {
-            "settings": json.dumps(_settings(training)),
+            "settings": json.dumps(settings),
             "images_seen": seen,
             "training": training.state(),
         }
@@ -243,13 +249,13 @@ def _settings(training: Training) -> dict[str, Any]:
     return training.config.model_dump(mode="json", exclude=free) | training.identity()
 
 
-def _resume(training: Training, folder: Path) -> int:
+def _resume(training: Training, folder: Path, settings: dict[str, Any]) -> int:
     """Load the folder's state, if it holds one; return the images seen."""
     state_file = folder / "state.pt"
     seen = 0
     if state_file.exists():
         state = load_state(state_file)
-        _check_same_run(folder, json.loads(state["settings"]), _settings(training))
+        _check_same_run(folder, json.loads(state["settings"]), settings)
         training.load_state(state["training"])
         seen = state["images_seen"]
     if seen != training.world.from_main(seen):

@@ -165,6 +165,16 @@ def test_a_teachers_folder_does_not_go_on_with_other_data(tmp_path):
         train(TeacherTraining(NETWORK, config, other, CPU), tmp_path, {}, progress=False)
 
 
+def test_the_data_set_is_hashed_once(tmp_path, monkeypatch):
+    """Not at every checkpoint: the real ones take minutes."""
+    calls = []
+    digest = Dataset.digest
+    monkeypatch.setattr(Dataset, "digest", lambda self: calls.append(self) or digest(self))
+    config = TEACHER.model_copy(update={"total_images": 512, "checkpoint_every": 128})
+    train(make_teacher(config), tmp_path, {}, progress=False)
+    assert len(calls) == 1
+
+
 def test_each_half_of_a_step_trains_one_network_in_the_papers_modes():
     """psi learns from a generator at rest; theta moves, dropout on, between frozen judges."""
     training = make_sid(SID)
