@@ -13,7 +13,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from distill.distributed import World, local
@@ -71,7 +70,8 @@ class Learner:
 
         Args:
             losses: this process's share, each computed and differentiated on its own, so that
-                memory holds one micro-batch. Gradients are exchanged once, with the last.
+                memory holds one micro-batch. Gradients are exchanged once, with the last (those
+                of a sharded network with each).
             lr: the learning rate of this step.
 
         Returns:
@@ -100,11 +100,11 @@ class Learner:
 
     @contextmanager
     def _exchanging(self, now: bool) -> Iterator[None]:
-        """Exchange gradients in this backward pass, or leave them to a later one."""
-        if isinstance(self.call, FSDPModule):
-            self.call.set_requires_gradient_sync(now)
-            yield
-        elif isinstance(self.call, DistributedDataParallel) and not now:
+        """Exchange gradients in this backward pass, or leave them to a later one.
+
+        A sharded network always exchanges, for a gradient that waits is held whole.
+        """
+        if isinstance(self.call, DistributedDataParallel) and not now:
             with self.call.no_sync():
                 yield
         else:

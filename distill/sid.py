@@ -51,18 +51,17 @@ class SidTraining:
         )
         _check_augmentation(config, teacher)
         self._identity = {"teacher": sha256_of_weights(teacher)}
-        teacher = channels_last(_with_dropout(teacher, config.dropout).to(world.device)).eval()
+        teacher = _with_dropout(teacher, config.dropout).to(world.building_site)
+        teacher = channels_last(teacher).eval()
         teacher.compute_dtype = compute_dtype(config.precision, world.device)
-        fake_score, generator = copy.deepcopy(teacher), copy.deepcopy(teacher)
-        ema = copy.deepcopy(teacher)
+        # One after the other, so that of networks to be sharded no more than two are whole.
+        self.ema = world.fixed(copy.deepcopy(teacher).requires_grad_(False))
         if world.device.type == "cpu" and config.precision == "fp32":
-            # Not the average, which draws the pictures and is exported.
-            for network in (teacher, fake_score, generator):
-                use_winograd(network)
-        self.ema = world.fixed(ema.requires_grad_(False))
+            use_winograd(teacher)  # not the average, which draws the pictures and is exported
+        self.fake_score = self._learner(copy.deepcopy(teacher), config.betas)
+        betas = config.generator_betas or config.betas
+        self.generator = self._learner(copy.deepcopy(teacher), betas)
         self.teacher = world.fixed(teacher.requires_grad_(False))
-        self.fake_score = self._learner(fake_score, config.betas)
-        self.generator = self._learner(generator, config.generator_betas or config.betas)
 
     def _learner(self, network: Denoiser, betas: tuple[float, float]) -> Learner:
         return Learner(network, self.world, betas, self.config.eps)

@@ -33,7 +33,7 @@ class TeacherTraining:
         self.config, self.dataset, self.world = config, dataset, world
         self.microbatches = share_of_batch(config, world)
         torch.manual_seed(config.seed)
-        denoiser = channels_last(Denoiser(network).to(world.device))
+        denoiser = channels_last(Denoiser(network).to(world.building_site))
         denoiser.compute_dtype = compute_dtype(config.precision, world.device)
         self.ema = world.fixed(copy.deepcopy(denoiser).eval().requires_grad_(False))
         if world.device.type == "cpu" and config.precision == "fp32":
