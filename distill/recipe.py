@@ -39,6 +39,10 @@ class LoopConfig(_Section):
         adam_eps: added to the root of the second moment; None means 1e-8, with fp16 1e-6.
         augment: the probability of each augmentation, see `distill.augment`.
         ema_halflife: images after which a weight's share in the average has halved.
+        noise_mean: mean of ln sigma of the noise levels at which a denoiser learns; -1.2 is EDM's
+            for CIFAR-10. What a picture shares over all its pixels, such as its mean colour, is
+            decided at levels that grow with its side.
+        noise_std: their standard deviation.
         checkpoint_every: images between two checkpoints.
         seed: start of every random stream; the same seed repeats the run (on a CPU to the bit).
     """
@@ -52,6 +56,8 @@ class LoopConfig(_Section):
     adam_eps: float | None = Field(default=None, gt=0)
     augment: Probability = 0.0
     ema_halflife: float = Field(gt=0)
+    noise_mean: float = -1.2
+    noise_std: float = Field(default=1.2, gt=0)
     checkpoint_every: int = Field(gt=0)
     seed: int = Field(default=0, ge=0)
 
@@ -95,7 +101,9 @@ class SidConfig(LoopConfig):
         alpha: see `distill.losses.generator_loss`; 1.0 is the safe start on new data.
         t_max: see `distill.schedules.generator_sigmas`.
         weighting: see `distill.losses.generator_loss`.
-        sigma_init: noise level at which the generator denoises pure noise.
+        sigma_init: noise level at which the generator denoises pure noise; 2.5 is the paper's.
+            For a recipe that names none 'sid-distill run' computes a fitting one, see
+            `distill.start_level`.
         dropout: of the fake score and the generator while they learn; None keeps the teacher's.
         class_frequencies: how often each class is drawn, up to a factor; None means alike.
         generator_betas: Adam's for the generator; None means `betas`.

@@ -112,7 +112,8 @@ class SidTraining:
         # A NaN must not enter psi, where it would reach the gradients of all weights.
         nothing_to_learn = nonfinite_samples(images)
         images = zeroed(nothing_to_learn, images)
-        sigma = training_sigmas(torch.randn(len(images), 1, 1, 1, device=images.device))
+        normal = torch.randn(len(images), 1, 1, 1, device=images.device)
+        sigma = training_sigmas(normal, config.noise_mean, config.noise_std)
         noisy = images + sigma * torch.randn_like(images)
         denoised = self.fake_score.call(noisy, sigma, labels, augmentation)
         loss = fake_score_loss(images, denoised, sigma)

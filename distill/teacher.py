@@ -68,7 +68,8 @@ class TeacherTraining:
         augmentation = None
         if config.augment:
             images, augmentation = augment(images, config.augment)
-        sigma = training_sigmas(torch.randn(len(images), 1, 1, 1, device=device))
+        normal = torch.randn(len(images), 1, 1, 1, device=device)
+        sigma = training_sigmas(normal, config.noise_mean, config.noise_std)
         noisy = images + sigma * torch.randn_like(images)
         denoised = self.learner.call(noisy, sigma, labels, augmentation)
         loss = fake_score_loss(images, denoised, sigma)

@@ -255,7 +255,8 @@ def _resume(training: Training, folder: Path, settings: dict[str, Any]) -> int:
     seen = 0
     if state_file.exists():
         state = load_state(state_file)
-        _check_same_run(folder, json.loads(state["settings"]), settings)
+        before = _defaults(training.config, settings) | json.loads(state["settings"])
+        _check_same_run(folder, before, settings)
         training.load_state(state["training"])
         seen = state["images_seen"]
     if seen != training.world.from_main(seen):
@@ -281,6 +282,16 @@ class _NoEvents:
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         """Do nothing."""
+
+
+def _defaults(config: LoopConfig, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a run of today's `settings` had that began before one of them existed."""
+    fields = type(config).model_fields
+    return {
+        name: fields[name].default
+        for name in settings
+        if name in fields and not fields[name].is_required()
+    }
 
 
 def _check_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -31,10 +31,15 @@ def avatars(
     """
     from tqdm import tqdm
 
-    from distill.avatars import STYLES, write_dataset
+    from distill.avatars import PER_TASK, STYLES, write_dataset
     from service.bundle import sha256_file
 
     count = count or (1_000 if test else 5_000)
-    split = "test" if test else "train"
-    write_dataset(out, count, size, split, lambda drawn, total: tqdm(drawn, total=total))
+    write_dataset(
+        out,
+        count,
+        size,
+        "test" if test else "train",
+        lambda drawn, total: tqdm(drawn, total=total, unit_scale=PER_TASK, unit="img"),
+    )
     typer.echo(f"{count * len(STYLES)} avatars in {out}, sha256 {sha256_file(out)}")

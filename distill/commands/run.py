@@ -1,5 +1,6 @@
 """`sid-distill run`."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +28,9 @@ from distill.commands.options import (
 from distill.errors import UserError
 
 if TYPE_CHECKING:
+    from distill.distributed import World
     from distill.networks import Denoiser, NetworkConfig
+    from distill.recipe import SidConfig
 
 
 def run(
@@ -72,7 +75,11 @@ def run(
         str | None, recipes_own("'sid' divides a sample's loss by |x - teacher|; or 'none'.")
     ] = None,
     sigma_init: Annotated[
-        float | None, recipes_own("Noise level at which the generator denoises pure noise.")
+        float | None,
+        recipes_own(
+            "Noise level at which the generator denoises pure noise. Of a recipe that names none: "
+            "the spread of the teacher's mean colours times the pictures' side."
+        ),
     ] = None,
     augment: AugmentOption = None,
     dropout: Annotated[
@@ -112,7 +119,7 @@ def run(
         raise UserError(f"{teacher} is a {origin.get('role')}: --teacher takes a teacher")
     if difference := _difference(chosen.network, network.config):
         typer.echo(f"note: {difference}; its rates may not suit", err=True)
-    config = override(
+    given = override(
         chosen.sid,
         total_images=images,
         batch=batch,
@@ -131,11 +138,6 @@ def run(
         ema_halflife=ema_halflife,
         seed=seed,
     )
-    facts = (
-        origin
-        | config.model_dump(exclude_none=True, exclude={"betas", "checkpoint_every"})
-        | {"role": "generator", "recipe": recipe, "teacher_images_seen": origin.get("images_seen")}
-    )
     detector_name = features or chosen.features or "none"
     detector, real = None, None
     if detector_name != "none":
@@ -145,7 +147,19 @@ def run(
         real = load_references(files, [detector]).get(detector.sha256) or own_reference(detector)
         checked_reference(detector.name, real, ())
 
+    fixed = sigma_init is not None or "sigma_init" in chosen.sid.model_fields_set
     with join_world(chosen_device(device), shard) as world:
+        started_from = _origin(teacher, detector_name, recipe)
+        config = given if fixed else _with_fitting_level(given, network, out, started_from, world)
+        facts = (
+            origin
+            | config.model_dump(exclude_none=True, exclude={"betas", "checkpoint_every"})
+            | {
+                "role": "generator",
+                "recipe": recipe,
+                "teacher_images_seen": origin.get("images_seen"),
+            }
+        )
 
         def distance(generator: "Denoiser") -> dict[str, Any]:
             assert detector is not None
@@ -158,7 +172,6 @@ def run(
         training = SidTraining(network, config, world)
         if detector is not None:
             detector.network.to(world.device)
-        started_from = _origin(teacher, detector_name, recipe)
         evaluate = None if detector is None else distance
         seen = train(training, out, facts, evaluate, origin=started_from)
         report(seen, config, out, world)
@@ -184,6 +197,31 @@ def _difference(recipe: "NetworkConfig", teacher: "NetworkConfig") -> str | None
         if meant != given:
             return f"the recipe is for {meant} {what}, this teacher has {given}"
     return None
+
+
+def _with_fitting_level(
+    config: "SidConfig", teacher: "Denoiser", out: Path, origin: dict[str, Any], world: "World"
+) -> "SidConfig":
+    """Choose sigma_init by the teacher, show it, and note it in `origin`.
+
+    A run that is resumed keeps the one that it began with, which `origin` noted in its run.json.
+    """
+    from distill.recipe import override
+    from distill.start_level import fitting_sigma_init
+
+    before = json.loads((out / "run.json").read_text()) if (out / "run.json").is_file() else {}
+    if "sigma_init" in before and before["teacher_sha256"] == origin["teacher_sha256"]:
+        level = before["sigma_init"]
+    else:
+        level, spread = fitting_sigma_init(teacher.to(world.device).eval())
+        level = world.from_main(level)
+        if world.is_main:
+            typer.echo(
+                f"sigma_init {level:g}: mean colours of the teacher's pictures of a class spread "
+                f"by {spread:.2g}, times {teacher.config.img_resolution} pixels"
+            )
+    origin["sigma_init"] = level
+    return override(config, sigma_init=level)
 
 
 def _origin(teacher: Path, features: str, recipe: str) -> dict[str, Any]:

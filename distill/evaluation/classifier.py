@@ -117,12 +117,12 @@ def train_detector(
     for _ in tqdm(range(steps), unit="step", desc="features"):
         indices = torch.randint(len(train), (batch,))
         pixels = _shifted(train.images[indices])
-        features = network.features(pixels)
-        logits = network.classifier(F.dropout(features, 0.3))
+        hidden = network.features(pixels)
+        logits = network.classifier(F.dropout(hidden, 0.3))
         loss = F.cross_entropy(logits, train.labels[indices], label_smoothing=0.05)
         if painter is not None:
             small = F.avg_pool2d(pixels / 127.5 - 1, side // thumbnail).flatten(1)
-            loss = loss + THUMBNAIL_WEIGHT * F.mse_loss(painter(features), small)
+            loss = loss + THUMBNAIL_WEIGHT * F.mse_loss(painter(hidden), small)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

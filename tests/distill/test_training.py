@@ -235,6 +235,20 @@ def test_a_cooldown_brings_the_learning_rate_of_a_distillation_to_nothing():
     assert learning_rate_share(SID, SID.total_images) == 1
 
 
+def test_a_run_that_began_before_a_setting_existed_goes_on_with_its_default(tmp_path):
+    config = SID.model_copy(update={"total_images": 128})
+    train(make_sid(config), tmp_path, {}, progress=False)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    settings = json.loads(state["settings"])
+    del settings["noise_mean"]
+    torch.save(state | {"settings": json.dumps(settings)}, tmp_path / "state.pt")
+    shifted = config.model_copy(update={"noise_mean": 0.0})
+    with pytest.raises(UserError, match="another noise_mean: resume"):
+        train(make_sid(shifted), tmp_path, {}, progress=False)
+    longer = config.model_copy(update={"total_images": 192})
+    assert train(make_sid(longer), tmp_path, {}, progress=False) == 192
+
+
 def test_a_run_may_be_given_another_end(tmp_path):
     config = SID.model_copy(update={"total_images": 128})
     train(make_sid(config), tmp_path, {}, progress=False)

@@ -1,0 +1,72 @@
+"""The noise level at which a generator starts follows the variety of its teacher."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from distill.networks import NetworkConfig
+from distill.start_level import fitting_sigma_init, mean_colour_spread
+from tests.distill.test_cli import RECIPE, sid_distill
+from tests.distill.test_data import write_images
+
+SIDE = 16
+
+
+class FlatColours(nn.Module):
+    """The optimal denoiser of pictures of one colour, each channel N(centre of its class, s^2)."""
+
+    def __init__(self, spread, classes):
+        super().__init__()
+        self.spread = nn.Parameter(torch.tensor(spread))
+        self.config = NetworkConfig(
+            img_resolution=SIDE, img_channels=3, label_dim=classes, attn_resolutions=(),
+            channel_mult=(1,),
+        )  # fmt: skip
+
+    def forward(self, x, sigma, class_labels=None):
+        """Of a picture's mean, which the noise blurs by sigma / SIDE."""
+        centre = torch.zeros(len(x), 1, 1, 1)
+        if class_labels is not None:
+            centre = (class_labels.argmax(dim=1) % 2 - 0.5).reshape(-1, 1, 1, 1)
+        variance, noise = self.spread**2, (sigma.reshape(-1, 1, 1, 1) / SIDE) ** 2
+        mean = x.mean(dim=(2, 3), keepdim=True)
+        return (centre + (mean - centre) * variance / (variance + noise)).expand_as(x)
+
+
+def test_the_spread_is_that_within_the_classes():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(4000) % 4
+    colours = labels.float()[:, None] / 2 - 0.75  # far from each other, which must not count
+    colours = colours + 0.1 * torch.randn(4000, 3, generator=generator)
+    noise = 0.5 * torch.randn(4000, 3, 8, 8, generator=generator)
+    images = colours[:, :, None, None] + noise - noise.mean(dim=(2, 3), keepdim=True)
+    assert mean_colour_spread(images, labels) == pytest.approx(0.1, rel=0.03)
+
+
+@pytest.mark.parametrize("classes", [0, 2, 40])
+@pytest.mark.parametrize("spread", [0.05, 0.3])
+def test_the_level_is_the_teachers_spread_times_the_side(classes, spread):
+    level, measured = fitting_sigma_init(FlatColours(spread, classes).eval())
+    assert measured == pytest.approx(spread, rel=0.4)
+    assert level == pytest.approx(measured * SIDE, rel=0.05)
+
+
+def test_run_shows_the_level_and_a_resumed_run_keeps_it(tmp_path):
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    images = tmp_path / "images"
+    write_images(images)
+    recipe = ["--recipe", tmp_path / "tiny.toml"]
+    sid_distill("teacher", *recipe, "--data", images, "--out", tmp_path / "teacher")
+    command = ["run", *recipe, "--teacher", tmp_path / "teacher" / "network.safetensors"]
+    command += ["--features", "none", "--out", tmp_path / "sid"]
+    first = sid_distill(*command, "--images", 320)
+    assert "sigma_init" in first.stdout
+    origin = json.loads((tmp_path / "sid" / "run.json").read_text())
+    again = sid_distill(*command)
+    assert "sigma_init" not in again.stdout, "it is chosen once"
+    assert (
+        json.loads((tmp_path / "sid" / "run.json").read_text())["sigma_init"]
+        == (origin["sigma_init"])
+    )
