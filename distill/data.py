@@ -1,32 +1,39 @@
 """Images to learn from: Fashion-MNIST's idx files, or an image folder or zip of one's own.
 
-A data set is held in memory as uint8 [N, C, H, W] with an int64 class per image.
+A data set is held in memory as uint8 [N, C, H, W] with an int64 class per image. How a folder's
+files are found stands in image_files.py, what becomes of each in decoding.py.
 """
 
 import gzip
 import hashlib
-import io
 import struct
-import zipfile
+import unicodedata
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
+from distill.data_notes import Notes, printable
+from distill.decoding import decode, parse_colour
+from distill.edm_archive import (
+    LABELS_FILE,
+    counts_thousands,
+    find_labels_file,
+    labels_of,
+    read_labels,
+)
 from distill.errors import UserError
+from distill.image_files import is_image, open_image, open_sources
 
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 
 
 @dataclass(frozen=True)
@@ -38,12 +45,14 @@ class Dataset:
         images: uint8 [N, C, H, W].
         labels: int64 [N], all zero without classes.
         classes: class names, in label order; empty when the images carry no classes.
+        summary: what was read and what was passed over, in one line.
     """
 
     name: str
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    summary: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -68,15 +77,22 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
     return torch.nn.functional.one_hot(labels, classes).float()
 
 
-def load_dataset(path: Path | None, split: str = "train", resolution: int | None = None) -> Dataset:
+def load_dataset(
+    path: Path | None,
+    split: str = "train",
+    resolution: int | None = None,
+    background: str = "white",
+) -> Dataset:
     """Read a data set, of whichever kind lies at `path`.
 
     Args:
         path: a folder with Fashion-MNIST's four idx files (gzipped or not; any files of those
             names are taken for them); or a folder or zip of images, one sub-folder a class, or
-            all at the top for no classes. None looks where Debian's package puts Fashion-MNIST.
+            all at the top for no classes, or as EDM's dataset_tool writes it. None looks where
+            Debian's package puts Fashion-MNIST.
         split: "train" or "test", for idx files only; an image folder is one split.
         resolution: size to which an image folder's pictures are cropped and scaled.
+        background: colour behind transparent pixels, by its CSS name or as "#rrggbb".
 
     Raises:
         UserError: nothing readable is there; the message says what would provide it.
@@ -93,7 +109,7 @@ def load_dataset(path: Path | None, split: str = "train", resolution: int | None
         return _load_fashion(folder, prefix)
     if resolution is None:
         raise UserError(f"an image folder needs a resolution to scale {folder} to")
-    return _load_images(folder, resolution)
+    return _load_images(folder, resolution, background)
 
 
 def has_test_split(path: Path | None) -> bool:
@@ -110,12 +126,10 @@ def _load_fashion(folder: Path, prefix: str) -> Dataset:
             f"{folder} is not Fashion-MNIST: {prefix} images of shape {images.shape}, labels of "
             f"shape {labels.shape} up to {labels.max(initial=0)}"
         )
-    return Dataset(
-        folder.name,
-        torch.from_numpy(images)[:, None],
-        torch.from_numpy(labels).long(),
-        FASHION_CLASSES,
-    )
+    pixels, classes = torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()
+    notes = Notes()
+    notes.sizes[images.shape[2], images.shape[1]] = len(images)
+    return _described(folder, notes, folder.name, pixels, classes, FASHION_CLASSES)
 
 
 def _read_idx(folder: Path, name: str) -> np.ndarray:
@@ -139,29 +153,91 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
 
 
-def _load_images(path: Path, resolution: int) -> Dataset:
-    """Read a folder or zip of images; sub-folders, in sorted order, are the classes."""
+def _load_images(path: Path, resolution: int, background: str) -> Dataset:
+    """Read a folder or zip of images, with classes by sub-folder or by EDM's dataset.json."""
+    colour, notes = parse_colour(background), Notes()
     names, images = [], []
-    for name, opened in _image_files(path):
-        try:
-            with Image.open(opened) as image:
-                images.append(_square(ImageOps.exif_transpose(image).convert("RGB"), resolution))
-        except Exception as error:  # Pillow and zipfile raise many types for damaged files
-            raise UserError(f"{path}: {name} is not a readable image ({error})") from None
-        names.append(PurePosixPath(name))
+    with open_sources(path, notes) as sources:
+        labels_file = find_labels_file(sources.files)
+        listed = None if labels_file is None else read_labels(path, labels_file)
+        for file in sources.files:
+            if file is labels_file and listed is not None:
+                continue
+            if not is_image(file):
+                notes.pass_over("files that are no images", file.name)
+                continue
+            try:
+                with open_image(file) as image:
+                    images.append(decode(image, resolution, colour, notes))
+            except UserError:
+                raise
+            except Exception as error:  # Pillow raises many types for damaged files
+                name = printable(str(file.name))
+                reason = (
+                    "Pillow knows it as none"
+                    if isinstance(error, UnidentifiedImageError)
+                    else error
+                )
+                raise UserError(f"{path}: {name} is not a readable image ({reason})") from None
+            names.append(file.name)
+    for folder in _without_images(sources.folders, names):
+        notes.pass_over("folders without images", folder)
     if not images:
-        raise UserError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    classes = _classes_of(path, names)
-    labels = torch.tensor([classes.index(name.parent.name) for name in names])
+        raise UserError(
+            f"{path} holds no images: expected files that Pillow reads (PNG, JPEG, WebP, TIFF, "
+            f"...){notes.passed_over_summary()}"
+        )
+    classes, labels = _classes_and_labels(path, listed, names, notes)
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    if (pixels == pixels[:, :1]).all():  # every picture is grey: one channel says it all
+    if (pixels == pixels[:, :1]).all():  # every image is grey: one channel says it all
         pixels = pixels[:, :1]
-    return Dataset(path.stem, pixels.contiguous(), labels, () if len(classes) == 1 else classes)
+    return _described(path, notes, path.stem, pixels.contiguous(), torch.tensor(labels), classes)
+
+
+def _described(
+    path: Path, notes: Notes, name: str, images: Tensor, labels: Tensor, classes: tuple[str, ...]
+) -> Dataset:
+    """A data set with the line that says what was read."""
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    summary = notes.summary(path, images.shape, classes, counts)
+    return Dataset(name, images, labels, classes, summary)
+
+
+def _without_images(folders: set[PurePosixPath], names: list[PurePosixPath]) -> list[PurePosixPath]:
+    """The topmost folders below which no image lies."""
+    filled = {PurePosixPath()}.union(*(name.parents for name in names))
+    return sorted(folder for folder in folders - filled if folder.parent in filled)
+
+
+def _classes_and_labels(
+    path: Path,
+    listed: dict[PurePosixPath, int] | None,
+    names: list[PurePosixPath],
+    notes: Notes,
+) -> tuple[tuple[str, ...], list[int]]:
+    """The classes, and that of each image: as dataset.json lists them, else the sub-folders."""
+    none: tuple[tuple[str, ...], list[int]] = (), [0] * len(names)
+    if listed:
+        labels = labels_of(f"{path}: {LABELS_FILE}", listed, names, notes)
+        notes.remarks.append(f"labels from {LABELS_FILE}")
+        classes = tuple(map(str, range(max(labels) + 1)))
+    elif listed is not None:
+        notes.remarks.append(f"{LABELS_FILE} has no labels")
+        return none
+    elif counts_thousands(names):
+        notes.remarks.append(f"folders that count thousands, but no {LABELS_FILE}")
+        return none
+    else:
+        classes = _classes_of(path, names)
+        labels = [classes.index(name.parent.name) for name in names]
+    return none if len(classes) == 1 else (classes, labels)
 
 
 def _classes_of(path: Path, names: list[PurePosixPath]) -> tuple[str, ...]:
     """The folders that directly hold images; a single one (a zip's top folder) is no class."""
     folders = {name.parent for name in names}
+    for folder in folders:
+        _check_name(path, folder)
     if len({len(folder.parts) for folder in folders}) > 1:
         raise UserError(f"{path} mixes images at several depths: put one sub-folder a class")
     if len({folder.parent for folder in folders}) > 1:
@@ -172,39 +248,12 @@ def _classes_of(path: Path, names: list[PurePosixPath]) -> tuple[str, ...]:
     return classes
 
 
-def _image_files(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield each image file's relative name and its bytes to read, sorted by name."""
-    if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            name = file.relative_to(path).as_posix()
-            if _is_image(name) and file.is_file():
-                with file.open("rb") as opened:
-                    yield name, opened
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for name in sorted(filter(_is_image, archive.namelist())):
-                yield name, io.BytesIO(_read_member(path, archive, name))
-    else:
-        raise UserError(f"{path} is neither a folder nor a zip file")
-
-
-def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
-    try:
-        return archive.read(name)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error) as error:
-        raise UserError(f"{path}: {name} cannot be unpacked ({error})") from None
-
-
-def _is_image(name: str) -> bool:
-    """Whether a name is an image's, and not a hidden file or a Mac's shadow of one."""
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def _square(image: Image.Image, resolution: int) -> np.ndarray:
-    """Crop the middle square and scale it to uint8 [resolution, resolution, 3]."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box))
+def _check_name(path: Path, folder: PurePosixPath) -> None:
+    """Refuse a class name that no one could type or that no file could hold."""
+    # Control characters, halves of a character (bytes that are no UTF-8), and U+FEFF.
+    letters = [c for c in folder.name if unicodedata.category(c) in ("Cc", "Cs") or c == "\ufeff"]
+    if letters:
+        raise UserError(
+            f"{path}: the name of class folder {printable(folder.name)!r} holds "
+            f"U+{ord(letters[0]):04X}, which is no character of a name: rename the folder"
+        )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from distill.commands.options import DataOption
+from distill.commands.options import BackgroundOption, DataOption, read_images
 
 
 def features(
@@ -16,15 +16,16 @@ def features(
     resolution: Annotated[
         int, typer.Option(min=8, help="Size to which your images are scaled: the recipe's.")
     ] = 28,
+    background: BackgroundOption = "white",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Start of the random stream.")] = 0,
 ) -> None:
     """Train the classifier whose features the Fréchet distance compares."""
-    from distill.data import has_test_split, load_dataset
+    from distill.data import has_test_split
     from distill.evaluation.classifier import save_classifier, train_detector
 
-    train_set = load_dataset(data, "train", resolution)
-    test_set = load_dataset(data, "test", resolution) if has_test_split(data) else None
+    train_set = read_images(data, resolution, background)
+    test_set = read_images(data, resolution, background, "test") if has_test_split(data) else None
     detector = train_detector(out.stem, train_set, test_set, epochs, seed)
     save_classifier(out.with_suffix(".safetensors"), detector)
     assert detector.facts is not None
