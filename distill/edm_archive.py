@@ -45,7 +45,7 @@ def read_labels(path: Path, file: SourceFile) -> dict[PurePosixPath, int] | None
     try:
         content = json.loads(decode_text(file.read()))
     except TextError as error:
-        raise UserError(f"{where} {error}") from None
+        raise UserError(f"{where}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is no JSON ({error}): write it again or remove it") from None
     if not isinstance(content, dict) or "labels" not in content:

@@ -13,7 +13,7 @@ _MARKS = (
 
 
 class TextError(ValueError):
-    """Bytes that are no text; the message goes after the file's name."""
+    """Bytes that are no text; the message says what is wrong, not of which file."""
 
 
 def decode_text(data: bytes) -> str:
@@ -32,11 +32,11 @@ def decode_text(data: bytes) -> str:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count("\n".encode(encoding)) + 1
         raise TextError(
-            f"is no {encoding[:6].rstrip('-').upper()} text "
+            f"not {encoding[:6].rstrip('-').upper()} text "
             f"(byte 0x{error.object[error.start]:02x} in line {line}): save it as UTF-8"
         ) from None
     if "\0" in text:  # UTF-16 without a mark looks like that, and so does most of what is no text
         line = text[: text.index("\0")].count("\n") + 1
-        raise TextError(f"is no UTF-8 text (byte 0x00 in line {line}): save it as UTF-8")
+        raise TextError(f"not UTF-8 text (byte 0x00 in line {line}): save it as UTF-8")
     # A second mark comes from joining two files.
     return text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")

@@ -115,7 +115,7 @@ def test_numbered_folders_that_count_no_thousands_are_classes(tmp_path):
         ({"labels": [*LABELS, [NAMES[0], 1]]}, "two labels for 00000/img00000000.png"),
         (b'{"labels": ', "dataset.json is no JSON"),
         (b"[" * 100_000, "dataset.json is no JSON"),
-        (b'{"labels": "caf\xe9"}', "dataset.json is no UTF-8 text .byte 0xe9 in line 1"),
+        (b'{"labels": "caf\xe9"}', "dataset.json: not UTF-8 text .byte 0xe9 in line 1"),
     ],
 )
 def test_labels_that_cannot_be_meant_are_named(tmp_path, content, said):
