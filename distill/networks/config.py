@@ -1,8 +1,15 @@
 """What a network is built from: the record that is stored beside its weights."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from distill.networks.buildable import why_not_buildable
 
@@ -20,8 +27,10 @@ class NetworkConfig(BaseModel):
     Attributes:
         architecture: DDPM++ or NCSN++ of Song et al. (arXiv 2011.13456), or ADM of Dhariwal and
             Nichol (arXiv 2105.05233), each as EDM configures it (arXiv 2206.00364, table 7).
-        img_resolution: height and width in pixels, divisible by 2^(levels - 1).
+        img_resolution: height and width in pixels, divisible by patch_size 2^(levels - 1).
         img_channels: colour channels of input and output.
+        patch_size: side of the square patches of pixels that the U-Net sees as channels: with 2 a
+            64x64x3 image is a 32x32x12 feature map. 1 means that it sees the pixels themselves.
         label_dim: number of classes, 0 for an unconditional network.
         augment_dim: width of the augmentation labels, 0 for none.
         model_channels: channels at the highest resolution, before `channel_mult`.
@@ -36,6 +45,7 @@ class NetworkConfig(BaseModel):
     architecture: Architecture = "ddpmpp"
     img_resolution: int = Field(ge=4)
     img_channels: int = Field(ge=1)
+    patch_size: int = Field(default=1, ge=1)
     label_dim: int = Field(default=0, ge=0)
     augment_dim: int = Field(default=0, ge=0)
     model_channels: int = Field(default=128, ge=4)
@@ -46,16 +56,37 @@ class NetworkConfig(BaseModel):
 
     @property
     def resolutions(self) -> list[int]:
-        """The resolution of every level, from the highest down."""
-        return [self.img_resolution >> level for level in range(len(self.channel_mult))]
+        """The resolution of every level's feature maps, from the highest down."""
+        highest = self.img_resolution // self.patch_size
+        return [highest >> level for level in range(len(self.channel_mult))]
+
+    @property
+    def patch_channels(self) -> int:
+        """Channels of the U-Net's input and output: all values of one patch."""
+        return self.img_channels * self.patch_size**2
+
+    @model_serializer(mode="wrap")
+    def _without_default_patch(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Runs that began before there were patches are resumed: their record must compare equal.
+        fields: dict[str, Any] = serialize(self)
+        if self.patch_size == 1:
+            del fields["patch_size"]
+        return fields
 
     @model_validator(mode="after")
     def _buildable(self) -> "NetworkConfig":
-        halvings = len(self.channel_mult) - 1
-        if self.img_resolution % 2**halvings:
+        if self.img_resolution % self.patch_size:
             raise ValueError(
-                f"img_resolution {self.img_resolution} cannot be halved {halvings} times: choose "
-                f"one divisible by {2**halvings}, or fewer entries in channel_mult"
+                f"img_resolution {self.img_resolution} cannot be cut into patches of "
+                f"{self.patch_size}x{self.patch_size}: choose a patch_size that divides it"
+            )
+        halvings = len(self.channel_mult) - 1
+        if (self.img_resolution // self.patch_size) % 2**halvings:
+            patches = f" in patches of {self.patch_size}" if self.patch_size > 1 else ""
+            raise ValueError(
+                f"img_resolution {self.img_resolution}{patches} cannot be halved {halvings} times: "
+                f"choose one divisible by {self.patch_size * 2**halvings}, or fewer entries in "
+                "channel_mult"
             )
         if foreign := set(self.attn_resolutions) - set(self.resolutions):
             raise ValueError(

@@ -14,7 +14,7 @@ from distill.networks.layers import (
     kaiming,
     zeros,
 )
-from distill.networks.unet import build_decoder, build_encoder, decode, encode
+from distill.networks.unet import UNet, build_decoder, build_encoder, decode, encode
 
 ADM = BlockStyle(
     adaptive=True,
@@ -29,11 +29,11 @@ ADM = BlockStyle(
 )
 
 
-class DhariwalUNet(nn.Module):
+class DhariwalUNet(UNet):
     """The raw network F(c_in x, c_noise, labels) inside the EDM preconditioning."""
 
     def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         channels = config.model_channels
         emb_channels = 4 * channels
         self.map_noise = PositionalEmbedding(channels, endpoint=False)
@@ -54,24 +54,14 @@ class DhariwalUNet(nn.Module):
             return UNetBlock(cin, cout, emb_channels, config.dropout, ADM, attention, up, down)
 
         width = channels * config.channel_mult[0]
-        first = Conv2d(config.img_channels, width, 3, kaiming)
+        first = Conv2d(config.patch_channels, width, 3, kaiming)
         self.enc, skips = build_encoder(config, first, width, block)
         self.dec, width = build_decoder(config, skips, block, attention_in_all=True)
         self.out_norm = GroupNorm(width, ADM.eps)
-        self.out_conv = Conv2d(width, config.img_channels, 3, zeros)
+        self.out_conv = Conv2d(width, config.patch_channels, 3, zeros)
 
-    def forward(
-        self,
-        x: Tensor,
-        c_noise: Tensor,
-        class_labels: Tensor | None = None,
-        augment_labels: Tensor | None = None,
-    ) -> Tensor:
-        """Map x [N, C, H, W], c_noise [N] or [1], one-hot labels [N, label_dim] to [N, C, H, W]."""
-        return self.draw(x, self.embed(c_noise, class_labels, augment_labels))
-
-    def draw(self, x: Tensor, emb: Tensor) -> Tensor:
-        """What is left of `forward` when the embedding [N, 4 model_channels] is known."""
+    def draw_patches(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map patches [N, C p^2, H / p, W / p] to patches, given the embedding."""
         x = decode(self.dec, encode(self.enc, x, emb), emb)
         return self.out_conv(F.silu(self.out_norm(x)))
 

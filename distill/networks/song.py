@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from distill.networks.block import BlockStyle, UNetBlock
@@ -19,7 +19,7 @@ from distill.networks.layers import (
     PositionalEmbedding,
     glorot,
 )
-from distill.networks.unet import build_decoder, build_encoder, decode, encode
+from distill.networks.unet import UNet, build_decoder, build_encoder, decode, encode
 
 # A projection that starts near zero makes its residual branch start as the identity.
 NEAR_ZERO = glorot(gain=1e-5)
@@ -38,7 +38,7 @@ DDPMPP = BlockStyle(
 NCSNPP = dataclasses.replace(DDPMPP, resample=BINOMIAL)
 
 
-class SongUNet(nn.Module):
+class SongUNet(UNet):
     """The raw network F(c_in x, c_noise, labels) inside the EDM preconditioning.
 
     NCSN++ differs from DDPM++ in three things: random Fourier features embed the noise level, a
@@ -46,7 +46,7 @@ class SongUNet(nn.Module):
     """
 
     def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         ncsnpp = config.architecture == "ncsnpp"
         style = NCSNPP if ncsnpp else DDPMPP
         width = config.model_channels
@@ -77,27 +77,17 @@ class SongUNet(nn.Module):
         def aux_residual(cin: int, cout: int) -> Conv2d:
             return Conv2d(cin, cout, 3, init, down=True, resample=BINOMIAL, fused=True)
 
-        first = Conv2d(config.img_channels, width, 3, init)
+        first = Conv2d(config.patch_channels, width, 3, init)
         self.enc, skips = build_encoder(
             config, first, width, block, aux_residual if ncsnpp else None
         )
         self.dec, channels = build_decoder(config, skips, block, attention_in_all=False)
-        self._end = f"{config.img_resolution}x{config.img_resolution}_aux"
+        self._end = f"{config.resolutions[0]}x{config.resolutions[0]}_aux"
         self.dec[f"{self._end}_norm"] = GroupNorm(channels, style.eps)
-        self.dec[f"{self._end}_conv"] = Conv2d(channels, config.img_channels, 3, NEAR_ZERO)
+        self.dec[f"{self._end}_conv"] = Conv2d(channels, config.patch_channels, 3, NEAR_ZERO)
 
-    def forward(
-        self,
-        x: Tensor,
-        c_noise: Tensor,
-        class_labels: Tensor | None = None,
-        augment_labels: Tensor | None = None,
-    ) -> Tensor:
-        """Map x [N, C, H, W], c_noise [N] or [1], one-hot labels [N, label_dim] to [N, C, H, W]."""
-        return self.draw(x, self.embed(c_noise, class_labels, augment_labels))
-
-    def draw(self, x: Tensor, emb: Tensor) -> Tensor:
-        """What is left of `forward` when the embedding [N, 4 model_channels] is known."""
+    def draw_patches(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map patches [N, C p^2, H / p, W / p] to patches, given the embedding."""
         x = decode(self.dec, encode(self.enc, x, emb), emb)
         return self.dec[f"{self._end}_conv"](F.silu(self.dec[f"{self._end}_norm"](x)))
 

@@ -1,14 +1,58 @@
 """Encoder, decoder and the skips between them: the wiring that all three U-Nets share."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from distill.networks.block import UNetBlock
 from distill.networks.config import NetworkConfig
+
+
+class UNet(nn.Module, ABC):
+    """The raw network F(c_in x, c_noise, labels) inside the EDM preconditioning.
+
+    Whatever the architecture, pixels become patches here and nowhere else: a subclass sees
+    feature maps of `config.resolutions[0]` pixels a side and `config.patch_channels` channels.
+
+    Attributes:
+        patch_size: see `NetworkConfig`.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Map x [N, C, H, W], c_noise [N] or [1], one-hot labels [N, label_dim] to [N, C, H, W]."""
+        return self.draw(x, self.embed(c_noise, class_labels, augment_labels))
+
+    def draw(self, x: Tensor, emb: Tensor) -> Tensor:
+        """What is left of `forward` when the embedding [N, 4 model_channels] is known."""
+        if self.patch_size == 1:
+            return self.draw_patches(x, emb)
+        patches = F.pixel_unshuffle(x, self.patch_size)  # space to depth
+        return F.pixel_shuffle(self.draw_patches(patches, emb), self.patch_size)
+
+    @abstractmethod
+    def draw_patches(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map patches [N, C p^2, H / p, W / p] to patches, given the embedding."""
+
+    @abstractmethod
+    def embed(
+        self, c_noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
+    ) -> Tensor:
+        """Embed noise level, class and augmentation: [N, 4 model_channels]."""
 
 
 class MakeBlock(Protocol):
@@ -31,18 +75,18 @@ def build_encoder(
 
     Args:
         config: sizes.
-        first: the convolution from pixels to `width` channels.
+        first: the convolution from patches to `width` channels.
         width: channels that `first` gives.
         block: builds a block.
         aux_residual: builds the convolution that adds the reduced image to a level, given the
-            channels of the level above (the image's at first) and of this one; None for none.
+            channels of the level above (the patches' at first) and of this one; None for none.
 
     Returns:
         The modules by their released names, and the channels of every skip, in order.
     """
     modules = nn.ModuleDict()
     channels, skips = width, [width]
-    aux_channels = config.img_channels
+    aux_channels = config.patch_channels
     for level, (res, mult) in enumerate(zip(config.resolutions, config.channel_mult, strict=True)):
         if level == 0:
             modules[f"{res}x{res}_conv"] = first
@@ -95,7 +139,7 @@ def build_decoder(
 
 
 def encode(modules: nn.ModuleDict, x: Tensor, emb: Tensor) -> list[Tensor]:
-    """Walk the way down from pixels [N, C, H, W]; return every skip, the last one the lowest."""
+    """Walk the way down from patches [N, C, H, W]; return every skip, the last one the lowest."""
     aux = x
     skips: list[Tensor] = []
     for name, layer in modules.items():

@@ -21,11 +21,11 @@ from distill.networks import Denoiser, NetworkConfig
 from service.bundle import Bounds, latents, load_bundle, sha256_file
 
 
-def network(label_dim):
+def network(label_dim, patch_size=1):
     torch.manual_seed(0)
     config = NetworkConfig(
-        img_resolution=8, img_channels=3, label_dim=label_dim, model_channels=8,
-        channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), dropout=0.1,
+        img_resolution=8 * patch_size, img_channels=3, patch_size=patch_size, label_dim=label_dim,
+        model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), dropout=0.1,
     )  # fmt: skip
     denoiser = Denoiser(config).eval()
     with torch.no_grad():  # an untrained network's output layer is near zero: wake it up
@@ -35,9 +35,9 @@ def network(label_dim):
 
 
 @pytest.mark.parametrize("label_dim", [0, 3])
-@pytest.mark.parametrize("batch", [1, 5])
-def test_the_graph_draws_what_torch_draws(tmp_path, label_dim, batch):
-    denoiser = network(label_dim)
+@pytest.mark.parametrize(("batch", "patch_size"), [(1, 1), (5, 1), (5, 2)])
+def test_the_graph_draws_what_torch_draws(tmp_path, label_dim, batch, patch_size):
+    denoiser = network(label_dim, patch_size)
     export_onnx(denoiser, 2.5, tmp_path / "model.onnx")
     inputs = example_inputs(denoiser, batch)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def test_the_graph_draws_what_torch_draws(tmp_path, label_dim, batch):
     names = ["latents", "class_labels"]
     feed = {name: value.numpy() for name, value in zip(names, inputs, strict=False)}
     (images,) = session.run(["images"], feed)
-    assert images.shape == (batch, 8, 8, 3)
+    assert images.shape == (batch, 8 * patch_size, 8 * patch_size, 3)
     assert images.dtype == np.uint8
     assert images.std() > 10, "a flat picture would prove nothing"
     difference = np.abs(images.astype(int) - expected.astype(int))
@@ -233,9 +233,9 @@ def test_folding_the_noise_level_changes_no_picture(architecture, label_dim):
     assert (found != expected).float().mean() < 0.01
 
 
-@pytest.mark.parametrize("width", ["wide", "narrow"])
+@pytest.mark.parametrize("width", ["wide", "narrow", "patched"])
 def test_the_form_for_processors_draws_the_same_pictures(tmp_path, width):
-    denoiser = wide_network() if width == "wide" else network(3)
+    denoiser = wide_network() if width == "wide" else network(3, 2 if width == "patched" else 1)
     export_onnx(denoiser, 2.5, tmp_path / "model.cpu.onnx", cpu=True)
     operators = [node.op_type for node in onnx.load(tmp_path / "model.cpu.onnx").graph.node]
     assert "GroupNormalization" not in operators, "ONNX Runtime has no kernel for it here"

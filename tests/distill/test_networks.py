@@ -167,6 +167,10 @@ def test_the_smooth_filter_resamples_as_its_matrix_does(up, down):
     ("changes", "said"),
     [
         ({"img_resolution": 30}, "divisible by 4"),
+        ({"patch_size": 3}, "cannot be cut into patches of 3x3"),
+        ({"patch_size": 16, "attn_resolutions": ()}, "in patches of 16 cannot be halved 2 times"),
+        ({"patch_size": 0}, "patch_size"),
+        ({"patch_size": 2, "attn_resolutions": (32,)}, r"\[32\] are no level.*\[16, 8, 4\]"),
         ({"channel_mult": ()}, "channel_mult"),
         ({"channel_mult": (1, 0, 2)}, r"channel_mult \[1, 0, 2\] must hold factors from 1 on"),
         (
@@ -254,3 +258,32 @@ def test_a_configuration_written_before_there_were_architectures_is_ddpmpp():
     assert NetworkConfig.model_validate_json('{"img_resolution": 32, "img_channels": 1}') == (
         NetworkConfig(architecture="ddpmpp", img_resolution=32, img_channels=1)
     )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_patches_are_channels_of_the_same_network_at_a_smaller_size(architecture):
+    """Same weights, same names, same numbers: only the pixels lie elsewhere."""
+    shape = TINY | {"architecture": architecture, "dropout": 0.0}
+    whole = NetworkConfig(**shape | {"img_resolution": 16, "patch_size": 2})
+    small = NetworkConfig(**shape | {"img_channels": whole.patch_channels})
+    assert whole.patch_channels == 8
+    torch.manual_seed(0)
+    patched, plain = Denoiser(whole).eval(), Denoiser(small).eval()
+    plain.load_state_dict(patched.state_dict())
+    x, sigma = torch.randn(2, 2, 16, 16), torch.tensor([0.3, 4.0])
+    labels = torch.eye(3)[:2]
+    # Channel c p^2 + p dy + dx of a patch is its pixel (dy, dx) of channel c.
+    patches = x.reshape(2, 2, 8, 2, 8, 2).permute(0, 1, 3, 5, 2, 4).reshape(2, 8, 8, 8)
+    with torch.no_grad():
+        expected = plain(patches, sigma, labels)
+        found = patched(x, sigma, labels)
+    expected = expected.reshape(2, 2, 2, 2, 8, 8).permute(0, 1, 4, 2, 5, 3).reshape(2, 2, 16, 16)
+    assert torch.equal(found, expected)
+
+
+def test_a_network_without_patches_is_recorded_as_before_there_were_any():
+    """A training's record is compared when it is resumed, also after an upgrade."""
+    config = NetworkConfig(img_resolution=32, img_channels=1)
+    assert "patch_size" not in config.model_dump()
+    patched = NetworkConfig(img_resolution=64, img_channels=3, patch_size=2)
+    assert NetworkConfig.model_validate_json(patched.model_dump_json()) == patched
