@@ -243,8 +243,12 @@ def _classes_of(path: Path, names: list[PurePosixPath]) -> tuple[str, ...]:
     if len({folder.parent for folder in folders}) > 1:
         raise UserError(f"{path} nests folders in folders: put one sub-folder a class")
     classes = tuple(sorted(folder.name for folder in folders))
-    if len({name.casefold() for name in classes}) < len(classes):
-        raise UserError(f"{path} has class folders that differ by upper and lower case alone")
+    alike = {unicodedata.normalize("NFC", name).strip().casefold() for name in classes}
+    if len(alike) < len(classes):
+        raise UserError(
+            f"{path} has class folders that differ by upper and lower case, outer blanks or the "
+            "spelling of accents alone"
+        )
     return classes
 
 

@@ -183,8 +183,14 @@ def is_image(file: SourceFile) -> bool:
     try:
         with file.open() as opened, Image.open(opened, formats=_signed_formats()):
             return True
-    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, NotImplementedError):
-        return False
+    except Image.DecompressionBombError:
+        return True  # too large, and to be told so
+    except OSError as error:
+        if error.errno is not None:  # not Pillow's, but a file that cannot be read
+            raise
+    except (ValueError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        pass
+    return False
 
 
 def open_image(file: SourceFile) -> Image.Image:

@@ -35,9 +35,6 @@ READERS = [
     ("often.csv", lambda path: _numbers(str(path)), "1, 2.5", [1, 2.5]),
     ("keys", lambda path: load_keys(path).client(ALICE.secret.encode()),
      f"# let in\n{ALICE.line}\n", "alice"),
-    ("curve.jsonl", lambda path: read_curve(path.parent).distances.tolist(),
-     '{"images_seen": 1, "distance": 2.0}\n', [2.0]),
-    ("run.json", lambda path: run_facts(path.parent), '{"recipe": "mine"}', {"recipe": "mine"}),
 ]  # fmt: skip
 IDS = [name for name, *_ in READERS]
 
@@ -59,6 +56,19 @@ def test_another_encoding_is_named_in_one_line(tmp_path, name, read, text, expec
     assert f"{name}: not UTF-8 text (byte 0x" in str(raised.value)
     assert "in line 1): save it as UTF-8" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_what_a_run_wrote_of_itself_survives_an_editor(tmp_path):
+    (tmp_path / "curve.jsonl").write_bytes(codecs.BOM_UTF8 + b'{"images_seen": 1, "distance": 2}')
+    assert read_curve(tmp_path).distances.tolist() == [2]
+    (tmp_path / "run.json").write_bytes('{"recipe": "mine"}'.encode("utf-16"))
+    assert run_facts(tmp_path) == {"recipe": "mine"}
+    (tmp_path / "curve.jsonl").write_bytes(b'{"images_seen": 1, "distance": 2}\n{"caf\xe9": 1}')
+    with pytest.raises(UserError, match="line 2, is damaged: remove that line"):
+        read_curve(tmp_path)
+    (tmp_path / "run.json").write_bytes(b'"caf\xe9"')
+    with pytest.raises(UserError, match=r"run\.json is no JSON"):
+        run_facts(tmp_path)
 
 
 def test_a_manifest_with_a_byte_order_mark_is_read(tmp_path):

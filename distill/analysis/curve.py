@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from distill.errors import UserError
-from distill.text_files import read_text
 
 Array = NDArray[np.float64]
 
@@ -66,7 +65,7 @@ def read_curve(run: Path) -> Curve:
     if not file.exists():
         raise UserError(f"{file} is missing: 'sid-distill run' writes it unless --features none")
     points: dict[float, tuple[float, float, str | None]] = {}
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         try:
             point = json.loads(line)
             accuracy = point.get("accuracy")

@@ -8,7 +8,6 @@ from typing import Any
 from distill.checkpoints import first_line, load_network, load_state, sha256_of_weights
 from distill.errors import UserError
 from distill.networks import Denoiser
-from distill.text_files import read_text
 
 NEEDED = ("alpha", "t_max", "weighting", "sigma_init")
 
@@ -44,7 +43,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        facts = json.loads(read_text(file))
+        facts = json.loads(file.read_bytes())
     except ValueError as error:
         raise UserError(f"{file} is no JSON ({first_line(error)}): remove it") from None
     if not isinstance(facts, dict):

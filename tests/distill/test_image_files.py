@@ -144,6 +144,36 @@ def test_a_macs_zip_that_does_not_say_utf8_keeps_its_letters(tmp_path):
     assert load_dataset(path, resolution=8).classes == ("café", "tea")
 
 
+@pytest.mark.parametrize("twin", ["Café", "cafe\u0301", "café "])
+def test_classes_that_look_alike_are_refused(tmp_path, twin):
+    for name in ("café", twin):
+        write_image(tmp_path / name / "x.png")
+    with pytest.raises(UserError, match="differ by upper and lower case, outer blanks or"):
+        load_dataset(tmp_path, resolution=8)
+
+
+def test_a_file_that_cannot_be_opened_is_not_taken_for_another_kind(tmp_path, monkeypatch):
+    write_image(tmp_path / "ok.png")
+    (tmp_path / "x").write_bytes(png())
+    real_open = Path.open
+
+    def deny(path, *arguments, **options):
+        if path.name == "x":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_open(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", deny)
+    with pytest.raises(PermissionError):  # main() says it in one line
+        load_dataset(tmp_path, resolution=8)
+
+
+def test_an_image_too_large_is_named_without_a_suffix_too(tmp_path, monkeypatch):
+    write_image(tmp_path / "huge")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(UserError, match=r"huge is not a readable image .*exceeds limit"):
+        load_dataset(tmp_path, resolution=8)
+
+
 @pytest.mark.parametrize("name", [b"\xef\xbb\xbfcat", b"caf\xe9", b"two\nlines"])
 def test_a_class_name_that_is_no_text_is_refused(tmp_path, name):
     write_image(tmp_path / "dog" / "x.png")
