@@ -8,6 +8,7 @@ that a kill at any moment leaves the previous file.
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,11 @@ from distill.pickles.released import read_released
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, flush it to disk and move it to `path`."""
+    """Let `write` fill a temporary file, flush it to disk and move it to `path`.
+
+    Raises:
+        OSError: it cannot be written, say on a full disk; the error names the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     try:
@@ -32,8 +37,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:  # a full disk, Ctrl-C: leave nothing half written about
+    except BaseException as error:  # a full disk, Ctrl-C: leave nothing half written about
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # write() names none
         raise
 
 
@@ -108,24 +115,42 @@ def load_network(path: Path) -> tuple[Denoiser, dict[str, Any]]:
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a training state: tensors, numbers, strings, and nested dicts and lists of them."""
-    write_atomically(path, lambda file: torch.save(dict(state), file))
+
+    def write(temporary: Path) -> None:
+        try:
+            with temporary.open("wb") as file:
+                torch.save(dict(state), file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch's own hides it: a full disk
+                raise error.__context__ from None
+            raise
+
+    write_atomically(path, write)
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """Read a training state (`distill.training`) onto the CPU, executing nothing in it.
 
     Raises:
-        UserError: the file is damaged or no such state; the message says how to go on.
+        UserError: the file is damaged, cannot be read, or is no such state; the message names it
+            and says how to go on.
     """
+    damaged = f"{path} is damaged ({{}}): delete it to start anew"
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:  # unreadable, not damaged: main() says so
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            if member := archive.testzip():  # torch does not look at the checksums
+                raise UserError(damaged.format(f"the checksum of {member} is wrong"))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
         raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # torch raises a different type for each kind of damage
-        raise UserError(
-            f"{path} is damaged ({first_line(error)}): delete it to start anew"
-        ) from None
-    if not {"settings", "images_seen", "training"} <= state.keys():
+        raise UserError(damaged.format(first_line(error))) from None
+    kinds = {"settings": str, "images_seen": int, "training": dict}
+    if not isinstance(state, dict) or not all(
+        isinstance(state.get(name), kind) for name, kind in kinds.items()
+    ):
         raise UserError(f"{path} is of another version of sid-distill: delete it to start anew")
     return state
 

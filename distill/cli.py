@@ -5,7 +5,7 @@ import sys
 import typer
 
 from distill.commands.analyze import analyze
-from distill.commands.emoji import emoji
+from distill.commands.avatars import avatars
 from distill.commands.evaluate import evaluate
 from distill.commands.export import export
 from distill.commands.features import features
@@ -22,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (teacher, run, evaluate, analyze, features, reference, emoji, export, publish):
+for command in (teacher, run, evaluate, analyze, features, reference, avatars, export, publish):
     app.command()(command)
 app.command("import")(import_)
 

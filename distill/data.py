@@ -4,11 +4,8 @@ A data set is held in memory as uint8 [N, C, H, W] with an int64 class per image
 files are found stands in image_files.py, what becomes of each in decoding.py.
 """
 
-import gzip
 import hashlib
-import struct
 import unicodedata
-import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -27,13 +24,16 @@ from distill.edm_archive import (
     read_labels,
 )
 from distill.errors import UserError
+from distill.idx_files import read_idx
 from distill.image_files import is_image, open_image, open_sources
+from service.bundle.text import TextError, decode_text
 
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+CLASS_ORDER = "classes.txt"  # beside the class folders: their names in order, one a line
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Dataset:
 
     def digest(self) -> str:
         """SHA-256 over pixels, labels and class names."""
-        digest = hashlib.sha256(self.images.numpy().tobytes())
-        digest.update(self.labels.numpy().tobytes())
+        digest = hashlib.sha256(np.ascontiguousarray(self.images.numpy()).data)  # no copy
+        digest.update(np.ascontiguousarray(self.labels.numpy()).data)
         digest.update("\n".join(self.classes).encode())
         return digest.hexdigest()
 
@@ -118,8 +118,8 @@ def has_test_split(path: Path | None) -> bool:
 
 
 def _load_fashion(folder: Path, prefix: str) -> Dataset:
-    images = _read_idx(folder, f"{prefix}-images-idx3-ubyte")
-    labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte")
+    images = read_idx(folder, f"{prefix}-images-idx3-ubyte")
+    labels = read_idx(folder, f"{prefix}-labels-idx1-ubyte")
     fits = images.ndim == 3 and labels.ndim == 1 and len(images) == len(labels)
     if not fits or labels.max(initial=0) >= len(FASHION_CLASSES):
         raise UserError(
@@ -132,36 +132,22 @@ def _load_fashion(folder: Path, prefix: str) -> Dataset:
     return _described(folder, notes, folder.name, pixels, classes, FASHION_CLASSES)
 
 
-def _read_idx(folder: Path, name: str) -> np.ndarray:
-    """Read one idx file: 0, 0, type 8 (uint8), rank, each dimension big-endian, then bytes."""
-    for path in (folder / f"{name}.gz", folder / name):
-        if path.exists():
-            break
-    else:
-        raise UserError(
-            f"{folder} lacks {name}.gz: Debian's package dataset-fashion-mnist has all four files"
-        )
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
-    rank = raw[3] if raw[:3] == b"\0\0\x08" and len(raw) > 3 else 0
-    header = 4 + 4 * rank
-    shape = struct.unpack(f">{rank}I", raw[4:header]) if len(raw) >= header else ()
-    if not shape or len(raw) - header != int(np.prod(shape)):
-        raise UserError(f"{path} is not a whole idx file of bytes: fetch it again")
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
-
-
 def _load_images(path: Path, resolution: int, background: str) -> Dataset:
-    """Read a folder or zip of images, with classes by sub-folder or by EDM's dataset.json."""
+    """Read a folder or zip of images, with classes by sub-folder or by EDM's dataset.json.
+
+    Sub-folders are in sorted order, or in that of a file `classes.txt` beside them.
+    """
     colour, notes = parse_colour(background), Notes()
     names, images = [], []
     with open_sources(path, notes) as sources:
         labels_file = find_labels_file(sources.files)
         listed = None if labels_file is None else read_labels(path, labels_file)
+        orders = {}
         for file in sources.files:
             if file is labels_file and listed is not None:
+                continue
+            if file.name.name == CLASS_ORDER:
+                orders[file.name.parent] = file.read()
                 continue
             if not is_image(file):
                 notes.pass_over("files that are no images", file.name)
@@ -187,7 +173,9 @@ def _load_images(path: Path, resolution: int, background: str) -> Dataset:
             f"{path} holds no images: expected files that Pillow reads (PNG, JPEG, WebP, TIFF, "
             f"...){notes.passed_over_summary()}"
         )
-    classes, labels = _classes_and_labels(path, listed, names, notes)
+    classes, labels = _classes_and_labels(path, listed, orders, names, notes)
+    for folder in sorted(orders):  # not beside class folders
+        notes.pass_over("files that are no images", folder / CLASS_ORDER)
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     if (pixels == pixels[:, :1]).all():  # every image is grey: one channel says it all
         pixels = pixels[:, :1]
@@ -212,6 +200,7 @@ def _without_images(folders: set[PurePosixPath], names: list[PurePosixPath]) -> 
 def _classes_and_labels(
     path: Path,
     listed: dict[PurePosixPath, int] | None,
+    orders: dict[PurePosixPath, bytes],
     names: list[PurePosixPath],
     notes: Notes,
 ) -> tuple[tuple[str, ...], list[int]]:
@@ -228,7 +217,10 @@ def _classes_and_labels(
         notes.remarks.append(f"folders that count thousands, but no {LABELS_FILE}")
         return none
     else:
-        classes = _classes_of(path, names)
+        classes, beside = _classes_of(path, names), names[0].parent.parent
+        if beside in orders and names[0].parent.parts:
+            classes = _in_order(path, classes, orders.pop(beside))
+            notes.remarks.append(f"their order from {CLASS_ORDER}")
         labels = [classes.index(name.parent.name) for name in names]
     return none if len(classes) == 1 else (classes, labels)
 
@@ -261,3 +253,24 @@ def _check_name(path: Path, folder: PurePosixPath) -> None:
             f"{path}: the name of class folder {printable(folder.name)!r} holds "
             f"U+{ord(letters[0]):04X}, which is no character of a name: rename the folder"
         )
+
+
+def _in_order(path: Path, classes: tuple[str, ...], content: bytes) -> tuple[str, ...]:
+    """Put class names into the order of `classes.txt`.
+
+    Raises:
+        UserError: it names other classes than there are folders.
+    """
+    try:
+        text = decode_text(content)
+    except TextError as error:
+        raise UserError(f"{path}: {CLASS_ORDER}: {error}") from None
+    order = tuple(line.strip() for line in text.split("\n") if line.strip())
+    if sorted(order) != sorted(classes):
+        different = sorted(set(order) ^ set(classes)) or sorted(order)
+        raise UserError(
+            f"{path}: {CLASS_ORDER} and the class folders differ in "
+            f"{printable(', '.join(different))}: it lists each folder once, in the order of the "
+            "labels"
+        )
+    return order

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -46,13 +47,18 @@ class World:
         """Whether this is the process that writes files and talks."""
         return self.rank == 0
 
+    @property
+    def building_site(self) -> torch.device:
+        """Where to build a whole network: the CPU if it is to be sharded, block by block."""
+        return torch.device("cpu") if self.shard else self.device
+
     def trained(self, network: Denoiser) -> nn.Module:
         """Return what a forward pass goes through so that gradients reach every process.
 
         Call it once, while the parameters that will ever learn want gradients.
         """
         if self.shard:
-            return shard(network)
+            return shard(network, self.device)
         if self.size == 1:
             return network
         ids = [self.device] if self.device.type == "cuda" else None
@@ -62,7 +68,7 @@ class World:
 
     def fixed(self, network: Denoiser) -> Denoiser:
         """Return a network that learns nothing here, in this process's share of it."""
-        return shard(network) if self.shard else network
+        return shard(network, self.device) if self.shard else network
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so; every process must ask."""
@@ -71,6 +77,13 @@ class World:
         said = torch.tensor(float(flag), device=self.device)
         dist.all_reduce(said, dist.ReduceOp.MAX)
         return bool(said.item())
+
+    def average(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over the processes, on the device; every process must ask."""
+        if self.size == 1:
+            return value
+        dist.all_reduce(value)
+        return value / self.size
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Average scalars over the processes; every process must ask."""
@@ -117,15 +130,21 @@ def join_world(device: torch.device, shard: bool = False) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def shard(network: Denoiser) -> Denoiser:
-    """Spread a network's parameters over the processes, block by block (FSDP2), in place."""
+def shard(network: Denoiser, device: torch.device) -> Denoiser:
+    """Spread a network's parameters over the processes, block by block (FSDP2), in place.
+
+    Args:
+        network: whole, on the CPU, so that the device holds one whole block at a time.
+        device: where each process computes its part.
+    """
     # FSDP2 takes no weights in channels_last; activations still are.
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for half in (network.model.enc, network.model.dec):
         for block in half.values():
-            fully_shard(block)
+            fully_shard(block, mesh=mesh)
     # Always: else the outermost weights stay whole after a picture was drawn, unlike the average's.
-    fully_shard(network, reshard_after_forward=True)
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
     return network
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from distill.distributed import World, local
@@ -22,8 +21,19 @@ from distill.networks import Denoiser
 # Weights as one process without sharding would hold them, whatever the number of processes.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
-# A loss to descend, a scalar already scaled, and other scalars to log.
-Loss = tuple[Tensor, dict[str, Tensor]]
+
+class Loss(NamedTuple):
+    """What to descend in one micro-batch: scalars.
+
+    Attributes:
+        total: the loss, summed over the samples and scaled.
+        left_out: the share of samples that are not in it, see `distill.nonfinite`.
+        logged: what else there is to show.
+    """
+
+    total: Tensor
+    left_out: Tensor
+    logged: dict[str, Tensor]
 
 
 class Learner:
@@ -32,6 +42,9 @@ class Learner:
     Attributes:
         network: the bare network: for forward passes without gradients, and its weights.
         call: the same, wrapped so that gradients reach every process: for the others.
+        left_out: samples left out so far, in batches: a sum of shares.
+        skipped: steps skipped so far.
+        in_a_row: how many of those came last, without a step taken since.
     """
 
     def __init__(
@@ -44,53 +57,64 @@ class Learner:
         self.network, self.world = network, world
         self.call = world.trained(network)
         self.optimizer = torch.optim.Adam(network.parameters(), betas=betas, eps=eps, fused=True)
+        # On the device, so that no step waits to learn whether it was taken.
+        self.left_out, self.skipped, self.in_a_row = torch.zeros(3, device=world.device)
 
     def descend(
         self, losses: Sequence[Callable[[], Loss]], lr: float
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Take one Adam step on the sum of all losses, of this process and the others.
 
+        A step whose gradient is not finite, or that has no sample left, is skipped: weights and
+        moments stay as they were, in every process.
+
         Args:
             losses: this process's share, each computed and differentiated on its own, so that
-                memory holds one micro-batch. Gradients are exchanged once, with the last.
+                memory holds one micro-batch. Gradients are exchanged once, with the last (those
+                of a sharded network with each).
             lr: the learning rate of this step.
 
         Returns:
             The scalars' means over `losses`, and the gradient's norm over all parameters.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        logged: list[dict[str, Tensor]] = []
+        done: list[Loss] = []
         for number, compute in enumerate(losses, start=1):
             with self._exchanging(number == len(losses)):
-                loss, scalars = compute()
-                (loss * self.world.size).backward()  # the exchange takes the mean
-            logged.append(scalars)
-        norm = self._clean_gradients()
+                loss = compute()
+                (loss.total * self.world.size).backward()  # the exchange takes the mean
+            done.append(Loss(loss.total.detach(), loss.left_out, loss.logged))
+        norm = self._gradient_norm()
+        left_out = self.world.average(torch.stack([loss.left_out for loss in done]).mean())
+        skipped = (norm.isfinite() & (left_out < 1)).logical_not().float()
+        self.left_out = self.left_out + left_out
+        self.skipped = self.skipped + skipped
+        self.in_a_row = (self.in_a_row + skipped) * skipped
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        # What torch's own GradScaler tells a fused Adam: at 1 it changes nothing.
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self.optimizer.step()
-        means = {name: torch.stack([one[name] for one in logged]).mean() for name in logged[0]}
-        return means, norm
+        names = done[0].logged
+        return {k: torch.stack([loss.logged[k] for loss in done]).mean() for k in names}, norm
 
     @contextmanager
     def _exchanging(self, now: bool) -> Iterator[None]:
-        """Exchange gradients in this backward pass, or leave them to a later one."""
-        if isinstance(self.call, FSDPModule):
-            self.call.set_requires_gradient_sync(now)
-            yield
-        elif isinstance(self.call, DistributedDataParallel) and not now:
+        """Exchange gradients in this backward pass, or leave them to a later one.
+
+        A sharded network always exchanges, for a gradient that waits is held whole.
+        """
+        if isinstance(self.call, DistributedDataParallel) and not now:
             with self.call.no_sync():
                 yield
         else:
             yield
 
     @torch.no_grad()
-    def _clean_gradients(self) -> Tensor:
-        """Replace NaN by 0 and infinities by +-1e5 (facts, section 2); return the norm."""
+    def _gradient_norm(self) -> Tensor:
+        """The norm of the whole gradient, as it came."""
         parameters = self.network.parameters()
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
-        for gradient in gradients:
-            torch.nan_to_num(gradient, nan=0, posinf=1e5, neginf=-1e5, out=gradient)
         norms = torch.stack(torch._foreach_norm(gradients))
         squared = norms.square().sum()
         if self.world.shard:

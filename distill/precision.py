@@ -1,10 +1,13 @@
 """In which precision the networks compute. Weights, losses and Adam's moments stay float32."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 
 from distill.errors import UserError
+from distill.networks import Denoiser
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
@@ -31,3 +34,25 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype | N
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+@contextmanager
+def full_float32(*networks: Denoiser) -> Iterator[None]:
+    """Compute in float32 throughout, whatever a training chose; after it, as before.
+
+    A distance is measured so, during a training as by 'sid-distill evaluate': it is the exported
+    network's, which is float32, and not that of torch's defaults, which let CUDA round
+    convolutions to TF32.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    switches = matmul.allow_tf32, cudnn.allow_tf32
+    dtypes = [network.compute_dtype for network in networks]
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = False
+        for network in networks:
+            network.compute_dtype = None
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = switches
+        for network, dtype in zip(networks, dtypes, strict=True):
+            network.compute_dtype = dtype

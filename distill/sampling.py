@@ -67,13 +67,22 @@ def one_step(
     return generator(latents * sigma_init, level, class_labels, augment_labels)
 
 
-def sample_inputs(network: NetworkConfig, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Latents and one-hot labels of a fixed sheet of pictures: ten columns, a class a row."""
+def sample_inputs(
+    network: NetworkConfig, device: torch.device, count: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Latents and one-hot labels of a fixed sheet of pictures: ten columns, a class a row.
+
+    Args:
+        network: its shape and classes.
+        device: where to put them.
+        count: so many of the sheet, from its beginning; None means all of it.
+    """
     classes = network.label_dim
-    count = 10 * classes if classes else 100
+    whole = 10 * classes if classes else 100
     generator = torch.Generator().manual_seed(0)
-    shape = (count, network.img_channels, network.img_resolution, network.img_resolution)
-    latents = torch.randn(shape, generator=generator).to(device)
+    shape = (whole, network.img_channels, network.img_resolution, network.img_resolution)
+    latents = torch.randn(shape, generator=generator)[:count].to(device)
     if not classes:
         return latents, None
-    return latents, one_hot(torch.arange(classes).repeat_interleave(10), classes).to(device)
+    labels = torch.arange(classes).repeat_interleave(10)[:count]
+    return latents, one_hot(labels, classes).to(device)

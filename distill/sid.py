@@ -17,12 +17,12 @@ from distill.checkpoints import sha256_of_weights
 from distill.data import one_hot
 from distill.distributed import World
 from distill.errors import UserError
-from distill.images import to_pixels
 from distill.learner import Learner, Loss, ema_beta, load_weights, update_ema, whole_weights
 from distill.losses import fake_score_loss, generator_loss_parts, sample_weight
 from distill.microbatches import seed_draws, share_of_batch
 from distill.networks import Denoiser
 from distill.networks.layers import use_winograd
+from distill.nonfinite import mean_without, nonfinite_samples, share, sum_without, zeroed
 from distill.precision import compute_dtype
 from distill.recipe import SidConfig
 from distill.sampling import one_step, sample_inputs
@@ -51,21 +51,25 @@ class SidTraining:
         )
         _check_augmentation(config, teacher)
         self._identity = {"teacher": sha256_of_weights(teacher)}
-        teacher = channels_last(_with_dropout(teacher, config.dropout).to(world.device)).eval()
+        teacher = _with_dropout(teacher, config.dropout).to(world.building_site)
+        teacher = channels_last(teacher).eval()
         teacher.compute_dtype = compute_dtype(config.precision, world.device)
-        fake_score, generator = copy.deepcopy(teacher), copy.deepcopy(teacher)
-        ema = copy.deepcopy(teacher)
+        # One after the other, so that of networks to be sharded no more than two are whole.
+        self.ema = world.fixed(copy.deepcopy(teacher).requires_grad_(False))
         if world.device.type == "cpu" and config.precision == "fp32":
-            # Not the average, which draws the pictures and is exported.
-            for network in (teacher, fake_score, generator):
-                use_winograd(network)
-        self.ema = world.fixed(ema.requires_grad_(False))
+            use_winograd(teacher)  # not the average, which draws the pictures and is exported
+        self.fake_score = self._learner(copy.deepcopy(teacher), config.betas)
+        betas = config.generator_betas or config.betas
+        self.generator = self._learner(copy.deepcopy(teacher), betas)
         self.teacher = world.fixed(teacher.requires_grad_(False))
-        self.fake_score = self._learner(fake_score, config.betas)
-        self.generator = self._learner(generator, config.generator_betas or config.betas)
 
     def _learner(self, network: Denoiser, betas: tuple[float, float]) -> Learner:
         return Learner(network, self.world, betas, self.config.eps)
+
+    @property
+    def learners(self) -> dict[str, Learner]:
+        """The networks that learn, by name."""
+        return {"fake score": self.fake_score, "generator": self.generator}
 
     def identity(self) -> dict[str, Any]:
         """The teacher, by its weights."""
@@ -75,21 +79,23 @@ class SidTraining:
         """One step of psi, one of theta, one of the average; `batch` images are counted.
 
         Returns:
-            Both losses an element, the generator's two parts, the score gap E[(a - b)^2 / w]
-            and the norms of both gradients: this process's mean.
+            Both losses an element, the generator's two parts and the score gap E[(a - b)^2 / w],
+            this process's mean over the samples that are not left out; the norms of both
+            gradients.
         """
         config = self.config
-        share = learning_rate_share(config, images_seen)
+        rate_share = learning_rate_share(config, images_seen)
 
         self.generator.network.eval().requires_grad_(False)
         self.fake_score.network.train().requires_grad_(True)
         losses = [partial(self._fake_score_loss, images_seen, i) for i in self.microbatches]
-        fake, fake_norm = self.fake_score.descend(losses, share * (config.fake_lr or config.lr))
+        rate = rate_share * (config.fake_lr or config.lr)
+        fake, fake_norm = self.fake_score.descend(losses, rate)
 
         self.generator.network.train().requires_grad_(True)
         self.fake_score.network.eval().requires_grad_(False)
         losses = [partial(self._generator_loss, images_seen, i) for i in self.microbatches]
-        made, norm = self.generator.descend(losses, share * config.lr)
+        made, norm = self.generator.descend(losses, rate_share * config.lr)
 
         beta = ema_beta(config.batch, config.ema_halflife, images_seen)
         update_ema(self.ema, self.generator.network, beta)
@@ -103,17 +109,18 @@ class SidTraining:
         with torch.no_grad():
             images = one_step(self.generator.network, latents, labels, config.sigma_init)
         images, augmentation = self._augment(images)
+        # A NaN must not enter psi, where it would reach the gradients of all weights.
+        nothing_to_learn = nonfinite_samples(images)
+        images = zeroed(nothing_to_learn, images)
         sigma = training_sigmas(torch.randn(len(images), 1, 1, 1, device=images.device))
         noisy = images + sigma * torch.randn_like(images)
         denoised = self.fake_score.call(noisy, sigma, labels, augmentation)
         loss = fake_score_loss(images, denoised, sigma)
-        logged = {"loss/fake_score": loss.detach().mean()}
-        kept = drop_nan_samples(loss, images)
-        return kept.sum() * (config.fake_loss_scale / config.batch), logged
+        left_out = nothing_to_learn | nonfinite_samples(loss)
+        total = sum_without(left_out, loss, denoised) * (config.fake_loss_scale / config.batch)
+        return Loss(total, share(left_out), {"loss/fake_score": mean_without(left_out, loss)})
 
-    def _generator_loss(
-        self, images_seen: int, microbatch: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _generator_loss(self, images_seen: int, microbatch: int) -> Loss:
         """How far psi's score is from phi's at theta's images (SiD equations 20, 23, 24)."""
         config = self.config
         seed_draws(config.seed, images_seen, GENERATOR_PHASE, microbatch)
@@ -127,14 +134,15 @@ class SidTraining:
         b = self.fake_score.network(noisy, sigma, labels)
         identity, gap = generator_loss_parts(images, a, b, config.weighting)
         loss = identity - config.alpha * gap
+        left_out = nonfinite_samples(loss)  # as it is if one of x, a and b is
         logged = {
-            "loss/generator": loss.detach().mean(),
-            "loss/generator: score identity": identity.detach().mean(),
-            "loss/generator: - alpha x gap": -config.alpha * gap.detach().mean(),
-            "score gap": ((a - b).detach() ** 2 / sample_weight(images, a)).mean(),
+            "loss/generator": mean_without(left_out, loss),
+            "loss/generator: score identity": mean_without(left_out, identity),
+            "loss/generator: - alpha x gap": -config.alpha * mean_without(left_out, gap),
+            "score gap": mean_without(left_out, (a - b) ** 2 / sample_weight(images, a)),
         }
-        kept = drop_nan_samples(loss, images, a, b)
-        return kept.sum() * (config.generator_loss_scale / config.batch), logged
+        total = sum_without(left_out, loss, images) * (config.generator_loss_scale / config.batch)
+        return Loss(total, share(left_out), logged)
 
     def _draw_inputs(self) -> tuple[Tensor, Tensor | None]:
         """Fresh latents of one micro-batch, and one-hot labels (None without classes)."""
@@ -178,10 +186,10 @@ class SidTraining:
         self.generator.load_optimizer_state(state["generator_optimizer"])
 
     @torch.no_grad()
-    def samples(self) -> Tensor:
-        """Ten pictures a class (a hundred without classes), each in one step."""
-        latents, labels = sample_inputs(self.ema.config, self.world.device)
-        return to_pixels(one_step(self.ema, latents, labels, self.config.sigma_init))
+    def samples(self, count: int | None = None) -> Tensor:
+        """Ten pictures a class (a hundred without classes) or the first of them, in one step."""
+        latents, labels = sample_inputs(self.ema.config, self.world.device, count)
+        return one_step(self.ema, latents, labels, self.config.sigma_init)
 
 
 def learning_rate_share(config: SidConfig, images_seen: int) -> float:
@@ -189,12 +197,6 @@ def learning_rate_share(config: SidConfig, images_seen: int) -> float:
     if not config.cooldown:
         return 1.0
     return min(1.0, max(0.0, (config.total_images - images_seen) / config.cooldown))
-
-
-def drop_nan_samples(loss: Tensor, *parts: Tensor) -> Tensor:
-    """Keep the rows of `loss` for which no part [N, ...] holds a NaN."""
-    bad = torch.stack([part.detach().flatten(1).isnan().any(dim=1) for part in parts])
-    return loss[~bad.any(dim=0)]
 
 
 def _frequencies(config: SidConfig, classes: int) -> tuple[float, ...] | None:

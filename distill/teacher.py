@@ -11,12 +11,12 @@ from torch import Tensor
 from distill.augment import augment
 from distill.data import Dataset
 from distill.distributed import World
-from distill.images import to_pixels
 from distill.learner import Learner, Loss, ema_beta, load_weights, update_ema, whole_weights
 from distill.losses import fake_score_loss
 from distill.microbatches import seed_draws, share_of_batch
 from distill.networks import Denoiser, NetworkConfig
 from distill.networks.layers import use_winograd
+from distill.nonfinite import mean_without, nonfinite_samples, share, sum_without
 from distill.precision import compute_dtype
 from distill.recipe import TeacherConfig
 from distill.sampling import heun, sample_inputs
@@ -33,12 +33,17 @@ class TeacherTraining:
         self.config, self.dataset, self.world = config, dataset, world
         self.microbatches = share_of_batch(config, world)
         torch.manual_seed(config.seed)
-        denoiser = channels_last(Denoiser(network).to(world.device))
+        denoiser = channels_last(Denoiser(network).to(world.building_site))
         denoiser.compute_dtype = compute_dtype(config.precision, world.device)
         self.ema = world.fixed(copy.deepcopy(denoiser).eval().requires_grad_(False))
         if world.device.type == "cpu" and config.precision == "fp32":
             use_winograd(denoiser)  # not the average, which draws the pictures and is distilled
         self.learner = Learner(denoiser.train(), world, config.betas, config.eps)
+
+    @property
+    def learners(self) -> dict[str, Learner]:
+        """The network that learns, by name."""
+        return {"teacher": self.learner}
 
     def identity(self) -> dict[str, Any]:
         """The network's shape and the data set."""
@@ -67,7 +72,9 @@ class TeacherTraining:
         noisy = images + sigma * torch.randn_like(images)
         denoised = self.learner.call(noisy, sigma, labels, augmentation)
         loss = fake_score_loss(images, denoised, sigma)
-        return loss.sum() / config.batch, {"loss/teacher": loss.detach().mean()}
+        left_out = nonfinite_samples(loss)
+        total = sum_without(left_out, loss, denoised) / config.batch
+        return Loss(total, share(left_out), {"loss/teacher": mean_without(left_out, loss)})
 
     def state(self) -> dict[str, Any]:
         """Weights, average and Adam's moments; every process must ask."""
@@ -83,10 +90,10 @@ class TeacherTraining:
         load_weights(self.ema, state["ema"])
         self.learner.load_optimizer_state(state["optimizer"])
 
-    def samples(self) -> Tensor:
-        """Ten pictures a class (a hundred without classes) by the 35-evaluation sampler."""
-        latents, labels = sample_inputs(self.ema.config, self.world.device)
-        return to_pixels(heun(self.ema, latents, labels))
+    def samples(self, count: int | None = None) -> Tensor:
+        """Ten pictures a class (a hundred without classes) or the first of them, in 35 calls."""
+        latents, labels = sample_inputs(self.ema.config, self.world.device, count)
+        return heun(self.ema, latents, labels)
 
 
 def learning_rate(config: TeacherConfig, images_seen: int) -> float:

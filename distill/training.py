@@ -1,9 +1,11 @@
 """The loop around every training: resume, step, log, evaluate, checkpoint, stop cleanly."""
 
+import errno
 import fcntl
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +18,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from distill.checkpoints import load_state, save_network, save_state
+from distill.checkpoints import load_state, save_network, save_state, write_atomically
 from distill.distributed import World
+from distill.divergence import Tally, fault_of_pictures, fault_of_steps, fault_of_weights, tallies
 from distill.errors import UserError
-from distill.images import save_grid
-from distill.learner import whole_weights
+from distill.images import save_grid, to_pixels
+from distill.learner import Learner, whole_weights
 from distill.networks import Denoiser
 from distill.recipe import LoopConfig
 
@@ -37,6 +40,10 @@ class Training(Protocol):
     def config(self) -> LoopConfig:
         """How long, how fast, in what batches."""
 
+    @property
+    def learners(self) -> dict[str, Learner]:
+        """The networks that learn, by what people call them."""
+
     def identity(self) -> dict[str, Any]:
         """Return what a resumed run must share besides its configuration, as JSON values."""
 
@@ -49,11 +56,22 @@ class Training(Protocol):
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
 
-    def samples(self) -> Tensor:
-        """Draw a fixed grid of pictures with the averaged weights: uint8 [rows*cols, H, W, C]."""
+    def samples(self, count: int | None = None) -> Tensor:
+        """Draw a fixed grid of pictures with the averaged weights, or the first of it.
+
+        Returns:
+            float32 [rows*cols, C, H, W] in [-1, 1].
+        """
 
 
 Evaluate = Callable[[Denoiser], dict[str, Any]]
+
+# What flock answers where another holds the lock, and on file systems that know no locks: NFS
+# without its lock daemon, some of FUSE, Lustre without -o flock.
+_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+PICTURES_CHECKED = 16  # before a checkpoint: of several seeds, and of two classes where there are
 
 
 def train(
@@ -62,6 +80,7 @@ def train(
     facts: dict[str, Any],
     evaluate: Evaluate | None = None,
     progress: bool = True,
+    origin: dict[str, Any] | None = None,
 ) -> int:
     """Train until `config.total_images`, or until SIGINT or SIGTERM asks to stop.
 
@@ -72,6 +91,9 @@ def train(
     run. A run resumed under another configuration is refused, except that it may be given
     another end: more images, or a cooldown from where it is.
 
+    A step without a finite gradient is skipped, and shown; a run that has diverged
+    (`distill.divergence`) ends with an error, and what the folder holds stays as it is.
+
     Of several processes all must call this, with one folder that all of them see; process 0
     writes.
 
@@ -81,19 +103,26 @@ def train(
         facts: written into the header of each network.
         evaluate: measures a network, say by a Fréchet distance.
         progress: show a progress bar.
+        origin: what the run was started from, for those who analyse it: written to run.json, as
+            all else only once the folder is ours and holds no other run.
 
     Returns:
         Images seen, less than the total when asked to stop.
 
     Raises:
-        UserError: the folder holds another configuration's run or a damaged state, or another
-            process trains in it.
+        UserError: the folder holds another configuration's run or a damaged state, another
+            process trains in it, or the training diverges.
     """
     if not training.world.is_main:
-        return _train(training, folder, facts, evaluate, progress=False)
+        return _train(training, folder, facts, evaluate, progress=False, origin=None)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        return _train(training, folder, facts, evaluate, progress)
+        try:
+            return _train(training, folder, facts, evaluate, progress, origin)
+        except OSError as error:
+            if error.errno and error.filename is None:  # of a curve: write() names no file
+                raise OSError(error.errno, error.strerror, str(folder)) from error
+            raise
 
 
 def _train(
@@ -102,15 +131,49 @@ def _train(
     facts: dict[str, Any],
     evaluate: Evaluate | None,
     progress: bool,
+    origin: dict[str, Any] | None,
 ) -> int:
     config, world = training.config, training.world
-    seen = _resume(training, folder)
+    settings = _settings(training)
+    seen = kept = _resume(training, folder, settings)
+    if origin is not None:
+        text = json.dumps(origin, indent=2) + "\n"
+        write_atomically(folder / "run.json", lambda file: file.write_text(text))
+
+    def stop_if(fault: str | None) -> None:
+        """End the run, in all processes, if one of them found a fault."""
+        if not world.any(fault is not None):
+            return
+        left = f"{folder} keeps the network of {kept} images" if kept else "no network was written"
+        raise UserError(
+            f"{fault or 'another process found a fault'}: the training has diverged by {seen} "
+            f"images, and would again with these settings. {left}; start in another folder with a "
+            f"smaller --lr than {config.lr:g}"
+        )
+
+    def look(shown: dict[str, Tally]) -> dict[str, Tally]:
+        """Show what was left out since `shown`; end a run that does not learn any more."""
+        counted = tallies(training.learners, config.batch)
+        for name, tally in counted.items():
+            if tally == shown.get(name, Tally(0, 0, 0)) or not world.is_main:
+                continue
+            bar.set_postfix({"skipped": sum(t.skipped for t in counted.values())})
+            bar.write(
+                f"{seen:>9} images: {name}: {tally.skipped} steps were skipped and "
+                f"{tally.samples} samples left out so far, for they were not finite"
+            )
+        stop_if(fault_of_steps(counted, (seen - began_at) // config.batch))
+        return counted
 
     def checkpoint() -> None:
+        nonlocal kept
+        networks = [training.ema, *(learner.network for learner in training.learners.values())]
+        stop_if(fault_of_weights(networks))
+        stop_if(fault_of_pictures(training.samples(PICTURES_CHECKED)))
         # The state last: a kill in between makes a resumed run write the network again.
         weights = whole_weights(training.ema)
         state = {
-            "settings": json.dumps(_settings(training)),
+            "settings": json.dumps(settings),
             "images_seen": seen,
             "training": training.state(),
         }
@@ -118,16 +181,18 @@ def _train(
             header = facts | {"images_seen": seen}
             save_network(folder / "network.safetensors", training.ema, header, weights)
             save_state(folder / "state.pt", state)
+        kept = seen
 
     def measure() -> None:
         kimg = f"{seen / 1000:09.1f}"
         weights, pictures = whole_weights(training.ema), training.samples()
+        stop_if(fault_of_pictures(pictures))
         measured = {} if evaluate is None else evaluate(training.ema)
         if not world.is_main:
             return
         header = facts | {"images_seen": seen}
         save_network(folder / "snapshots" / f"{kimg}.safetensors", training.ema, header, weights)
-        save_grid(folder / "samples" / f"{kimg}.png", pictures)
+        save_grid(folder / "samples" / f"{kimg}.png", to_pixels(pictures))
         if measured:
             for name, value in measured.items():
                 if isinstance(value, float):
@@ -146,6 +211,8 @@ def _train(
         _asked_to_stop(insists=world.size == 1) as stop,
     ):
         began, began_at = time.monotonic(), seen
+        shown: dict[str, Tally] = {}
+        due = False
         while seen < config.total_images and not world.any(stop()):
             scalars = training.step(seen)
             before, seen = seen, seen + config.batch
@@ -155,11 +222,21 @@ def _train(
                     events.add_scalar(name, value, seen)
                 rate = (seen - began_at) / (time.monotonic() - began)
                 events.add_scalar("images per second", rate, seen)
+                shown = look(shown)
+                for name, tally in shown.items():
+                    events.add_scalar(f"skipped steps/{name}", tally.skipped, seen)
+                    events.add_scalar(f"samples left out/{name}", tally.samples, seen)
             if _crosses(before, seen, 500 * math.sqrt(2) ** np.arange(64)):
                 measure()
-            if before // config.checkpoint_every != seen // config.checkpoint_every:
-                checkpoint()
+            due |= before // config.checkpoint_every != seen // config.checkpoint_every
+            if due:
+                shown = look(shown)
+                # While steps are skipped nobody knows whether these weights are good.
+                if not any(tally.in_a_row for tally in shown.values()):
+                    checkpoint()
+                    due = False
         if seen != began_at:
+            look(shown)
             if seen >= config.total_images:
                 measure()
             checkpoint()
@@ -172,13 +249,13 @@ def _settings(training: Training) -> dict[str, Any]:
     return training.config.model_dump(mode="json", exclude=free) | training.identity()
 
 
-def _resume(training: Training, folder: Path) -> int:
+def _resume(training: Training, folder: Path, settings: dict[str, Any]) -> int:
     """Load the folder's state, if it holds one; return the images seen."""
     state_file = folder / "state.pt"
     seen = 0
     if state_file.exists():
         state = load_state(state_file)
-        _check_same_run(folder, json.loads(state["settings"]), _settings(training))
+        _check_same_run(folder, json.loads(state["settings"]), settings)
         training.load_state(state["training"])
         seen = state["images_seen"]
     if seen != training.world.from_main(seen):
@@ -228,14 +305,22 @@ def channels_last(network: Denoiser) -> Denoiser:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold a folder for this process; the lock dies with the process, however it ends."""
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("a") as file:  # "a": a refused run changes no file's time
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"another process trains in {folder}: wait for it or stop it, or name another "
-                "folder with --out"
-            ) from None
+        except OSError as error:
+            if error.errno in _HELD:
+                raise UserError(
+                    f"another process trains in {folder}: wait for it or stop it, or name another "
+                    "folder with --out"
+                ) from None
+            if error.errno not in _NO_LOCKS:
+                raise UserError(f"{file.name} cannot be locked: {error.strerror}") from None
+            print(
+                f"note: the file system of {folder} has no locks ({error.strerror}): see to it "
+                "yourself that no other process trains there",
+                file=sys.stderr,
+            )
         yield
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from distill.commands.options import BackgroundOption, DataOption, read_images
+from distill.errors import UserError
 
 
 def features(
@@ -19,14 +20,46 @@ def features(
     background: BackgroundOption = "white",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Start of the random stream.")] = 0,
+    thumbnail: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Side of a thumbnail that the features must be able to paint, so that they keep "
+            "the colours and parts that vary within a class; 0: the class alone. Left out: a "
+            "quarter of the images' side.",
+            show_default=False,
+        ),
+    ] = None,
+    test: Annotated[
+        Path | None,
+        typer.Option(
+            help="Held-out images, a folder or .zip, to measure it on. Left out: those that "
+            "--data brings, as Fashion-MNIST does.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train the classifier whose features the Fréchet distance compares."""
     from distill.data import has_test_split
     from distill.evaluation.classifier import save_classifier, train_detector
 
     train_set = read_images(data, resolution, background)
-    test_set = read_images(data, resolution, background, "test") if has_test_split(data) else None
-    detector = train_detector(out.stem, train_set, test_set, epochs, seed)
+    test_set = None
+    if test is not None:
+        test_set = read_images(test, resolution, background, "test")
+    elif has_test_split(data):
+        test_set = read_images(data, resolution, background, "test")
+    if test_set is not None and test_set.classes != train_set.classes:
+        raise UserError(f"{test} has other classes than {data}: measure on the same")
+    side = train_set.images.shape[-1]
+    detector = train_detector(
+        out.stem,
+        train_set,
+        test_set,
+        epochs,
+        seed,
+        thumbnail=side // 4 if thumbnail is None else thumbnail,
+    )
     save_classifier(out.with_suffix(".safetensors"), detector)
     assert detector.facts is not None
     typer.echo(detector.facts.model_dump_json(indent=2))

@@ -1,6 +1,5 @@
 """`sid-distill run`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -159,10 +158,10 @@ def run(
         training = SidTraining(network, config, world)
         if detector is not None:
             detector.network.to(world.device)
-        if world.is_main:
-            _write_origin(out, teacher, detector_name, recipe)
+        started_from = _origin(teacher, detector_name, recipe)
         evaluate = None if detector is None else distance
-        report(train(training, out, facts, evaluate), config, out, world)
+        seen = train(training, out, facts, evaluate, origin=started_from)
+        report(seen, config, out, world)
 
 
 def _numbers(text: str) -> list[float]:
@@ -189,17 +188,14 @@ def _difference(recipe: "NetworkConfig", teacher: "NetworkConfig") -> str | None
     return None
 
 
-def _write_origin(out: Path, teacher: Path, features: str, recipe: str) -> None:
-    """Say in OUT/run.json what the run started from, for those who analyse it."""
-    from distill.checkpoints import write_atomically
+def _origin(teacher: Path, features: str, recipe: str) -> dict[str, Any]:
+    """What the run starts from, for those who analyse it."""
     from service.bundle import sha256_file
 
-    origin = {
+    return {
         "teacher": str(teacher.resolve()),
         "teacher_sha256": sha256_file(teacher),
         "features": None if features == "none" else features,
         "recipe": recipe,
         "command": sys.argv,
     }
-    text = json.dumps(origin, indent=2) + "\n"
-    write_atomically(out / "run.json", lambda file: file.write_text(text))

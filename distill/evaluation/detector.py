@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.evaluation.frechet import Array, Statistics
 from distill.networks import Denoiser
+from distill.precision import full_float32
 
 Floats = NDArray[np.float32]
 
@@ -51,6 +52,7 @@ class DetectorFacts(BaseModel):
         epochs, seed: how it was trained.
         test_accuracy: its accuracy on held-out real images; None where there were none.
         test_distance: their Fréchet distance to the training images.
+        thumbnail: side of the thumbnail that its features had to paint; 0 for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +65,7 @@ class DetectorFacts(BaseModel):
     seed: int
     test_accuracy: float | None = None
     test_distance: float | None = None
+    thumbnail: int = 0
 
 
 class Observation(NamedTuple):
@@ -108,7 +111,7 @@ class Detector:
         """Look at uint8 pictures [N, C, H, W], on whatever device they are."""
         tensors = itertools.chain(self.network.parameters(), self.network.buffers())
         device = next((tensor.device for tensor in tensors), torch.device("cpu"))
-        with torch.no_grad():
+        with torch.no_grad(), full_float32():
             parts = [
                 self.network.observe(part.to(device), probabilities)
                 for part in pixels.split(self.network.batch)

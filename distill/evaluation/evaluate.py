@@ -15,6 +15,7 @@ from distill.evaluation.observed import Observed, checked_reference, figures
 from distill.evaluation.reference import Reference, own_reference
 from distill.images import to_pixels
 from distill.networks import Denoiser
+from distill.precision import full_float32
 from distill.sampling import heun, one_step
 from service.bundle import latents
 
@@ -111,7 +112,8 @@ def observe_pictures(
         labels = None
         if config.label_dim:
             labels = one_hot(classes[start:stop], config.label_dim).to(device)
-        pixels = to_pixels(sampler(z.to(device), labels)).permute(0, 3, 1, 2)
+        with full_float32(network):
+            pixels = to_pixels(sampler(z.to(device), labels)).permute(0, 3, 1, 2)
         for i, (detector, judge) in enumerate(zip(detectors, judges, strict=True)):
             observation = detector.observe(pixels, judge or "is" in metrics)
             asked_for = classes[start:stop].numpy() if judge else None

@@ -18,6 +18,7 @@ from distill.export.one_step import PixelGenerator
 from distill.export.onnx import export_onnx
 from distill.export.precision import export_precision
 from distill.export.triton import triton_config
+from distill.export.variety import check_variety
 from distill.networks import Denoiser
 from service.bundle import (
     CPU,
@@ -80,7 +81,8 @@ def publish(
         The bundle's folder.
 
     Raises:
-        UserError: a file is missing or of the wrong kind, or the graph draws other pictures.
+        UserError: a file is missing or of the wrong kind, the generator draws the same whatever
+            it is asked for, or the graph draws other pictures.
     """
     try:
         TypeAdapter(Name).validate_python(name)
@@ -102,6 +104,7 @@ def publish(
         _export_all(generator, facts["sigma_init"], inside, precisions)
         module = PixelGenerator(generator, facts["sigma_init"])
         truth = draw_truth(module, _detector(generator, facts["classes"]))
+        check_variety(module, facts["classes"])
         judged = {path.name: judge(path, truth) for path in sorted(inside.iterdir())}
         if report is not None:
             save_report(report, truth, {name: pixels for name, (_, pixels) in judged.items()})

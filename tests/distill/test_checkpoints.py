@@ -1,5 +1,6 @@
 """Nothing is lost: kills during a write, damaged files, foreign files."""
 
+import resource
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 import pytest
 import torch
 
-from distill.checkpoints import load_network, load_state, save_network
+from distill.checkpoints import load_network, load_state, save_network, save_state
 from distill.errors import UserError
 from distill.networks import Denoiser, NetworkConfig
 
@@ -18,12 +19,13 @@ TINY = NetworkConfig(
 )  # fmt: skip
 
 FACTS = {"role": "teacher", "classes": ["a", "b"], "images_seen": 7}
+STATE = {"settings": "{}", "images_seen": 1, "training": {"w": torch.zeros(50_000)}}
 WRITER = """
 import sys, torch
 from pathlib import Path
 from distill.checkpoints import save_state
 for count in range(10**6):
-    weights = torch.full((4_000_000,), count)
+    weights = {"w": torch.full((4_000_000,), count)}
     save_state(Path(sys.argv[1]), {"settings": "", "images_seen": count, "training": weights})
     print(count, flush=True)
 """
@@ -47,7 +49,7 @@ def test_a_kill_during_a_checkpoint_leaves_the_previous_one_whole(tmp_path):
         writer.send_signal(signal.SIGKILL)
     assert partial.exists(), "no write was caught in the middle"
     state = load_state(path)
-    assert (state["training"] == state["images_seen"]).all()
+    assert (state["training"]["w"] == state["images_seen"]).all()
 
 
 def test_a_network_survives_its_file(tmp_path):
@@ -77,3 +79,61 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
     (tmp_path / "state.pt").write_bytes(b"garbage")
     with pytest.raises(UserError, match=r"state.pt is damaged.*delete it"):
         load_state(tmp_path / "state.pt")
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 1000, 5000, 20_000, 60_000, 100_000, -30, -1])
+def test_a_state_that_was_cut_short_is_named_whatever_its_length(length, tmp_path):
+    path = tmp_path / "state.pt"
+    save_state(path, STATE)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(UserError, match=r"state.pt is damaged.*: delete it to start anew"):
+        load_state(path)
+
+
+def test_a_state_with_another_byte_is_damaged(tmp_path):
+    """torch reads one without a word: it does not look at the checksums."""
+    path = tmp_path / "state.pt"
+    save_state(path, STATE)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"state.pt is damaged.*checksum"):
+        load_state(path)
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), {"settings": "{}"}, STATE | {"training": 3}])
+def test_what_is_no_state_is_of_another_version(content, tmp_path):
+    torch.save(content, tmp_path / "state.pt")
+    with pytest.raises(UserError, match=r"state.pt is of another version"):
+        load_state(tmp_path / "state.pt")
+
+
+def test_a_state_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    (tmp_path / "state.pt").mkdir()
+    with pytest.raises(UserError, match=r"state.pt cannot be read: Is a directory"):
+        load_state(tmp_path / "state.pt")
+
+
+@pytest.mark.parametrize("kind", ["state", "network"])
+def test_a_full_disk_names_the_file_and_leaves_the_one_before(kind, tmp_path):
+    """A limit on the size of a file stands for the disk: write() fails in the same place."""
+
+    def write(path):
+        if kind == "state":
+            save_state(path, STATE)
+        else:
+            save_network(path, Denoiser(TINY), FACTS)
+
+    path = tmp_path / kind
+    write(path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            write(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.filename == str(path)
+    assert [file.name for file in tmp_path.iterdir()] == [kind]
+    assert path.read_bytes() == before

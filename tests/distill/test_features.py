@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from distill.evaluation import efficientnet, features
 from distill.evaluation.classifier import save_classifier, train_detector
 from distill.evaluation.detector import as_rgb
 from distill.evaluation.features import fitting_detector, load_detector
+from distill.evaluation.frechet import frechet_distance, statistics
 from distill.evaluation.inception import NAME, load_inception
 from distill.networks import Denoiser, NetworkConfig
 
@@ -44,6 +46,42 @@ def test_it_learns_its_classes_and_survives_its_file(tmp_path):
     for before, after in zip(detector.embed(pixels), again.embed(pixels), strict=True):
         assert (before == after).all()
     assert (again.reference.sigma == detector.reference.sigma).all()
+
+
+def discs(count, hues, seed):
+    """16x16 pictures: a disc or a square, in one of some colours, on grey."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    colours = torch.tensor(hues, dtype=torch.uint8)
+    colours = colours[torch.randint(len(hues), (count,), generator=generator)]
+    y, x = torch.meshgrid(torch.arange(16) - 7.5, torch.arange(16) - 7.5, indexing="ij")
+    shapes = torch.stack([x**2 + y**2 < 30, (x.abs() < 5) & (y.abs() < 5)])[labels]
+    noise = torch.randint(100, 140, (count, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    images = torch.where(shapes[:, None], colours[:, :, None, None], noise)
+    return Dataset("discs", images, labels, ("disc", "square"))
+
+
+def test_a_thumbnail_makes_the_features_see_what_varies_within_a_class():
+    """Pictures that lost half of the colours score far worse; to classes alone they are alike."""
+    colours = [(230, 40, 40), (40, 200, 60), (50, 70, 230), (230, 210, 60)]
+    train, test = discs(800, colours, seed=1), discs(800, colours, seed=2)
+    halved = discs(800, colours[:2], seed=3)
+    ratios = {}
+    for thumbnail in (0, 4):
+        detector = train_detector("discs", train, test, epochs=6, thumbnail=thumbnail)
+        assert detector.facts.thumbnail == thumbnail
+        features, _ = detector.embed(halved.images)
+        distance = frechet_distance(statistics(features), detector.reference)
+        spread = float(np.trace(detector.reference.sigma))
+        ratios[thumbnail] = distance / spread
+        if thumbnail:
+            assert distance > 10 * detector.facts.test_distance
+    assert ratios[4] > 2 * ratios[0]
+
+
+def test_a_thumbnail_that_does_not_divide_the_picture_is_refused():
+    with pytest.raises(UserError, match="thumbnail of 3 pixels cannot be made of images of 8"):
+        train_detector("noise", noise(256), None, epochs=1, thumbnail=3)
 
 
 def test_it_refuses_pictures_that_it_does_not_know():

@@ -144,6 +144,47 @@ def test_a_macs_zip_that_does_not_say_utf8_keeps_its_letters(tmp_path):
     assert load_dataset(path, resolution=8).classes == ("café", "tea")
 
 
+@pytest.mark.parametrize("prefix", ["", "pets/"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_classes_txt_orders_the_classes(tmp_path, prefix, zipped):
+    order = "dog\r\ncat\r\n".encode("utf-8-sig")
+    files = {
+        "cat/a.png": png(),
+        "dog/a.png": png(),
+        "classes.txt": order,
+        "cat/classes.txt": b"\xe9",
+    }
+    if zipped:
+        with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+            for name, content in files.items():
+                archive.writestr(prefix + name, content)
+    for name, content in {} if zipped else files.items():
+        path = tmp_path / "set.zip" / prefix / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    dataset = load_dataset(tmp_path / "set.zip", resolution=8)
+    assert dataset.classes == ("dog", "cat")
+    assert dataset.labels.tolist() == [1, 0]
+    assert "dog (1), cat (1); their order from classes.txt; passed over:" in dataset.summary
+    assert f"files that are no images (1: {prefix}cat/classes.txt)" in dataset.summary
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"dog\ncat\nfox", "differ in fox: it lists each folder once"),
+        (b"dog\ncat\ncat", "differ in cat, cat, dog"),
+        (b"caf\xe9", "classes.txt: not UTF-8 text"),
+    ],
+)
+def test_a_classes_txt_of_other_classes_is_refused(tmp_path, content, said):
+    for name in ("cat", "dog"):
+        write_image(tmp_path / name / "x.png")
+    (tmp_path / "classes.txt").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        load_dataset(tmp_path, resolution=8)
+
+
 @pytest.mark.parametrize("twin", ["Café", "cafe\u0301", "café "])
 def test_classes_that_look_alike_are_refused(tmp_path, twin):
     for name in ("café", twin):

@@ -16,7 +16,7 @@ from distill.learner import ema_beta
 from distill.networks import Denoiser, NetworkConfig
 from distill.recipe import SidConfig, TeacherConfig
 from distill.sampling import heun, one_step
-from distill.sid import SidTraining, drop_nan_samples, learning_rate_share
+from distill.sid import SidTraining, learning_rate_share
 from distill.teacher import TeacherTraining, learning_rate
 from distill.training import train
 
@@ -165,6 +165,16 @@ def test_a_teachers_folder_does_not_go_on_with_other_data(tmp_path):
         train(TeacherTraining(NETWORK, config, other, CPU), tmp_path, {}, progress=False)
 
 
+def test_the_data_set_is_hashed_once(tmp_path, monkeypatch):
+    """Not at every checkpoint: the real ones take minutes."""
+    calls = []
+    digest = Dataset.digest
+    monkeypatch.setattr(Dataset, "digest", lambda self: calls.append(self) or digest(self))
+    config = TEACHER.model_copy(update={"total_images": 512, "checkpoint_every": 128})
+    train(make_teacher(config), tmp_path, {}, progress=False)
+    assert len(calls) == 1
+
+
 def test_each_half_of_a_step_trains_one_network_in_the_papers_modes():
     """psi learns from a generator at rest; theta moves, dropout on, between frozen judges."""
     training = make_sid(SID)
@@ -210,14 +220,6 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
         return {}
 
     assert train(make_sid(config), tmp_path, {}, second_run, progress=False) == 1024
-
-
-def test_a_sample_with_nan_is_dropped():
-    loss = torch.ones(3, 1, 2, 2)
-    images, teacher = torch.zeros(3, 1, 2, 2), torch.zeros(3, 1, 2, 2)
-    images[0, 0, 0, 0] = float("nan")
-    teacher[2, 0, 1, 1] = float("nan")
-    assert drop_nan_samples(loss, images, teacher).shape == (1, 1, 2, 2)
 
 
 def test_the_average_forgets_half_in_its_halflife():
