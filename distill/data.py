@@ -1,25 +1,32 @@
 """Images to learn from: Fashion-MNIST's idx files, or an image folder or zip of one's own.
 
-A data set is held in memory as uint8 [N, C, H, W] with an int64 class per image.
+A data set is held in memory as uint8 [N, C, H, W] with an int64 class per image. How a folder's
+files are found stands in image_files.py, what becomes of each in decoding.py.
 """
 
-import gzip
 import hashlib
-import io
-import struct
-import zipfile
-import zlib
-from collections.abc import Iterator
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
+from distill.data_notes import Notes, printable
+from distill.decoding import decode, parse_colour
+from distill.edm_archive import (
+    LABELS_FILE,
+    counts_thousands,
+    find_labels_file,
+    labels_of,
+    read_labels,
+)
 from distill.errors import UserError
+from distill.idx_files import read_idx
+from distill.image_files import is_image, open_image, open_sources
+from service.bundle.text import TextError, decode_text
 
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -27,7 +34,6 @@ FASHION_CLASSES = (
 )  # fmt: skip
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CLASS_ORDER = "classes.txt"  # beside the class folders: their names in order, one a line
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,14 @@ class Dataset:
         images: uint8 [N, C, H, W].
         labels: int64 [N], all zero without classes.
         classes: class names, in label order; empty when the images carry no classes.
+        summary: what was read and what was passed over, in one line.
     """
 
     name: str
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    summary: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -69,15 +77,22 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
     return torch.nn.functional.one_hot(labels, classes).float()
 
 
-def load_dataset(path: Path | None, split: str = "train", resolution: int | None = None) -> Dataset:
+def load_dataset(
+    path: Path | None,
+    split: str = "train",
+    resolution: int | None = None,
+    background: str = "white",
+) -> Dataset:
     """Read a data set, of whichever kind lies at `path`.
 
     Args:
         path: a folder with Fashion-MNIST's four idx files (gzipped or not; any files of those
             names are taken for them); or a folder or zip of images, one sub-folder a class, or
-            all at the top for no classes. None looks where Debian's package puts Fashion-MNIST.
+            all at the top for no classes, or as EDM's dataset_tool writes it. None looks where
+            Debian's package puts Fashion-MNIST.
         split: "train" or "test", for idx files only; an image folder is one split.
         resolution: size to which an image folder's pictures are cropped and scaled.
+        background: colour behind transparent pixels, by its CSS name or as "#rrggbb".
 
     Raises:
         UserError: nothing readable is there; the message says what would provide it.
@@ -94,7 +109,7 @@ def load_dataset(path: Path | None, split: str = "train", resolution: int | None
         return _load_fashion(folder, prefix)
     if resolution is None:
         raise UserError(f"an image folder needs a resolution to scale {folder} to")
-    return _load_images(folder, resolution)
+    return _load_images(folder, resolution, background)
 
 
 def has_test_split(path: Path | None) -> bool:
@@ -103,137 +118,159 @@ def has_test_split(path: Path | None) -> bool:
 
 
 def _load_fashion(folder: Path, prefix: str) -> Dataset:
-    images = _read_idx(folder, f"{prefix}-images-idx3-ubyte")
-    labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte")
+    images = read_idx(folder, f"{prefix}-images-idx3-ubyte")
+    labels = read_idx(folder, f"{prefix}-labels-idx1-ubyte")
     fits = images.ndim == 3 and labels.ndim == 1 and len(images) == len(labels)
     if not fits or labels.max(initial=0) >= len(FASHION_CLASSES):
         raise UserError(
             f"{folder} is not Fashion-MNIST: {prefix} images of shape {images.shape}, labels of "
             f"shape {labels.shape} up to {labels.max(initial=0)}"
         )
-    return Dataset(
-        folder.name,
-        torch.from_numpy(images)[:, None],
-        torch.from_numpy(labels).long(),
-        FASHION_CLASSES,
-    )
+    pixels, classes = torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()
+    notes = Notes()
+    notes.sizes[images.shape[2], images.shape[1]] = len(images)
+    return _described(folder, notes, folder.name, pixels, classes, FASHION_CLASSES)
 
 
-def _read_idx(folder: Path, name: str) -> np.ndarray:
-    """Read one idx file: 0, 0, type 8 (uint8), rank, each dimension big-endian, then bytes."""
-    for path in (folder / f"{name}.gz", folder / name):
-        if path.exists():
-            break
-    else:
-        raise UserError(
-            f"{folder} lacks {name}.gz: Debian's package dataset-fashion-mnist has all four files"
-        )
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
-    rank = raw[3] if raw[:3] == b"\0\0\x08" and len(raw) > 3 else 0
-    header = 4 + 4 * rank
-    shape = struct.unpack(f">{rank}I", raw[4:header]) if len(raw) >= header else ()
-    if not shape or len(raw) - header != int(np.prod(shape)):
-        raise UserError(f"{path} is not a whole idx file of bytes: fetch it again")
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
+def _load_images(path: Path, resolution: int, background: str) -> Dataset:
+    """Read a folder or zip of images, with classes by sub-folder or by EDM's dataset.json.
 
-
-def _load_images(path: Path, resolution: int) -> Dataset:
-    """Read a folder or zip of images; sub-folders are the classes.
-
-    They are in sorted order, or in that of a file `classes.txt` beside them.
+    Sub-folders are in sorted order, or in that of a file `classes.txt` beside them.
     """
+    colour, notes = parse_colour(background), Notes()
     names, images = [], []
-    for name, opened in _image_files(path):
-        try:
-            with Image.open(opened) as image:
-                images.append(_square(ImageOps.exif_transpose(image).convert("RGB"), resolution))
-        except Exception as error:  # Pillow and zipfile raise many types for damaged files
-            raise UserError(f"{path}: {name} is not a readable image ({error})") from None
-        names.append(PurePosixPath(name))
+    with open_sources(path, notes) as sources:
+        labels_file = find_labels_file(sources.files)
+        listed = None if labels_file is None else read_labels(path, labels_file)
+        orders = {}
+        for file in sources.files:
+            if file is labels_file and listed is not None:
+                continue
+            if file.name.name == CLASS_ORDER:
+                orders[file.name.parent] = file.read()
+                continue
+            if not is_image(file):
+                notes.pass_over("files that are no images", file.name)
+                continue
+            try:
+                with open_image(file) as image:
+                    images.append(decode(image, resolution, colour, notes))
+            except UserError:
+                raise
+            except Exception as error:  # Pillow raises many types for damaged files
+                name = printable(str(file.name))
+                reason = (
+                    "Pillow knows it as none"
+                    if isinstance(error, UnidentifiedImageError)
+                    else error
+                )
+                raise UserError(f"{path}: {name} is not a readable image ({reason})") from None
+            names.append(file.name)
+    for folder in _without_images(sources.folders, names):
+        notes.pass_over("folders without images", folder)
     if not images:
-        raise UserError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    classes = _in_order(path, _classes_of(path, names))
-    labels = torch.tensor([classes.index(name.parent.name) for name in names])
+        raise UserError(
+            f"{path} holds no images: expected files that Pillow reads (PNG, JPEG, WebP, TIFF, "
+            f"...){notes.passed_over_summary()}"
+        )
+    classes, labels = _classes_and_labels(path, listed, orders, names, notes)
+    for folder in sorted(orders):  # not beside class folders
+        notes.pass_over("files that are no images", folder / CLASS_ORDER)
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    if (pixels == pixels[:, :1]).all():  # every picture is grey: one channel says it all
+    if (pixels == pixels[:, :1]).all():  # every image is grey: one channel says it all
         pixels = pixels[:, :1]
-    return Dataset(path.stem, pixels.contiguous(), labels, () if len(classes) == 1 else classes)
+    return _described(path, notes, path.stem, pixels.contiguous(), torch.tensor(labels), classes)
+
+
+def _described(
+    path: Path, notes: Notes, name: str, images: Tensor, labels: Tensor, classes: tuple[str, ...]
+) -> Dataset:
+    """A data set with the line that says what was read."""
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    summary = notes.summary(path, images.shape, classes, counts)
+    return Dataset(name, images, labels, classes, summary)
+
+
+def _without_images(folders: set[PurePosixPath], names: list[PurePosixPath]) -> list[PurePosixPath]:
+    """The topmost folders below which no image lies."""
+    filled = {PurePosixPath()}.union(*(name.parents for name in names))
+    return sorted(folder for folder in folders - filled if folder.parent in filled)
+
+
+def _classes_and_labels(
+    path: Path,
+    listed: dict[PurePosixPath, int] | None,
+    orders: dict[PurePosixPath, bytes],
+    names: list[PurePosixPath],
+    notes: Notes,
+) -> tuple[tuple[str, ...], list[int]]:
+    """The classes, and that of each image: as dataset.json lists them, else the sub-folders."""
+    none: tuple[tuple[str, ...], list[int]] = (), [0] * len(names)
+    if listed:
+        labels = labels_of(f"{path}: {LABELS_FILE}", listed, names, notes)
+        notes.remarks.append(f"labels from {LABELS_FILE}")
+        classes = tuple(map(str, range(max(labels) + 1)))
+    elif listed is not None:
+        notes.remarks.append(f"{LABELS_FILE} has no labels")
+        return none
+    elif counts_thousands(names):
+        notes.remarks.append(f"folders that count thousands, but no {LABELS_FILE}")
+        return none
+    else:
+        classes, beside = _classes_of(path, names), names[0].parent.parent
+        if beside in orders and names[0].parent.parts:
+            classes = _in_order(path, classes, orders.pop(beside))
+            notes.remarks.append(f"their order from {CLASS_ORDER}")
+        labels = [classes.index(name.parent.name) for name in names]
+    return none if len(classes) == 1 else (classes, labels)
 
 
 def _classes_of(path: Path, names: list[PurePosixPath]) -> tuple[str, ...]:
     """The folders that directly hold images; a single one (a zip's top folder) is no class."""
     folders = {name.parent for name in names}
+    for folder in folders:
+        _check_name(path, folder)
     if len({len(folder.parts) for folder in folders}) > 1:
         raise UserError(f"{path} mixes images at several depths: put one sub-folder a class")
     if len({folder.parent for folder in folders}) > 1:
         raise UserError(f"{path} nests folders in folders: put one sub-folder a class")
     classes = tuple(sorted(folder.name for folder in folders))
-    if len({name.casefold() for name in classes}) < len(classes):
-        raise UserError(f"{path} has class folders that differ by upper and lower case alone")
+    alike = {unicodedata.normalize("NFC", name).strip().casefold() for name in classes}
+    if len(alike) < len(classes):
+        raise UserError(
+            f"{path} has class folders that differ by upper and lower case, outer blanks or the "
+            "spelling of accents alone"
+        )
     return classes
 
 
-def _in_order(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Put class names into the order of `classes.txt`, where there is one.
+def _check_name(path: Path, folder: PurePosixPath) -> None:
+    """Refuse a class name that no one could type or that no file could hold."""
+    # Control characters, halves of a character (bytes that are no UTF-8), and U+FEFF.
+    letters = [c for c in folder.name if unicodedata.category(c) in ("Cc", "Cs") or c == "\ufeff"]
+    if letters:
+        raise UserError(
+            f"{path}: the name of class folder {printable(folder.name)!r} holds "
+            f"U+{ord(letters[0]):04X}, which is no character of a name: rename the folder"
+        )
+
+
+def _in_order(path: Path, classes: tuple[str, ...], content: bytes) -> tuple[str, ...]:
+    """Put class names into the order of `classes.txt`.
 
     Raises:
         UserError: it names other classes than there are folders.
     """
-    if path.is_dir():
-        file = path / CLASS_ORDER
-        text = file.read_text("utf-8") if file.is_file() else None
-    else:
-        with zipfile.ZipFile(path) as archive:
-            there = CLASS_ORDER in archive.namelist()
-            text = _read_member(path, archive, CLASS_ORDER).decode() if there else None
-    if text is None:
-        return classes
-    order = tuple(line.strip() for line in text.splitlines() if line.strip())
+    try:
+        text = decode_text(content)
+    except TextError as error:
+        raise UserError(f"{path}: {CLASS_ORDER}: {error}") from None
+    order = tuple(line.strip() for line in text.split("\n") if line.strip())
     if sorted(order) != sorted(classes):
         different = sorted(set(order) ^ set(classes)) or sorted(order)
         raise UserError(
-            f"{path}: {CLASS_ORDER} and the class folders differ in {', '.join(different)}: "
-            "it lists each folder once, in the order of the labels"
+            f"{path}: {CLASS_ORDER} and the class folders differ in "
+            f"{printable(', '.join(different))}: it lists each folder once, in the order of the "
+            "labels"
         )
     return order
-
-
-def _image_files(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield each image file's relative name and its bytes to read, sorted by name."""
-    if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            name = file.relative_to(path).as_posix()
-            if _is_image(name) and file.is_file():
-                with file.open("rb") as opened:
-                    yield name, opened
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for name in sorted(filter(_is_image, archive.namelist())):
-                yield name, io.BytesIO(_read_member(path, archive, name))
-    else:
-        raise UserError(f"{path} is neither a folder nor a zip file")
-
-
-def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
-    try:
-        return archive.read(name)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error) as error:
-        raise UserError(f"{path}: {name} cannot be unpacked ({error})") from None
-
-
-def _is_image(name: str) -> bool:
-    """Whether a name is an image's, and not a hidden file or a Mac's shadow of one."""
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def _square(image: Image.Image, resolution: int) -> np.ndarray:
-    """Crop the middle square and scale it to uint8 [resolution, resolution, 3]."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box))

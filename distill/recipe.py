@@ -10,6 +10,7 @@ from distill.errors import UserError
 from distill.losses import Weighting
 from distill.networks import NetworkConfig
 from distill.precision import Precision
+from distill.text_files import read_text
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -154,12 +155,12 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         UserError: there is none, or an entry is unknown, missing or out of range.
     """
-    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    path = Path(name) if name.lower().endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
         raise UserError(f"no recipe {name!r}: name a .toml file or one of: {shipped}")
     try:
-        return Recipe.model_validate(tomllib.loads(path.read_text()))
+        return Recipe.model_validate(tomllib.loads(read_text(path)))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:

@@ -16,6 +16,8 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Any, NamedTuple
 
+from service.bundle.text import TextError, decode_text
+
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _SECOND = 1_000_000_000  # in nanoseconds
@@ -85,11 +87,11 @@ def load_keys(path: Path) -> Keys:
         KeysError: the file cannot be read, holds no key, or a line is wrong, which it names.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = decode_text(path.read_bytes()).splitlines()
     except OSError as error:
         raise KeysError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise KeysError(f"{path}: not a text file") from error
+    except TextError as error:
+        raise KeysError(f"{path}: {error}") from error
     entries: dict[bytes, str] = {}
     for number, line in enumerate(lines, 1):
         entry = line.partition("#")[0].strip()

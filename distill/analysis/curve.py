@@ -65,7 +65,7 @@ def read_curve(run: Path) -> Curve:
     if not file.exists():
         raise UserError(f"{file} is missing: 'sid-distill run' writes it unless --features none")
     points: dict[float, tuple[float, float, str | None]] = {}
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         try:
             point = json.loads(line)
             accuracy = point.get("accuracy")

@@ -43,7 +43,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        facts = json.loads(file.read_text())
+        facts = json.loads(file.read_bytes())
     except ValueError as error:
         raise UserError(f"{file} is no JSON ({first_line(error)}): remove it") from None
     if not isinstance(facts, dict):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distill.commands.options import DeviceOption, chosen_device
+from distill.commands.options import BackgroundOption, DeviceOption, chosen_device, read_images
 from distill.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    background: BackgroundOption = "white",
     protocol: Annotated[
         str,
         typer.Option(
@@ -119,7 +120,9 @@ def evaluate(
             sampler = heun_sampler(denoiser, steps)
         references = []
         if world.is_main:
-            references = _references(detectors, reference or [], data, resolution, asked)
+            references = _references(
+                detectors, reference or [], data, resolution, background, asked
+            )
         measured: list[list[dict[str, float]]] = [[] for _ in references]
         for trial in range(trials):
             observed = observe_pictures(
@@ -163,15 +166,15 @@ def _references(
     files: "Sequence[Path]",
     data: Path | None,
     resolution: int,
+    background: str,
     metrics: "Sequence[str]",
 ) -> list["Reference"]:
     """What each detector's pictures are compared with: a file, else the data, else its own."""
-    from distill.data import load_dataset
     from distill.evaluation.observed import OVER_FEATURES, checked_reference
     from distill.evaluation.reference import load_references, make_reference, own_reference
 
     loaded = load_references(files, detectors)
-    images = None if data is None else load_dataset(data, "train", resolution)
+    images = None if data is None else read_images(data, resolution, background)
     keep = bool(OVER_FEATURES.intersection(metrics))
     references = []
     for detector in detectors:

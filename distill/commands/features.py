@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from distill.commands.options import DataOption
+from distill.commands.options import BackgroundOption, DataOption, read_images
 from distill.errors import UserError
 
 
@@ -17,6 +17,7 @@ def features(
     resolution: Annotated[
         int, typer.Option(min=8, help="Size to which your images are scaled: the recipe's.")
     ] = 28,
+    background: BackgroundOption = "white",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Start of the random stream.")] = 0,
     thumbnail: Annotated[
@@ -39,15 +40,15 @@ def features(
     ] = None,
 ) -> None:
     """Train the classifier whose features the Fréchet distance compares."""
-    from distill.data import has_test_split, load_dataset
+    from distill.data import has_test_split
     from distill.evaluation.classifier import save_classifier, train_detector
 
-    train_set = load_dataset(data, "train", resolution)
+    train_set = read_images(data, resolution, background)
     test_set = None
     if test is not None:
-        test_set = load_dataset(test, "test", resolution)
+        test_set = read_images(test, resolution, background, "test")
     elif has_test_split(data):
-        test_set = load_dataset(data, "test", resolution)
+        test_set = read_images(data, resolution, background, "test")
     if test_set is not None and test_set.classes != train_set.classes:
         raise UserError(f"{test} has other classes than {data}: measure on the same")
     side = train_set.images.shape[-1]

@@ -85,12 +85,12 @@ def _names(classes: str | None) -> list[str] | None:
     """Class names from text with commas, or from the lines of a file."""
     if classes is None:
         return None
-    lines = classes.split(",")
-    if Path(classes).is_file():
-        try:
-            lines = Path(classes).read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise UserError(f"{classes} is no UTF-8 text: expected a class name a line") from None
+    from distill.text_files import named_file, read_text
+
+    file = named_file(classes)
+    lines = (
+        classes.replace("\ufeff", "").split(",") if file is None else read_text(file).split("\n")
+    )
     return [line.strip() for line in lines if line.strip()]
 
 

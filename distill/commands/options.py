@@ -1,5 +1,6 @@
 """Options that several commands share, and what they come to."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ from distill.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from distill.data import Dataset
     from distill.distributed import World
     from distill.recipe import LoopConfig
 
@@ -20,9 +22,14 @@ DataOption = Annotated[
     Path | None,
     typer.Option(
         help="Folder with Fashion-MNIST's four idx files; or a folder or .zip of images, one "
-        "sub-folder a class. Left out: where Debian's dataset-fashion-mnist puts them.",
+        "sub-folder a class, or as EDM's dataset_tool writes it. Left out: where Debian's "
+        "dataset-fashion-mnist puts them.",
         show_default=False,
     ),
+]
+BackgroundOption = Annotated[
+    str,
+    typer.Option(help="Colour behind transparent pixels of images: a CSS name or '#rrggbb'."),
 ]
 OutFolder = Annotated[
     Path,
@@ -62,6 +69,25 @@ ShardOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int | None, recipes_own("Start of every random stream.")]
+
+
+def read_images(
+    data: Path | None,
+    resolution: int | None,
+    background: str = "white",
+    split: str = "train",
+) -> "Dataset":
+    """Read a data set as `load_dataset` does, and say in one line what was read.
+
+    The line goes to stderr, for some commands print results to be read by programs. Of several
+    processes that torchrun started, the first says it.
+    """
+    from distill.data import load_dataset
+
+    dataset = load_dataset(data, split, resolution, background)
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(dataset.summary, err=True)
+    return dataset
 
 
 def chosen_device(name: str) -> "torch.device":

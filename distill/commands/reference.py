@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
-from distill.commands.options import DataOption, DeviceOption, chosen_device
+from distill.commands.options import (
+    BackgroundOption,
+    DataOption,
+    DeviceOption,
+    chosen_device,
+    read_images,
+)
 
 
 def reference(
@@ -26,6 +32,7 @@ def reference(
             show_default=False,
         ),
     ] = None,
+    background: BackgroundOption = "white",
     images: Annotated[
         int | None,
         typer.Option(
@@ -48,13 +55,12 @@ def reference(
     The file holds mu and sigma as EDM's and pytorch-fid's do, and says besides over which
     feature network and of what data it was made.
     """
-    from distill.data import load_dataset
     from distill.evaluation.features import load_detector
     from distill.evaluation.reference import make_reference, save_reference
 
     detector = load_detector(features)
     detector.network.to(chosen_device(device))
-    dataset = load_dataset(data, "train", resolution)
+    dataset = read_images(data, resolution, background)
     made = make_reference(dataset, detector, images, keep_features)
     save_reference(out, made, detector)
     typer.echo(f"{out}: {made.described}, over {detector.name}")

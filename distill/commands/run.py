@@ -179,8 +179,10 @@ def run(
 
 def _numbers(text: str) -> list[float]:
     """Read numbers with commas between, or a file of one number a line."""
-    source = Path(text)
-    parts = source.read_text().split() if source.is_file() else text.split(",")
+    from distill.text_files import named_file, read_text
+
+    source = named_file(text)
+    parts = text.split(",") if source is None else read_text(source).replace(",", " ").split()
     try:
         return [float(part) for part in parts]
     except ValueError as error:

@@ -3,6 +3,7 @@
 from distill.allocator import keep_freed_memory
 from distill.commands.options import (
     AugmentOption,
+    BackgroundOption,
     BatchOption,
     DataOption,
     DeviceOption,
@@ -16,6 +17,7 @@ from distill.commands.options import (
     SeedOption,
     ShardOption,
     chosen_device,
+    read_images,
     report,
 )
 from distill.errors import UserError
@@ -25,6 +27,7 @@ def teacher(
     out: OutFolder,
     recipe: RecipeOption = "fashion",
     data: DataOption = None,
+    background: BackgroundOption = "white",
     images: ImagesOption = None,
     batch: BatchOption = None,
     microbatch: MicrobatchOption = None,
@@ -43,7 +46,6 @@ def teacher(
     """
     keep_freed_memory()
     from distill.augment import AUGMENT_DIM
-    from distill.data import load_dataset
     from distill.distributed import join_world
     from distill.recipe import load_recipe, override
     from distill.teacher import TeacherTraining
@@ -54,12 +56,6 @@ def teacher(
         raise UserError(
             f"the recipe {recipe} distils a released teacher and does not train one: import that, "
             "or add a [teacher] section to a copy of the recipe"
-        )
-    size = chosen.network.img_resolution
-    dataset = load_dataset(data, resolution=size)
-    if dataset.images.shape[-1] != size:
-        raise UserError(
-            f"the images are {dataset.images.shape[-1]} pixels wide, the recipe asks for {size}"
         )
     config = override(
         chosen.teacher,
@@ -72,6 +68,13 @@ def teacher(
         ema_halflife=ema_halflife,
         seed=seed,
     )
+    computes_on = chosen_device(device)
+    size = chosen.network.img_resolution
+    dataset = read_images(data, size, background)
+    if dataset.images.shape[-1] != size:
+        raise UserError(
+            f"the images are {dataset.images.shape[-1]} pixels wide, the recipe asks for {size}"
+        )
     network = override(
         chosen.network,
         img_channels=dataset.images.shape[1],
@@ -84,6 +87,6 @@ def teacher(
         "data": f"{dataset.name}, {len(dataset)} images",
         "classes": list(dataset.classes),
     }
-    with join_world(chosen_device(device), shard) as world:
+    with join_world(computes_on, shard) as world:
         seen = train(TeacherTraining(network, config, dataset, world), out, facts)
         report(seen, config, out, world)

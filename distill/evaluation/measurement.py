@@ -98,7 +98,7 @@ def measurement_file(network_file: Path) -> Path:
 def save_measurement(network_file: Path, measurement: Measurement) -> None:
     """Write a measurement beside its network."""
     text = measurement.model_dump_json(indent=2, exclude_none=True) + "\n"
-    write_atomically(measurement_file(network_file), lambda file: file.write_text(text))
+    write_atomically(measurement_file(network_file), lambda file: file.write_text(text, "utf-8"))
 
 
 def load_measurement(network_file: Path, role: str) -> Measurement:

@@ -80,6 +80,10 @@ class UNetBlock(nn.Module):
             self.heads = 1 if per_head is None else out_channels // per_head
         self.interleaved = True  # see `self_attention`
         if self.heads:
+            if out_channels % self.heads:
+                raise ValueError(
+                    f"{out_channels} channels cannot be split among {self.heads} attention heads"
+                )
             self.norm2 = GroupNorm(out_channels, style.eps)
             self.qkv = conv(out_channels, out_channels * 3, 1, style.init_qkv)
             self.proj = conv(out_channels, out_channels, 1, style.init_last)

@@ -11,6 +11,8 @@ from pydantic import (
     model_validator,
 )
 
+from distill.networks.buildable import why_not_buildable
+
 Architecture = Literal["ddpmpp", "ncsnpp", "adm"]
 
 # ADM's blocks have one attention head for so many channels, and none below that.
@@ -91,33 +93,13 @@ class NetworkConfig(BaseModel):
                 f"attn_resolutions {sorted(foreign)} are no level of this network: "
                 f"it has {self.resolutions}"
             )
-        for mult in (1, *self.channel_mult):
-            if mult < 1 or group_count_misfits(self.model_channels * mult):
-                raise ValueError(
-                    f"{self.model_channels} x {mult} channels cannot be normalised in groups: "
-                    "choose a multiple of 4 up to 128, above it a multiple of 32"
-                )
-        if self.architecture == "adm":
-            self._check_heads()
+        if min(self.channel_mult) < 1:
+            raise ValueError(f"channel_mult {list(self.channel_mult)} must hold factors from 1 on")
+        if reason := why_not_buildable(self):
+            raise ValueError(reason)
         return self
-
-    def _check_heads(self) -> None:
-        attending = {*self.attn_resolutions, self.resolutions[-1]}
-        for resolution, mult in zip(self.resolutions, self.channel_mult, strict=True):
-            width = self.model_channels * mult
-            heads = width // ADM_CHANNELS_PER_HEAD
-            if resolution in attending and heads and width % heads:
-                raise ValueError(
-                    f"{self.model_channels} x {mult} channels cannot be split among {heads} "
-                    f"attention heads: choose a multiple of {ADM_CHANNELS_PER_HEAD}"
-                )
 
 
 def group_count(channels: int) -> int:
     """Groups of at least four channels, at most 32."""
     return min(32, channels // 4)
-
-
-def group_count_misfits(channels: int) -> bool:
-    """Whether `channels` cannot be divided into `group_count` equal groups."""
-    return channels < 4 or channels % group_count(channels) != 0

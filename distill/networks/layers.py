@@ -183,6 +183,8 @@ class PositionalEmbedding(nn.Module):
 
     def __init__(self, channels: int, endpoint: bool) -> None:
         super().__init__()
+        if channels % 2:
+            raise ValueError(f"{channels} channels cannot be halved into cosines and sines")
         self.channels, self.endpoint = channels, endpoint
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from service.bundle.graphs import Bounds
 from service.bundle.manifest import MANIFEST_NAME, Manifest
+from service.bundle.text import TextError, decode_text
 
 _DIGEST_LENGTH = 12
 
@@ -139,7 +140,9 @@ def _read(path: Path) -> bytes:
 def _parse(folder: Path, data: bytes) -> Manifest:
     path = folder / MANIFEST_NAME
     try:
-        manifest = Manifest.model_validate_json(data)
+        manifest = Manifest.model_validate_json(decode_text(data))
+    except TextError as error:
+        raise BundleError(f"{path}: {error}") from error
     except ValidationError as error:
         first, *others = error.errors(include_url=False, include_input=False)
         field = ".".join(str(part) for part in first["loc"])

@@ -70,7 +70,7 @@ def test_every_command_and_option_is_explained():
         (["analyze", "run"], "no run at run: expected the folder"),
         (["features", "--out", "f.safetensors", "--data", "nowhere"], "dataset-fashion-mnist"),
         (["teacher", "--out", "run", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
-        (["teacher", "--out", "run", "--recipe", "bad.toml"], "network: 9 x 1 channels cannot be"),
+        (["teacher", "--out", "run", "--recipe", "bad.toml"], "network: ddpmpp with 9 channels"),
         (["export", "/proc", "-o", "m.onnx"], "no network at /proc"),
     ],
 )

@@ -42,6 +42,9 @@ def test_idx_files_give_images_labels_and_names(fashion):
     assert train.images.dtype == torch.uint8
     assert (len(train), len(test)) == (6, 3)
     assert train.classes == FASHION_CLASSES
+    assert train.summary.startswith(
+        f"{fashion}: 6 grey images, 28x28, 10 classes: T-shirt/top (1), "
+    )
     images, labels = train.batch(torch.tensor([5]))
     assert images.min() >= -1
     assert images.max() <= 1

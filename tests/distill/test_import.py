@@ -148,12 +148,15 @@ def test_class_names_come_from_a_file_of_lines(tmp_path):
         ([FIXTURES / "ddpmpp.pkl", "--name", "../x"], "cannot name a network"),
         ([FIXTURES / "ddpmpp.pkl", "--name", "x", "--role", "student"], "neither 'teacher' nor"),
         ([FIXTURES / "ddpmpp.pkl", "--name", "x", "--classes", "a,b"], "2 classes are named, the"),
-        ([FIXTURES / "ddpmpp.pkl", "--name", "x", "--classes", "bytes.txt"], "is no UTF-8 text"),
+        (
+            [FIXTURES / "ddpmpp.pkl", "--name", "x", "--classes", "bytes.txt"],
+            "bytes.txt: not UTF-8 text",
+        ),
     ],
 )
 def test_what_cannot_be_imported_leaves_nothing_behind(arguments, said):
     Path("hostile.pkl").write_bytes(b"cposix\nsystem\n(\x8c\x0etouch EXECUTEDtR.")
-    Path("bytes.txt").write_bytes(b"\xff\xfe")
+    Path("bytes.txt").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=said):
         sid_import(*arguments)
     assert not Path("checkpoints").exists()

@@ -1,11 +1,16 @@
 """The U-Nets against the reference networks' numbers, sizes and costs."""
 
 import copy
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -167,8 +172,12 @@ def test_the_smooth_filter_resamples_as_its_matrix_does(up, down):
         ({"patch_size": 0}, "patch_size"),
         ({"patch_size": 2, "attn_resolutions": (32,)}, r"\[32\] are no level.*\[16, 8, 4\]"),
         ({"channel_mult": ()}, "channel_mult"),
-        ({"channel_mult": (1, 0, 2)}, "cannot be normalised in groups"),
-        ({"model_channels": 9}, "cannot be normalised in groups"),
+        ({"channel_mult": (1, 0, 2)}, r"channel_mult \[1, 0, 2\] must hold factors from 1 on"),
+        (
+            {"model_channels": 9},
+            r"cannot be built \(9 channels .*: model_channels 8 or 12 would do",
+        ),
+        ({"model_channels": 10**20}, "cannot be built"),
         (
             {"attn_resolutions": (16, 7)},
             r"\[7\] are no level of this network: it has \[32, 16, 8\]",
@@ -179,7 +188,7 @@ def test_the_smooth_filter_resamples_as_its_matrix_does(up, down):
         ({"architecture": "dit"}, "'ddpmpp', 'ncsnpp' or 'adm'"),
         (
             {"architecture": "adm", "channel_mult": (1, 2, 14)},
-            "16 x 14 channels cannot be split among 3 attention heads: choose a multiple of 64",
+            r"\(224 channels cannot be split among 3 attention heads\): model_channels 8 or 32 ",
         ),
     ],
 )
@@ -187,6 +196,62 @@ def test_a_network_that_cannot_be_built_is_refused(changes, said):
     shape = {"img_resolution": 32, "img_channels": 1, "model_channels": 16} | changes
     with pytest.raises(ValidationError, match=said):
         NetworkConfig(**shape)
+
+
+@pytest.mark.parametrize("width", [48, 56, 80, 112])
+def test_the_tutorials_recipe_at_a_width_that_does_not_work_names_those_that_do(width):
+    shape = {"img_resolution": 32, "img_channels": 3, "channel_mult": (1, 2, 2)}
+    shape |= {"num_blocks": 1, "attn_resolutions": (8,)}
+    with pytest.raises(ValidationError, match="model_channels") as refused:
+        NetworkConfig(model_channels=width, **shape)
+    below, above = re.search(r"model_channels (\d+) or (\d+) would do", str(refused.value)).groups()
+    assert int(below) < width < int(above)
+    for works in (int(below), int(above)):
+        NetworkConfig(model_channels=works, **shape)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    architecture=st.sampled_from(["ddpmpp", "ncsnpp", "adm"]),
+    width=st.integers(4, 160),
+    mult=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    num_blocks=st.integers(1, 3),
+    attending=st.booleans(),
+    classes=st.sampled_from([0, 3]),
+)
+def test_what_is_admitted_can_be_built_and_run_and_nothing_else_can(
+    architecture, width, mult, num_blocks, attending, classes
+):
+    shape = {
+        "architecture": architecture,
+        "img_resolution": 8,
+        "img_channels": 1,
+        "model_channels": width,
+        "channel_mult": tuple(mult),
+        "num_blocks": num_blocks,
+        "attn_resolutions": (8,) if attending else (),
+        "label_dim": classes,
+    }
+    try:
+        config = NetworkConfig(**shape)
+    except ValidationError:
+        with pytest.raises((ValueError, RuntimeError)):
+            Denoiser(NetworkConfig.model_construct(**shape))
+        return
+    with torch.no_grad():
+        drawn = Denoiser(config).eval()(torch.zeros(1, 1, 8, 8), torch.ones(1))
+    assert drawn.shape == (1, 1, 8, 8)
+
+
+def test_trying_a_network_draws_no_random_number_and_loads_no_compiler():
+    code = (
+        "import sys, torch; from distill.recipe import load_recipe; torch.manual_seed(1);"
+        "load_recipe('imagenet64'); load_recipe('ffhq64');"
+        "print(torch.rand(1).item(), 'torch._dynamo' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    torch.manual_seed(1)
+    assert said.stdout.split() == [str(torch.rand(1).item()), "False"]
 
 
 def test_a_configuration_written_before_there_were_architectures_is_ddpmpp():

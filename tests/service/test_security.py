@@ -84,7 +84,9 @@ def test_a_file_that_lets_nobody_in_is_a_mistake(write, tmp_path):
     with pytest.raises(KeysError, match="Is a directory"):
         load_keys(tmp_path)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(KeysError, match="not a text file"):
+    with pytest.raises(
+        KeysError, match=r"binary: not UTF-16 text \(byte 0x.. in line 1\): save it as UTF-8"
+    ):
         load_keys(tmp_path / "binary")
 
 
