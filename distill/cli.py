@@ -15,6 +15,7 @@ from distill.commands.reference import reference
 from distill.commands.run import run
 from distill.commands.teacher import teacher
 from distill.errors import UserError
+from distill.threads import share_processors
 
 app = typer.Typer(
     help="From a diffusion teacher to a one-step generator that 'sid serve' offers.",
@@ -29,6 +30,7 @@ app.command("import")(import_)
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one line and exit code 2."""
+    share_processors()  # the commands import torch when they are called
     try:
         app()
     except UserError as error:
