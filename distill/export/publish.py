@@ -1,7 +1,8 @@
 """From a generator's weights to models/<name>/: graph, configuration, manifest."""
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def publish(
             graphs={name: graph for name, (graph, _) in judged.items()},
             licence=licence,
             description=description,
-            training={k: v for k, v in facts.items() if k not in ("role", "classes")},
+            training=_training_facts(facts),
             quality=quality,
             golden=_golden(module),
         )
@@ -206,6 +207,19 @@ def _exchange(staging: Path, folder: Path) -> None:
         staging.rename(folder)
     finally:
         _recover(folder)
+
+
+def _training_facts(facts: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """What a generator's header says of its training, as a manifest holds it.
+
+    A manifest holds text and numbers; a list, such as the frequencies of the classes, is written
+    as JSON.
+    """
+    return {
+        name: value if isinstance(value, str | int | float) else json.dumps(value)
+        for name, value in facts.items()
+        if name not in ("role", "classes")
+    }
 
 
 def _quality(generator_file: Path, teacher_file: Path) -> Quality:
