@@ -28,7 +28,14 @@ def publish(
     ] = None,
     models: Annotated[Path, typer.Option(help="The catalogue's folder.")] = Path("models"),
     description: Annotated[str, typer.Option(help="A sentence for the catalogue.")] = "",
-    licence: Annotated[str, typer.Option(help="Licence of the weights (SPDX).")] = "Apache-2.0",
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            help="Licence of the weights (SPDX). Left out: the one in the generator's file, "
+            "which 'import', a recipe or its teacher gave it.",
+            show_default=False,
+        ),
+    ] = None,
     precision: Annotated[
         list[LowPrecision] | None,
         typer.Option(help="Hold the network in this precision too; repeat it for more."),
@@ -52,7 +59,8 @@ def publish(
         [one.value for one in precision or []],
         report,
     )
-    for file, graph in load_manifest(folder).graphs.items():
+    manifest = load_manifest(folder)
+    for file, graph in manifest.graphs.items():
         found = graph.measured
         change = found.distance_change
         typer.echo(
@@ -61,4 +69,7 @@ def publish(
             f"in a batch by {found.batch_difference}"
             + ("" if change is None else f"; distance {change:+.2%}")
         )
+    inherited = manifest.training.get("licence", manifest.licence)
+    told = "" if inherited == manifest.licence else f", as told; its own file says {inherited}"
+    typer.echo(f"licence: {manifest.licence}{told}")
     typer.echo(f"{folder} is published: sid generate --models {models} --model {name} --seed 0")

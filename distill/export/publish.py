@@ -19,6 +19,7 @@ from distill.export.one_step import PixelGenerator
 from distill.export.onnx import export_onnx
 from distill.export.precision import export_precision
 from distill.export.triton import triton_config
+from distill.licences import checked_licence
 from distill.networks import Denoiser
 from service.bundle import (
     CPU,
@@ -55,7 +56,7 @@ def publish(
     teacher_file: Path | None,
     name: str,
     description: str,
-    licence: str,
+    licence: str | None,
     models: Path,
     precisions: Sequence[Precision] = (),
     report: Path | None = None,
@@ -72,7 +73,7 @@ def publish(
         teacher_file: its teacher, for the quality beside the generator's; None for no quality.
         name: of the bundle and its folder.
         description: one sentence for the catalogue.
-        licence: of the weights.
+        licence: of the weights; None for the one that the generator's file states.
         models: the catalogue's folder.
         precisions: in which the bundle holds the network besides float32.
         report: where to save the judged pictures, as one PNG.
@@ -81,7 +82,8 @@ def publish(
         The bundle's folder.
 
     Raises:
-        UserError: a file is missing or of the wrong kind, or the graph draws other pictures.
+        UserError: a file is missing or of the wrong kind, the licence is not known, or the graph
+            draws other pictures.
     """
     try:
         TypeAdapter(Name).validate_python(name)
@@ -89,6 +91,7 @@ def publish(
         raise UserError(f"{name!r} cannot name a model: use a-z, 0-9, '.', '_', '-'") from None
     generator, facts = load_generator(generator_file)
     config = generator.config
+    licence = _licence(generator_file, facts) if licence is None else checked_licence(licence)
     quality = None if teacher_file is None else _quality(generator_file, teacher_file)
     folder = models / name
     models.mkdir(parents=True, exist_ok=True)
@@ -134,6 +137,16 @@ def publish(
         shutil.rmtree(staging, ignore_errors=True)
     load_bundle(folder)
     return folder
+
+
+def _licence(generator_file: Path, facts: Mapping[str, Any]) -> str:
+    licence = facts.get("licence")
+    if licence is None:
+        raise UserError(
+            f"the licence of {generator_file} is not known: say --licence, an SPDX identifier or a "
+            "sentence, as its training images allow"
+        )
+    return str(licence)
 
 
 def _export_all(

@@ -1,20 +1,27 @@
 """`sid-distill publish`: whatever `run` has trained is published, under the licence it has."""
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from hostile import FIXTURES
+from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import distill
 from distill.checkpoints import load_network, save_network
 from distill.cli import app
 from distill.errors import UserError
 from distill.export.onnx import export_onnx
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import RECIPES
+from distill.recipe import RECIPES, load_recipe
 from service.bundle import load_bundle
 
+RELEASED = "CC-BY-NC-SA-4.0"
+PRETRAINED = Path(distill.__file__).parent / "pretrained"
 SMALL_RUN = ("--images", 2, "--batch", 2, "--precision", "fp32", "--features", "none")
 
 
@@ -104,3 +111,111 @@ def test_what_was_distilled_with_every_option_of_run_is_published(tmp_path, publ
     manifest, _ = publish_toy(generator, "--licence", "MIT")
     assert manifest.training["class_frequencies"] == "[1.0, 2.0, 0.5]"
     assert manifest.training["seed"] == 2**63
+
+
+@pytest.mark.parametrize("stated", [None, "CC-BY-4.0"])
+def test_a_student_of_an_imported_teacher_inherits_its_licence(tmp_path, publish_toy, stated):
+    options = [] if stated is None else ["--licence", stated]
+    pickle = FIXTURES / "ddpmpp.pkl"
+    sid_distill("import", pickle, "--name", "grey", "--out", tmp_path, *options)
+    teacher, run = tmp_path / "grey.safetensors", tmp_path / "run"
+    sid_distill("run", "--teacher", teacher, "--out", run, *SMALL_RUN)
+    for network in (teacher, run / "network.safetensors"):
+        assert load_network(network)[1]["licence"] == (stated or RELEASED)
+    assert json.loads((tmp_path / "grey.json").read_text())["licence"] == (stated or RELEASED)
+    save_toy(run / "network.safetensors", **facts_of(run) | {"classes": ["a", "b", "c"]})
+    manifest, said = publish_toy(run / "network.safetensors")
+    assert manifest.licence == (stated or RELEASED)
+    assert f"licence: {stated or RELEASED}\n" in said
+
+
+def facts_of(run):
+    return load_network(run / "network.safetensors")[1]
+
+
+def test_a_student_of_a_released_file_inherits_its_licence_without_an_import(tmp_path):
+    pickle = FIXTURES / "ddpmpp.pkl"
+    sid_distill("run", "--teacher", pickle, "--out", tmp_path / "run", *SMALL_RUN)
+    assert facts_of(tmp_path / "run")["licence"] == RELEASED
+
+
+def test_headers_from_before_they_held_a_licence_say_where_they_come_from(tmp_path):
+    for facts, licence in (
+        ({"source": "edm.pkl", "source_sha256": "0"}, RELEASED),
+        ({"recipe": "fashion", "data": "fashion-mnist, 60000 images"}, "Apache-2.0"),
+        ({"recipe": "fashion", "data": "photos, 60000 images"}, None),
+        ({"recipe": "fashion", "data": "photos of fashion-mnist, 60000 images"}, None),
+        ({}, None),
+    ):
+        network = save_toy(tmp_path / "n.safetensors", **facts)
+        assert load_network(network)[1].get("licence") == licence
+    for shipped in PRETRAINED.glob("*.safetensors"):
+        assert load_network(shipped)[1]["licence"] == "Apache-2.0"
+
+
+def test_a_licence_that_is_not_known_is_asked_for(tmp_path, publish_toy):
+    generator = save_toy(tmp_path / "own.safetensors", role="generator", sigma_init=2.5)
+    for options, said in (
+        ((), r"the licence of .*own\.safetensors is not known: say --licence"),
+        (("--licence", " "), "--licence is empty"),
+    ):
+        with pytest.raises(UserError, match=said) as refused:
+            publish_toy(generator, *options)
+        assert "\n" not in str(refused.value)
+    assert not (tmp_path / "models").exists()
+    manifest, _ = publish_toy(generator, "--licence", "CC0-1.0")
+    assert manifest.licence == "CC0-1.0"
+
+
+def test_a_licence_that_is_told_stands_beside_the_inherited_one(tmp_path, publish_toy):
+    facts = {"role": "generator", "sigma_init": 2.5, "licence": RELEASED}
+    generator = save_toy(tmp_path / "n.safetensors", **facts)
+    manifest, said = publish_toy(generator, "--licence", "LicenseRef-own")
+    assert manifest.licence == "LicenseRef-own"
+    assert manifest.training["licence"] == RELEASED
+    assert f"licence: LicenseRef-own, as told; its own file says {RELEASED}\n" in said
+
+
+RECIPE = """
+description = "tiny"
+licence = "CC-BY-4.0"
+[network]
+img_resolution = 8
+img_channels = 1
+model_channels = 8
+channel_mult = [1]
+num_blocks = 1
+attn_resolutions = []
+[teacher]
+total_images = 2
+batch = 2
+lr = 1e-3
+ema_halflife = 500
+checkpoint_every = 500
+[sid]
+total_images = 2
+ema_halflife = 500
+checkpoint_every = 500
+"""
+
+
+@pytest.mark.parametrize(
+    ("data", "licence"), [("", "CC-BY-4.0"), ("photos", "CC-BY-4.0"), ("others", None)]
+)
+def test_a_recipes_licence_is_of_networks_trained_on_its_own_data(tmp_path, data, licence):
+    """Of others the same recipe says nothing: a copy of a shipped one licenses nobody's images."""
+    named = f'description = "tiny"\ndata = "{data}"' if data else 'description = "tiny"'
+    (tmp_path / "mine.toml").write_text(RECIPE.replace('description = "tiny"', named))
+    (tmp_path / "photos").mkdir()
+    Image.new("L", (8, 8), 99).save(tmp_path / "photos" / "a.png")
+    out = tmp_path / "teacher"
+    sid_distill(
+        "teacher", "--recipe", tmp_path / "mine.toml", "--data", tmp_path / "photos", "--out", out
+    )
+    assert facts_of(out).get("licence") == licence
+
+
+def test_the_shipped_fashion_recipe_licenses_its_own_data_only():
+    recipe = load_recipe("fashion")
+    assert recipe.licence_for("fashion-mnist") == "Apache-2.0"
+    assert recipe.licence_for("photos") is None
