@@ -65,9 +65,9 @@ def publish(
         change = found.distance_change
         typer.echo(
             f"{file}: {graph.precision}; differs from torch by up to {found.difference} levels in "
-            f"{found.differing_share:.2%} of the values over {found.images} pictures, alone from "
-            f"in a batch by {found.batch_difference}"
-            + ("" if change is None else f"; distance {change:+.2%}")
+            f"{found.differing_share:.2%} of the values over {found.images} pictures, by "
+            f"{found.mean_difference:.2f} on average in 99 of 100 of them, alone from in a batch "
+            f"by {found.batch_difference}" + ("" if change is None else f"; distance {change:+.2%}")
         )
     inherited = manifest.training.get("licence", manifest.licence)
     told = "" if inherited == manifest.licence else f", as told; its own file says {inherited}"
