@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from distill.errors import UserError
+from distill.licences import licence_of
 from distill.networks import Denoiser, NetworkConfig
 from distill.pickles.released import read_released
 
@@ -52,6 +53,7 @@ class Facts(BaseModel):
         classes: class names in label order.
         images_seen: images in its own training; None where a released file does not say.
         sigma_init: the noise level at which a generator denoises.
+        licence: under which it may be passed on; None where nobody has said (`distill.licences`).
     """
 
     model_config = ConfigDict(extra="allow")
@@ -60,6 +62,7 @@ class Facts(BaseModel):
     classes: list[str]
     images_seen: int | None = None
     sigma_init: float | None = None
+    licence: str | None = None
 
 
 def save_network(
@@ -80,7 +83,7 @@ def save_network(
 
 
 def load_network(path: Path) -> tuple[Denoiser, dict[str, Any]]:
-    """Read a denoiser, in eval mode, and the facts saved with it.
+    """Read a denoiser, in eval mode, and the facts saved with it, its licence where it is known.
 
     A released .pkl is read as well, safely, with what can be known of it (`distill.pickles`).
 
@@ -110,6 +113,7 @@ def load_network(path: Path) -> tuple[Denoiser, dict[str, Any]]:
         raise UserError(
             f"{path} names {len(facts.classes)} classes, its network has {network.config.label_dim}"
         )
+    facts.licence = licence_of(facts.model_dump())
     return network.eval(), facts.model_dump(exclude_none=True)
 
 

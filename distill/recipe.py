@@ -138,15 +138,25 @@ class Recipe(_Section):
     Attributes:
         description: what it is for and how long it takes.
         features: the shipped feature network over which a distance means something here.
+        licence: of networks that are trained on the recipe's data (SPDX or a sentence); None:
+            not known, and publish asks for it.
+        data: the name of the data set that the licence is about, so that other images are not
+            published under it; None: whatever the recipe is used for.
         network: the teacher's shape.
         teacher: how the teacher is trained; None where it is released and imported.
     """
 
     description: str
     features: str | None = None
+    licence: str | None = Field(default=None, pattern=r"\S")
+    data: str | None = None
     network: NetworkConfig
     teacher: TeacherConfig | None = None
     sid: SidConfig
+
+    def licence_for(self, data: str) -> str | None:
+        """The licence of a network that is trained with this recipe on the data set `data`."""
+        return self.licence if self.data in (None, data) else None
 
 
 def load_recipe(name: str) -> Recipe:

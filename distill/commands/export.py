@@ -69,4 +69,5 @@ def export(
             graph = Path(folder) / "model.onnx"
             export_precision(network, sigma_init, graph, precision.value)
             build_plan(graph, out, Builder(engine.value), capability=capability)
-    typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    licence = facts.get("licence", "not known")
+    typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB; licence: {licence}")

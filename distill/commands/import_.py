@@ -42,8 +42,13 @@ def import_(
     ] = Path("models"),
     description: Annotated[str, typer.Option(help="A sentence for the catalogue.")] = "",
     licence: Annotated[
-        str, typer.Option(help="Licence of the weights (SPDX); this one is EDM's and SiD's.")
-    ] = "CC-BY-NC-SA-4.0",
+        str | None,
+        typer.Option(
+            help="Licence of the weights (SPDX), which a student inherits. Left out: EDM's and "
+            "SiD's, CC-BY-NC-SA-4.0.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Read a released EDM teacher or SiD generator, running nothing in the file.
 
@@ -53,6 +58,7 @@ def import_(
 
     from distill.checkpoints import save_network, write_atomically
     from distill.export.publish import publish
+    from distill.licences import checked_licence
     from distill.pickles.released import read_released
     from service.bundle.manifest import Name
 
@@ -62,11 +68,14 @@ def import_(
         raise UserError(f"{name!r} cannot name a network: use a-z, 0-9, '.', '_', '-'") from None
     if role not in (None, "teacher", "generator"):
         raise UserError(f"--role {role} is neither 'teacher' nor 'generator'")
+    if licence is not None:
+        licence = checked_licence(licence)
     told = cast("Role | None", role)
     released = read_released(file, told, _names(classes), sigma_init)
     network = out / f"{name}.safetensors"
-    record = json.dumps(_record(released, licence), indent=2) + "\n"
-    save_network(network, released.network, released.facts)
+    facts = released.facts if licence is None else released.facts | {"licence": licence}
+    record = json.dumps(_record(released, facts), indent=2) + "\n"
+    save_network(network, released.network, facts)
     write_atomically(network.with_suffix(".json"), lambda path: path.write_text(record))
 
     typer.echo(f"{network}: {_summary(released)}")
@@ -94,11 +103,10 @@ def _names(classes: str | None) -> list[str] | None:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _record(released: "Released", licence: str) -> dict[str, object]:
+def _record(released: "Released", facts: dict[str, object]) -> dict[str, object]:
     """What a person may want to know of an imported network; the same file, the same record."""
     return {
-        **released.facts,
-        "licence": licence,
+        **facts,
         "arguments": released.arguments,
         "network": released.network.config.model_dump(mode="json"),
         "parameters": _parameters(released),

@@ -28,7 +28,14 @@ def publish(
     ] = None,
     models: Annotated[Path, typer.Option(help="The catalogue's folder.")] = Path("models"),
     description: Annotated[str, typer.Option(help="A sentence for the catalogue.")] = "",
-    licence: Annotated[str, typer.Option(help="Licence of the weights (SPDX).")] = "Apache-2.0",
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            help="Licence of the weights (SPDX). Left out: the one in the generator's file, "
+            "which 'import', a recipe or its teacher gave it.",
+            show_default=False,
+        ),
+    ] = None,
     precision: Annotated[
         list[LowPrecision] | None,
         typer.Option(help="Hold the network in this precision too; repeat it for more."),
@@ -52,13 +59,17 @@ def publish(
         [one.value for one in precision or []],
         report,
     )
-    for file, graph in load_manifest(folder).graphs.items():
+    manifest = load_manifest(folder)
+    for file, graph in manifest.graphs.items():
         found = graph.measured
         change = found.distance_change
         typer.echo(
             f"{file}: {graph.precision}; differs from torch by up to {found.difference} levels in "
-            f"{found.differing_share:.2%} of the values over {found.images} pictures, alone from "
-            f"in a batch by {found.batch_difference}"
-            + ("" if change is None else f"; distance {change:+.2%}")
+            f"{found.differing_share:.2%} of the values over {found.images} pictures, by "
+            f"{found.mean_difference:.2f} on average in 99 of 100 of them, alone from in a batch "
+            f"by {found.batch_difference}" + ("" if change is None else f"; distance {change:+.2%}")
         )
+    inherited = manifest.training.get("licence", manifest.licence)
+    told = "" if inherited == manifest.licence else f", as told; its own file says {inherited}"
+    typer.echo(f"licence: {manifest.licence}{told}")
     typer.echo(f"{folder} is published: sid generate --models {models} --model {name} --seed 0")

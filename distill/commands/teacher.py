@@ -1,5 +1,7 @@
 """`sid-distill teacher`."""
 
+from typing import Any
+
 from distill.allocator import keep_freed_memory
 from distill.commands.options import (
     AugmentOption,
@@ -81,12 +83,14 @@ def teacher(
         label_dim=len(dataset.classes),
         augment_dim=AUGMENT_DIM if config.augment else 0,
     )
-    facts = {
+    facts: dict[str, Any] = {
         "role": "teacher",
         "recipe": recipe,
         "data": f"{dataset.name}, {len(dataset)} images",
         "classes": list(dataset.classes),
     }
+    if licence := chosen.licence_for(dataset.name):
+        facts["licence"] = licence
     with join_world(computes_on, shard) as world:
         seen = train(TeacherTraining(network, config, dataset, world), out, facts)
         report(seen, config, out, world)

@@ -1,7 +1,8 @@
 """From a generator's weights to models/<name>/: graph, configuration, manifest."""
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from distill.export.onnx import export_onnx
 from distill.export.precision import export_precision
 from distill.export.triton import triton_config
 from distill.export.variety import check_variety
+from distill.licences import checked_licence
 from distill.networks import Denoiser
 from service.bundle import (
     CPU,
@@ -55,7 +57,7 @@ def publish(
     teacher_file: Path | None,
     name: str,
     description: str,
-    licence: str,
+    licence: str | None,
     models: Path,
     precisions: Sequence[Precision] = (),
     report: Path | None = None,
@@ -72,7 +74,7 @@ def publish(
         teacher_file: its teacher, for the quality beside the generator's; None for no quality.
         name: of the bundle and its folder.
         description: one sentence for the catalogue.
-        licence: of the weights.
+        licence: of the weights; None for the one that the generator's file states.
         models: the catalogue's folder.
         precisions: in which the bundle holds the network besides float32.
         report: where to save the judged pictures, as one PNG.
@@ -81,8 +83,8 @@ def publish(
         The bundle's folder.
 
     Raises:
-        UserError: a file is missing or of the wrong kind, the generator draws the same whatever
-            it is asked for, or the graph draws other pictures.
+        UserError: a file is missing or of the wrong kind, the licence is not known, the generator
+            draws the same whatever it is asked for, or the graph draws other pictures.
     """
     try:
         TypeAdapter(Name).validate_python(name)
@@ -90,6 +92,7 @@ def publish(
         raise UserError(f"{name!r} cannot name a model: use a-z, 0-9, '.', '_', '-'") from None
     generator, facts = load_generator(generator_file)
     config = generator.config
+    licence = _licence(generator_file, facts) if licence is None else checked_licence(licence)
     quality = None if teacher_file is None else _quality(generator_file, teacher_file)
     folder = models / name
     models.mkdir(parents=True, exist_ok=True)
@@ -119,7 +122,7 @@ def publish(
             graphs={name: graph for name, (graph, _) in judged.items()},
             licence=licence,
             description=description,
-            training={k: v for k, v in facts.items() if k not in ("role", "classes")},
+            training=_training_facts(facts),
             quality=quality,
             golden=_golden(module),
         )
@@ -136,6 +139,16 @@ def publish(
         shutil.rmtree(staging, ignore_errors=True)
     load_bundle(folder)
     return folder
+
+
+def _licence(generator_file: Path, facts: Mapping[str, Any]) -> str:
+    licence = facts.get("licence")
+    if licence is None:
+        raise UserError(
+            f"the licence of {generator_file} is not known: say --licence, an SPDX identifier or a "
+            "sentence, as its training images allow"
+        )
+    return str(licence)
 
 
 def _export_all(
@@ -209,6 +222,19 @@ def _exchange(staging: Path, folder: Path) -> None:
         staging.rename(folder)
     finally:
         _recover(folder)
+
+
+def _training_facts(facts: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """What a generator's header says of its training, as a manifest holds it.
+
+    A manifest holds text and numbers; a list, such as the frequencies of the classes, is written
+    as JSON.
+    """
+    return {
+        name: value if isinstance(value, str | int | float) else json.dumps(value)
+        for name, value in facts.items()
+        if name not in ("role", "classes")
+    }
 
 
 def _quality(generator_file: Path, teacher_file: Path) -> Quality:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill.errors import UserError
+from distill.licences import RELEASED
 from distill.networks import Denoiser
 from distill.pickles.snapshot import read_snapshot
 from service.bundle import sha256_file
@@ -21,7 +22,8 @@ class Released:
 
     Attributes:
         network: in eval mode, float32 on the CPU.
-        facts: see `distill.checkpoints.Facts`; the source's name and digest among them.
+        facts: see `distill.checkpoints.Facts`; the source's name and digest among them, and the
+            licence that EDM's and SiD's files have.
         arguments: those of the network's constructor, as the file states them.
         reason: why its role was assumed; None where it was told.
     """
@@ -69,6 +71,7 @@ def read_released(
         "source": path.name,
         "source_sha256": sha256_file(path),
         "source_class": snapshot.class_name,
+        "licence": RELEASED,
     }
     if role == "generator":
         facts["sigma_init"] = sigma_init

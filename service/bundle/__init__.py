@@ -5,7 +5,17 @@ of `service`, so it needs no more than numpy, pydantic and Pillow.
 """
 
 from service.bundle.golden import Golden, GoldenImage, Image
-from service.bundle.graphs import CPU, FILENAMES, PLAN, PORTABLE, Bounds, Graph, Measured, Precision
+from service.bundle.graphs import (
+    CPU,
+    FILENAMES,
+    MEAN_DIFFERENCE,
+    PLAN,
+    PORTABLE,
+    Bounds,
+    Graph,
+    Measured,
+    Precision,
+)
 from service.bundle.load import (
     Bundle,
     BundleError,
@@ -22,6 +32,7 @@ __all__ = [
     "CPU",
     "FILENAMES",
     "MANIFEST_NAME",
+    "MEAN_DIFFERENCE",
     "PLAN",
     "PORTABLE",
     "SEED_CONTRACT",

@@ -75,13 +75,14 @@ class Golden(BaseModel):
         if pixels.shape != expected.shape:
             return f"the image is of shape {pixels.shape}, the golden one of {expected.shape}"
         difference = np.abs(pixels.astype(np.int16) - expected.astype(np.int16))
-        worst, share = int(difference.max()), float(np.mean(difference > 0))
-        if worst <= allowed.max_difference and share <= allowed.max_differing_share:
+        if allowed.allow(difference):
             return None
+        mean = allowed.max_mean_difference
         return (
-            f"class {reference.class_label}, seed {reference.seed}: {share:.2%} of the values "
-            f"differ from the golden image, by up to {worst} levels (allowed: "
-            f"{allowed.max_differing_share:.2%}, {allowed.max_difference})"
+            f"class {reference.class_label}, seed {reference.seed}: {np.mean(difference > 0):.2%} "
+            f"of the values differ from the golden image, by up to {difference.max()} levels, by "
+            f"{difference.mean():.2f} on average (allowed: {allowed.max_differing_share:.2%}, "
+            f"{allowed.max_difference}{'' if mean is None else f', {mean:g}'})"
         )
 
 

@@ -57,7 +57,7 @@ class Bundle:
     def bounds(self, filename: str) -> Bounds | None:
         """How far the pictures of the graph `filename` may be off; None: as the golden ones say."""
         graph = self.manifest.graphs.get(filename)
-        return graph.bounds if graph else None
+        return graph.allowed if graph else None
 
 
 def list_bundles(models: Path) -> list[Path]:

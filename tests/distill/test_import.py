@@ -98,6 +98,7 @@ def test_a_teacher_is_kept_to_be_distilled():
         "source": "ddpmpp.pkl",
         "source_sha256": sha256_file(source),
         "source_class": "SongUNet",
+        "licence": "CC-BY-NC-SA-4.0",
     }
     written = Path("checkpoints/grey.json").read_bytes()
     record = json.loads(written)

@@ -1,0 +1,35 @@
+"""Under which licence a network may be passed on, as far as its file says.
+
+A licence stands in the header from the start: `import` and a recipe state it, a student inherits
+its teacher's. It is never assumed of images that nobody has spoken for.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.errors import UserError
+from distill.recipe import RECIPES, load_recipe
+
+RELEASED = "CC-BY-NC-SA-4.0"  # of EDM's and SiD's released networks, and so of their students
+
+
+def licence_of(facts: Mapping[str, Any]) -> str | None:
+    """The licence of a network with these facts (`distill.checkpoints.Facts`); None: not known.
+
+    Headers written before they held it say where a network comes from: a released file, or the
+    data of a shipped recipe.
+    """
+    if stated := facts.get("licence"):
+        return str(stated)
+    if "source_sha256" in facts:
+        return RELEASED
+    data, _, _ = str(facts.get("data", "")).rpartition(", ")  # then the number of images
+    recipes = (load_recipe(file.stem) for file in sorted(RECIPES.glob("*.toml")))
+    return next((recipe.licence for recipe in recipes if data and recipe.data == data), None)
+
+
+def checked_licence(told: str) -> str:
+    """What a person gave as --licence, without blanks around it; raise UserError if it is empty."""
+    if not told.strip():
+        raise UserError("--licence is empty: expected an SPDX identifier or a sentence")
+    return told.strip()

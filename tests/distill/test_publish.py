@@ -1,0 +1,221 @@
+"""`sid-distill publish`: whatever `run` has trained is published, under the licence it has."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hostile import FIXTURES
+from PIL import Image
+from typer.main import get_command
+from typer.testing import CliRunner
+
+import distill
+from distill.checkpoints import load_network, save_network
+from distill.cli import app
+from distill.errors import UserError
+from distill.export.onnx import export_onnx
+from distill.networks import Denoiser, NetworkConfig
+from distill.recipe import RECIPES, load_recipe
+from service.bundle import load_bundle
+
+RELEASED = "CC-BY-NC-SA-4.0"
+PRETRAINED = Path(distill.__file__).parent / "pretrained"
+SMALL_RUN = ("--images", 2, "--batch", 2, "--precision", "fp32", "--features", "none")
+
+
+def sid_distill(*arguments):
+    """Run a command in this process; raise the UserError that it would end with."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if isinstance(result.exception, UserError):
+        raise result.exception
+    assert result.exit_code == 0, result.exception or result.output
+    return result.output
+
+
+def toy():
+    torch.manual_seed(0)
+    config = NetworkConfig(
+        img_resolution=8, img_channels=1, label_dim=3, augment_dim=9, model_channels=8,
+        channel_mult=(1,), num_blocks=1, attn_resolutions=(), dropout=0.1,
+    )  # fmt: skip
+    network = Denoiser(config)
+    with torch.no_grad():  # an untrained network's output layer is near zero: wake it up
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+def save_toy(path, **facts):
+    save_network(path, toy(), {"role": "teacher", "classes": ["a", "b", "c"]} | facts)
+    return path
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    """The toy as a generator, exported once, for exporting takes seconds."""
+    folder = tmp_path_factory.mktemp("graphs")
+    for name in ("model.onnx", "model.cpu.onnx"):
+        export_onnx(toy(), 2.5, folder / name, cpu="cpu" in name)
+    return folder
+
+
+@pytest.fixture
+def publish_toy(graphs, tmp_path, monkeypatch):
+    """A function that publishes the toy under the facts in a network's header."""
+
+    def exported(_network, _sigma_init, path, **_options):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(graphs / path.name, path)
+
+    monkeypatch.setattr("distill.export.publish.export_onnx", exported)
+
+    def publish(network, *options):
+        _, facts = load_network(network)
+        save_network(network, toy(), facts)
+        said = sid_distill(
+            "publish", network, "--name", "toy", "--models", tmp_path / "models", *options
+        )
+        return load_bundle(tmp_path / "models" / "toy").manifest, said
+
+    return publish
+
+
+def distil(folder, *options, **facts):
+    """The generator that `run` makes of the toy as a teacher with these facts."""
+    teacher = save_toy(folder / "teacher.safetensors", **facts)
+    sid_distill("run", "--teacher", teacher, "--out", folder, *SMALL_RUN, *options)
+    return folder / "network.safetensors"
+
+
+@pytest.mark.parametrize("recipe", sorted(file.stem for file in RECIPES.glob("*.toml")))
+def test_what_a_shipped_recipe_has_distilled_is_published(tmp_path, publish_toy, recipe):
+    manifest, _ = publish_toy(distil(tmp_path, "--recipe", recipe), "--licence", "MIT")
+    assert manifest.training["recipe"] == recipe
+    assert manifest.training.get("generator_betas") == {"ffhq64": "[0.9, 0.999]"}.get(recipe)
+
+
+def test_what_was_distilled_with_every_option_of_run_is_published(tmp_path, publish_toy):
+    options = {
+        "--microbatch": 1, "--lr": 1e-6, "--fake-lr": 1e-6, "--cooldown": 2, "--alpha": 1.2,
+        "--t-max": 700, "--weighting": "none", "--sigma-init": 2.5, "--augment": 0.1,
+        "--dropout": 0.2, "--class-frequencies": "1,2,0.5", "--ema-halflife": 10, "--seed": 2**63,
+        "--device": "cpu", "--recipe": "ffhq64",
+    }  # fmt: skip
+    elsewhere = {"--out", "--teacher", "--reference", "--shard", *SMALL_RUN}
+    command = get_command(app).commands["run"]
+    known = {name for option in command.params for name in option.opts} - {"--help"}
+    assert known <= elsewhere.union(options), "an option that this test does not know"
+    generator = distil(tmp_path, *(part for option in options.items() for part in option))
+    manifest, _ = publish_toy(generator, "--licence", "MIT")
+    assert manifest.training["class_frequencies"] == "[1.0, 2.0, 0.5]"
+    assert manifest.training["seed"] == 2**63
+
+
+@pytest.mark.parametrize("stated", [None, "CC-BY-4.0"])
+def test_a_student_of_an_imported_teacher_inherits_its_licence(tmp_path, publish_toy, stated):
+    options = [] if stated is None else ["--licence", stated]
+    pickle = FIXTURES / "ddpmpp.pkl"
+    sid_distill("import", pickle, "--name", "grey", "--out", tmp_path, *options)
+    teacher, run = tmp_path / "grey.safetensors", tmp_path / "run"
+    sid_distill("run", "--teacher", teacher, "--out", run, *SMALL_RUN)
+    for network in (teacher, run / "network.safetensors"):
+        assert load_network(network)[1]["licence"] == (stated or RELEASED)
+    assert json.loads((tmp_path / "grey.json").read_text())["licence"] == (stated or RELEASED)
+    save_toy(run / "network.safetensors", **facts_of(run) | {"classes": ["a", "b", "c"]})
+    manifest, said = publish_toy(run / "network.safetensors")
+    assert manifest.licence == (stated or RELEASED)
+    assert f"licence: {stated or RELEASED}\n" in said
+
+
+def facts_of(run):
+    return load_network(run / "network.safetensors")[1]
+
+
+def test_a_student_of_a_released_file_inherits_its_licence_without_an_import(tmp_path):
+    pickle = FIXTURES / "ddpmpp.pkl"
+    sid_distill("run", "--teacher", pickle, "--out", tmp_path / "run", *SMALL_RUN)
+    assert facts_of(tmp_path / "run")["licence"] == RELEASED
+
+
+def test_headers_from_before_they_held_a_licence_say_where_they_come_from(tmp_path):
+    for facts, licence in (
+        ({"source": "edm.pkl", "source_sha256": "0"}, RELEASED),
+        ({"recipe": "fashion", "data": "fashion-mnist, 60000 images"}, "Apache-2.0"),
+        ({"recipe": "fashion", "data": "photos, 60000 images"}, None),
+        ({"recipe": "fashion", "data": "photos of fashion-mnist, 60000 images"}, None),
+        ({}, None),
+    ):
+        network = save_toy(tmp_path / "n.safetensors", **facts)
+        assert load_network(network)[1].get("licence") == licence
+    for shipped in PRETRAINED.glob("*.safetensors"):
+        assert load_network(shipped)[1]["licence"] == "Apache-2.0"
+
+
+def test_a_licence_that_is_not_known_is_asked_for(tmp_path, publish_toy):
+    generator = save_toy(tmp_path / "own.safetensors", role="generator", sigma_init=2.5)
+    for options, said in (
+        ((), r"the licence of .*own\.safetensors is not known: say --licence"),
+        (("--licence", " "), "--licence is empty"),
+    ):
+        with pytest.raises(UserError, match=said) as refused:
+            publish_toy(generator, *options)
+        assert "\n" not in str(refused.value)
+    assert not (tmp_path / "models").exists()
+    manifest, _ = publish_toy(generator, "--licence", "CC0-1.0")
+    assert manifest.licence == "CC0-1.0"
+
+
+def test_a_licence_that_is_told_stands_beside_the_inherited_one(tmp_path, publish_toy):
+    facts = {"role": "generator", "sigma_init": 2.5, "licence": RELEASED}
+    generator = save_toy(tmp_path / "n.safetensors", **facts)
+    manifest, said = publish_toy(generator, "--licence", "LicenseRef-own")
+    assert manifest.licence == "LicenseRef-own"
+    assert manifest.training["licence"] == RELEASED
+    assert f"licence: LicenseRef-own, as told; its own file says {RELEASED}\n" in said
+
+
+RECIPE = """
+description = "tiny"
+licence = "CC-BY-4.0"
+[network]
+img_resolution = 8
+img_channels = 1
+model_channels = 8
+channel_mult = [1]
+num_blocks = 1
+attn_resolutions = []
+[teacher]
+total_images = 2
+batch = 2
+lr = 1e-3
+ema_halflife = 500
+checkpoint_every = 500
+[sid]
+total_images = 2
+ema_halflife = 500
+checkpoint_every = 500
+"""
+
+
+@pytest.mark.parametrize(
+    ("data", "licence"), [("", "CC-BY-4.0"), ("photos", "CC-BY-4.0"), ("others", None)]
+)
+def test_a_recipes_licence_is_of_networks_trained_on_its_own_data(tmp_path, data, licence):
+    """Of others the same recipe says nothing: a copy of a shipped one licenses nobody's images."""
+    named = f'description = "tiny"\ndata = "{data}"' if data else 'description = "tiny"'
+    (tmp_path / "mine.toml").write_text(RECIPE.replace('description = "tiny"', named))
+    (tmp_path / "photos").mkdir()
+    Image.new("L", (8, 8), 99).save(tmp_path / "photos" / "a.png")
+    out = tmp_path / "teacher"
+    sid_distill(
+        "teacher", "--recipe", tmp_path / "mine.toml", "--data", tmp_path / "photos", "--out", out
+    )
+    assert facts_of(out).get("licence") == licence
+
+
+def test_the_shipped_fashion_recipe_licenses_its_own_data_only():
+    recipe = load_recipe("fashion")
+    assert recipe.licence_for("fashion-mnist") == "Apache-2.0"
+    assert recipe.licence_for("photos") is None
