@@ -15,6 +15,7 @@ import structlog
 import uvicorn
 import uvloop
 
+from service import logs
 from service.app import create_app
 from service.bundle import BundleError
 from service.catalogue import Catalogue, load_bundles
@@ -38,12 +39,14 @@ class ListenError(Exception):
 
 def run(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
     """Serve on an event loop of this process; see `serve`."""
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are models to replace
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, announce))
-    if left_behind():
-        log.warning("a native call hangs and is left behind")
+    with logs.unblocked():
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are models to replace
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings, announce))
+        if hangs := left_behind():
+            log.warning("a native call hangs and is left behind")
+    if hangs:
         os._exit(0)
 
 

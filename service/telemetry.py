@@ -21,6 +21,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from service import logs
 from service.bundle import Bundle
 from service.engines import Engine
 
@@ -157,6 +158,12 @@ class Telemetry:
             "only grows is a leak.",
             registry=registry,
         )
+        self.log_lines_dropped = Counter(
+            "sid_log_lines_dropped",
+            "Log lines that were not written: whoever reads them stalls, or the disk is full.",
+            registry=registry,
+        )
+        self._dropped_before = logs.dropped()
         self.memory_limit = Gauge(
             "sid_memory_limit_bytes",
             "Memory that the process may use: its container's limit, or the machine's.",
@@ -174,6 +181,9 @@ class Telemetry:
     async def exposition(self) -> bytes:
         """All metrics in Prometheus' text format, written beside the event loop: it takes 5 ms."""
         self.tasks.set(len(asyncio.all_tasks()))
+        dropped = logs.dropped()
+        self.log_lines_dropped.inc(max(0, dropped - self._dropped_before))
+        self._dropped_before = dropped
         return await asyncio.to_thread(generate_latest, self.registry)
 
 
