@@ -12,6 +12,7 @@ import structlog
 from prometheus_client import Counter, Histogram
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ProblemError, internal_error, problem_for
@@ -82,8 +83,7 @@ class RequestTelemetry:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         state = scope["state"]
-        # The route's template, not the path: paths are without number, time series are not.
-        route = getattr(scope.get("route"), "path", "other")
+        route = _route(scope)
         model = state.get("model", "")
         if (counter := self._counters.get((route, model, status))) is None:
             counter = self._telemetry.requests.labels(route, model, str(status))
@@ -174,6 +174,17 @@ class BodyLimit:
             return await receive()
 
         await self._app(scope, replay, send)
+
+
+def _route(scope: Scope) -> str:
+    """The route's template, not the path: paths are without number, time series are not.
+
+    What was refused on its way to a route (its key, its body) counts as that route's too.
+    """
+    if (route := scope.get("route")) is None and "app" in scope:
+        matching = (one for one in scope["app"].routes if one.matches(scope)[0] is not Match.NONE)
+        route = next(matching, None)
+    return getattr(route, "path", "other")
 
 
 def _is_open(path: str) -> bool:

@@ -34,7 +34,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 _DRAWING = ("/generate", "/v1/images/generations")  # the routes that draw
 # What they answer: before they know which model is meant, and after.
-_STATUSES_WITHOUT_MODEL = (400, 404, 405, 406, 415, 422, 500)
+_STATUSES_WITHOUT_MODEL = (400, 401, 403, 404, 405, 406, 408, 413, 415, 422, 500)
 _STATUSES = (200, 304, 413, 422, 429, 499, 500, 503, 504)
 
 _BATCH_REASONS = ("idle", "freed", "full")
@@ -152,6 +152,13 @@ class Telemetry:
         self.engine_up = Gauge(
             "sid_engine_up", "1 while the model's engine works.", ["model"], registry=registry
         )
+        self.canaries = Counter(
+            "sid_canaries",
+            "Canary pictures, which prove that the engine works: for readiness, and after a batch "
+            "that failed. right, or wrong (none came, or another than was published).",
+            ["model", "result"],
+            registry=registry,
+        )
         self.tasks = Gauge(
             "sid_tasks",
             "Tasks of the event loop: a handful when idle, one or two a request. A number that "
@@ -209,6 +216,10 @@ class ModelMetrics:
             (cause, phase): telemetry.cancellations.labels(model, cause, phase)
             for cause, phase in _CANCELLATIONS
         }
+        self._canaries = {
+            right: telemetry.canaries.labels(model, "right" if right else "wrong")
+            for right in (True, False)
+        }
         self._cache_hits = {kind: telemetry.cache_hits.labels(model, kind) for kind in _CACHE_HITS}
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
@@ -247,6 +258,10 @@ class ModelMetrics:
     def set_engine_up(self, up: bool) -> None:
         """Show whether the engine works."""
         self._telemetry.engine_up.labels(self._model).set(up)
+
+    def canary(self, right: bool) -> None:
+        """Count a canary image."""
+        self._canaries[right].inc()
 
     def reject(self, reason: str) -> None:
         """Count a request that was refused at once."""
