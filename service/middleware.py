@@ -20,9 +20,9 @@ from service.security import Keys
 from service.telemetry import Telemetry
 from service.tracing import UNTRACED, Tracing
 
-_PROBES = frozenset({"/livez", "/readyz", "/metrics"})
+PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 # What needs no key: probes, and the playground's own files, which ask their user for one.
-_OPEN = _PROBES | {"/"}
+_OPEN = PROBES | {"/"}
 _OPEN_PREFIX = "/playground/"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _CLIENT_LEFT = 499  # nobody reads it; it tells such requests apart in metrics and logs
@@ -59,7 +59,7 @@ class RequestTelemetry:
         request_id = _sent_request_id(scope) or new_request_id()
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
-        traced = scope["path"] not in _PROBES
+        traced = scope["path"] not in PROBES
         trace = state["trace"] = self._tracing.start_request(scope) if traced else UNTRACED
         status = 0
 
@@ -92,7 +92,7 @@ class RequestTelemetry:
             timer = self._timers[route] = self._telemetry.request_seconds.labels(route)
         counter.inc()
         timer.observe(seconds)
-        if route in _PROBES:
+        if route in PROBES:
             return
         known = {name: state[name] for name in ("client", "model") if name in state}
         self._log.info(

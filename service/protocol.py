@@ -9,6 +9,7 @@ not HTTP in plain text. Here:
 - a body has `body_seconds` from the end of its head (408; its size is for middleware.BodyLimit);
 - after an early answer (401, 404, 413) the rest of the body is read and thrown away up to
   `rest_bytes`, so that the client gets to read the answer and may go on; then the connection ends;
+- beyond so many open connections each may ask once: probes are answered, all else is 503;
 - each of these answers is a problem+json with an X-Request-ID, like the application's own.
 
 **Whose byte is it?** Each byte belongs to exactly one request, or the connection ends: where a
@@ -36,7 +37,7 @@ that the connection has, and sets itself to the next time at which one can have 
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from math import inf
 from typing import Any, NamedTuple
@@ -49,8 +50,9 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from service.connections import Room
 from service.errors import problem
-from service.middleware import new_request_id
+from service.middleware import PROBES, new_request_id
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +65,7 @@ class _Refusal(NamedTuple):
     detail: str
 
 
+_PROBES = frozenset(path.encode("ascii") for path in PROBES)
 _MALFORMED = _Refusal(400, "malformed", "what was sent is not a valid HTTP request")
 
 
@@ -87,6 +90,8 @@ class BoundedProtocol(HttpToolsProtocol):
     head_seconds = 10.0
     body_seconds = 10.0
     rest_bytes = 256 * 1024
+    room: Room | None = None  # None: there is no limit on connections
+    count_refusal: Callable[[int], None] = staticmethod(lambda _: None)  # status
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -96,16 +101,20 @@ class BoundedProtocol(HttpToolsProtocol):
         self._size = 0  # bytes since the phase began, at most; of a body only the framing
         self._running: RequestResponseCycle | None = None
         self._refusal: _Refusal | None = None  # why a callback stopped the parser
+        self._beyond = False  # the limit on connections
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first head."""
         super().connection_made(transport)
+        self._beyond = self.room is not None and not self.room.enter(self, len(self.connections))
         self._enter(_HEAD)
         self._check_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the application; uvicorn tells only that of the last pipelined request."""
         self._timer.cancel()
+        if self.room is not None:
+            self.room.leave(self)
         if (running := self._unanswered()) is not None:
             _disconnect(running)
         super().connection_lost(exc)
@@ -144,7 +153,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.expect_100_continue = False  # its clients do not know what that is
         super().on_headers_complete()
         self.headers = []  # uvicorn adds trailers there; the request has the list that was
-        if self.expect_100_continue:
+        if self.expect_100_continue or self._beyond:
             self.cycle.keep_alive = False  # unless the body comes before the answer
         if not self.pipeline:
             self._running = self.cycle
@@ -184,11 +193,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self.expect_100_continue = False  # so that what comes does not keep the connection
         super().shutdown()
 
+    def abort(self) -> None:
+        """End the connection at once."""
+        self.transport.abort()
+
     def _keep_alive_after_all(self) -> None:
         """The client sends the body that it asked leave for: it may go on with the connection."""
         if self.expect_100_continue and not self.cycle.response_started:
             self.expect_100_continue = False
-            self.cycle.keep_alive = self.parser.should_keep_alive()
+            self.cycle.keep_alive = self.parser.should_keep_alive() and not self._beyond
 
     def _parse(self, data: bytes) -> None:
         """Feed the parser, and have it read a request that offers an upgrade as any other.
@@ -228,6 +241,11 @@ class BoundedProtocol(HttpToolsProtocol):
             return _Refusal(
                 501, "not-implemented", "this server is no proxy: it does not answer CONNECT"
             )
+        if self._beyond and self.url.partition(b"?")[0] not in _PROBES:
+            assert self.room is not None
+            self.room.refuse()
+            detail = f"{self.room.limit} connections are open, which is all there may be"
+            return _Refusal(503, "too-many-connections", f"{detail}; try again later")
         hosts, coding = 0, None
         for name, value in self.headers:
             if name == b"host":
@@ -338,16 +356,38 @@ class BoundedProtocol(HttpToolsProtocol):
         if (request_id := state.get("request_id")) is None:
             request_id = new_request_id()
             log.info("request refused", status=status, reason=kind, request_id=request_id)
+            self.count_refusal(status)
         headers = {"Connection": "close", "X-Request-ID": request_id}
+        if status == 503:
+            headers["Retry-After"] = "1"
         response = problem(status, kind, detail, headers)
         fields = (*self.server_state.default_headers, *response.raw_headers)
         head = b"".join(b"%b: %b\r\n" % field for field in fields)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], head, bytes(response.body)))
 
 
-def bounded(body_seconds: float) -> type[BoundedProtocol]:
-    """The protocol with the bounds that a setting changes, for uvicorn's `http`."""
-    return type("Protocol", (BoundedProtocol,), {"body_seconds": body_seconds})
+def bounded(
+    body_seconds: float,
+    head_bytes: int = BoundedProtocol.head_bytes,
+    room: Room | None = None,
+    count_refusal: Callable[[int], None] = lambda _: None,
+) -> type[BoundedProtocol]:
+    """The protocol with the bounds that settings change, for uvicorn's `http`.
+
+    Args:
+        body_seconds: how long a body may take.
+        head_bytes: how large a head may be.
+        room: the limit on connections.
+        count_refusal: called with the status of an answer of which the application knows nothing.
+    """
+    bounds = {
+        "body_seconds": body_seconds,
+        "head_bytes": head_bytes,
+        "rest_bytes": max(BoundedProtocol.rest_bytes, 2 * head_bytes),
+        "room": room,
+        "count_refusal": staticmethod(count_refusal),
+    }
+    return type("Protocol", (BoundedProtocol,), bounds)
 
 
 def _disconnect(cycle: RequestResponseCycle) -> None:

@@ -19,10 +19,12 @@ from service import logs
 from service.app import create_app
 from service.bundle import BundleError
 from service.catalogue import Catalogue, load_bundles
+from service.connections import FileWatch, Room, make_room
 from service.engines import EngineError
 from service.engines.threads import left_behind
 from service.protocol import bounded
 from service.settings import Settings
+from service.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
 
@@ -64,15 +66,24 @@ async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) 
 
     Raises:
         ListenError: the address is taken or not ours.
+        ConnectionsError: more connections are wanted than this process may open.
         BundleError, EngineError: a model cannot be served.
         TracingError: traces were asked for and cannot be made.
     """
     listener = listen(settings.host, settings.port)
     with contextlib.closing(listener):
         app = create_app(settings)
+        telemetry: Telemetry = app.state.telemetry
+        room = Room(make_room(settings.max_connections), telemetry.connections_refused.inc)
+        telemetry.connections_limit.set(room.limit)
         config = uvicorn.Config(
             app,
-            http=bounded(settings.body_seconds),
+            http=bounded(
+                settings.body_seconds, settings.max_head_bytes, room, telemetry.count_refusal
+            ),
+            timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]  # or a float
+            callback_notify=FileWatch().look,
+            timeout_notify=1,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -88,6 +99,7 @@ async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) 
 
             catalogue: Catalogue = app.state.catalogue
             server = _Server(config, settings, catalogue, lambda: announce(url, catalogue))
+            telemetry.connections.set_function(lambda: len(server.server_state.connections))
             await server.serve(sockets=[listener])
 
 

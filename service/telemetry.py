@@ -165,6 +165,19 @@ class Telemetry:
             "only grows is a leak.",
             registry=registry,
         )
+        self.connections = Gauge(
+            "sid_connections", "Open connections, idle ones included.", registry=registry
+        )
+        self.connections_limit = Gauge(
+            "sid_connections_limit",
+            "Connections that may be open; requests on further ones are refused (503).",
+            registry=registry,
+        )
+        self.connections_refused = Counter(
+            "sid_connections_refused",
+            "Connections that were refused because too many were open.",
+            registry=registry,
+        )
         self.log_lines_dropped = Counter(
             "sid_log_lines_dropped",
             "Log lines that were not written: whoever reads them stalls, or the disk is full.",
@@ -184,6 +197,10 @@ class Telemetry:
             registry=registry,
         )
         self.identities: dict[str, tuple[str, ...]] = {}  # the labels shown for each model
+
+    def count_refusal(self, status: int) -> None:
+        """Count a request that ended before it was read so far that it has a route."""
+        self.requests.labels("other", "", str(status)).inc()
 
     async def exposition(self) -> bytes:
         """All metrics in Prometheus' text format, written beside the event loop: it takes 5 ms."""
