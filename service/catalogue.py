@@ -142,7 +142,8 @@ class Catalogue:
     async def failures(self) -> dict[str, str]:
         """Have every model draw its canary image; return those that fail, and why.
 
-        Probes that arrive together share one check, so that probing cannot pile up work.
+        Probes that arrive together share one check, and those that follow at once are content
+        with its good end, so that probing neither piles up work nor takes the engine's time.
         """
         if self._check is None or self._check.done():
             self._check = asyncio.create_task(self._check_all())
@@ -160,7 +161,7 @@ class Catalogue:
 
     async def _reason(self, model: Model) -> str | None:
         try:
-            await model.supervisor.check()
+            await model.supervisor.check(remember=True)
         except EngineError as error:
             return str(error)
         return None

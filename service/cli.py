@@ -329,6 +329,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from service.bundle import BundleError, ClassLabelError, SeedError
     from service.catalogue import ModelRequiredError, UnknownModelError
     from service.client import ClientError
+    from service.connections import ConnectionsError
     from service.engines import EngineError
     from service.refusals import ComputeError
     from service.security import KeysError
@@ -344,6 +345,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         ClientError,
         CommandError,
         ComputeError,
+        ConnectionsError,
         EngineError,
         KeysError,
         ListenError,

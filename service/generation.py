@@ -68,7 +68,11 @@ class Model:
         self.bundle = bundle
         self.engine = engine
         self.supervisor = Supervisor(
-            engine, bundle, seconds=engine_seconds, on_change=self._engine_changed
+            engine,
+            bundle,
+            seconds=engine_seconds,
+            on_change=self._engine_changed,
+            on_canary=self._canary_drawn,
         )
         self.metrics = metrics
         self._is_served = False
@@ -167,6 +171,10 @@ class Model:
         self.metrics.set_engine_up(up)
         if up:  # it may be another version than before
             self.metrics.describe(self.bundle, self.engine)
+
+    def _canary_drawn(self, right: bool) -> None:
+        if self._is_served:
+            self.metrics.canary(right)
 
     def _named(self, error: ComputeError) -> Exception:
         """What the failure of a batch means for the request: some are failures of nothing."""

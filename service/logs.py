@@ -3,29 +3,39 @@
 Our own go straight from structlog to the file descriptor, because the standard library's logging
 costs several times what they do; the libraries' lines, which are few, join them at the end. No
 value can forge a line or reach the terminal as a command: control characters are escaped.
+
+In a process that serves, nobody waits for the reader of a line (`unblocked`).
 """
 
 import contextlib
+import io
 import json
 import logging
 import os
 import re
+import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal
 
 import orjson
 import structlog
 
+from service.log_writer import LineWriter
+
 LogFormat = Literal["human", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Fields = MutableMapping[str, Any]
 Renderer = Callable[[Any, str, Fields], bytes]
 
-_STDERR = 2
+_STDOUT, _STDERR = 1, 2
+_LAST_SECONDS = 2.0  # for the last lines to get out when the process ends
 _PLAIN = re.compile(r"[!#-&(-<>-~]+").fullmatch  # visible ASCII but for quotes and the equals sign
 _COLOURS = {"debug": "2", "info": "32", "warning": "33", "error": "31", "critical": "1;31"}
+
+_writers: dict[int, LineWriter] = {}  # of each descriptor, where nobody may wait for its reader
 
 _exception_text = structlog.processors.format_exc_info
 # Without local variables, which rich tracebacks show: they hold what clients sent, keys included.
@@ -40,7 +50,8 @@ def configure(log_format: LogFormat, log_level: LogLevel = "info") -> None:
     Loggers that are bound afterwards follow; one that is used often should be bound once
     (`structlog.get_logger().bind()`), for a lazy one is made anew for every line.
     """
-    render = _json if log_format == "json" else _Human(colours=os.isatty(_STDERR))
+    global _render
+    _render = render = _json if log_format == "json" else _Human(colours=os.isatty(_STDERR))
     level = logging.getLevelNamesMapping()[log_level.upper()]
     logging.basicConfig(level=level, handlers=[_Libraries(render)], force=True)
     structlog.configure(
@@ -51,13 +62,72 @@ def configure(log_format: LogFormat, log_level: LogLevel = "info") -> None:
     )
 
 
+@contextmanager
+def unblocked() -> Iterator[None]:
+    """Have nobody wait for the reader of what is logged or printed meanwhile.
+
+    For a process that serves. At the end the last lines get two seconds.
+    """
+    writers = {descriptor: LineWriter(descriptor) for descriptor in (_STDOUT, _STDERR)}
+    writers[_STDERR].notice = _tell_lost
+    streams = sys.stdout, sys.stderr
+    _writers.update(writers)
+    # For print, warnings, and the tracebacks of threads.
+    sys.stdout, sys.stderr = (_Stream(*item) for item in writers.items())
+    try:
+        yield
+    finally:
+        until = time.monotonic() + _LAST_SECONDS
+        flushed = [writer.flush(until - time.monotonic()) for writer in writers.values()]
+        if all(flushed):  # else its reader stalls: the last words shall not wait for it either
+            sys.stdout, sys.stderr = streams
+            _writers.clear()
+
+
+def dropped() -> int:
+    """How many lines were dropped: their reader does not keep up, or there is no place."""
+    return sum(writer.dropped for writer in _writers.values())
+
+
+class _Stream(io.TextIOBase):
+    """Standard output or standard error as Python's text stream."""
+
+    def __init__(self, descriptor: int, writer: LineWriter) -> None:
+        self._descriptor, self._writer = descriptor, writer
+
+    def write(self, text: str) -> int:
+        """Write text."""
+        self._writer.write(text.encode("utf-8", "backslashreplace"))
+        return len(text)
+
+    def writable(self) -> bool:
+        """Whether it can be written to."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor, for those who ask where this goes."""
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        """Whether a person reads it."""
+        return os.isatty(self._descriptor)
+
+
+def _tell_lost(lines: int) -> bytes:
+    event = "log lines were dropped, for nobody read them or there was no place"
+    return _render(None, "warning", {"event": event, "lines": lines})
+
+
 class _Stderr:
     """The end of every line: one system call, so that lines of several threads do not mix."""
 
     def write(self, line: bytes) -> None:
         """Write a line; a full disk or a closed pipe must not fail the request that is logged."""
-        with contextlib.suppress(OSError):
-            os.write(_STDERR, line)
+        if (writer := _writers.get(_STDERR)) is not None:
+            writer.write(line)
+        else:
+            with contextlib.suppress(OSError):
+                os.write(_STDERR, line)
 
     debug = info = warning = error = critical = write
 
@@ -117,6 +187,9 @@ class _Human:
             parts.append(f"{key}={text if _PLAIN(text) else repr(text)}")
         lines = [" ".join(parts), *(f"    {_escape(line)}" for line in trace.splitlines()), ""]
         return "\n".join(lines).encode()
+
+
+_render: Renderer = _json  # what `configure` chose
 
 
 def _escape(text: str) -> str:

@@ -12,6 +12,7 @@ import structlog
 from prometheus_client import Counter, Histogram
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ProblemError, internal_error, problem_for
@@ -19,9 +20,9 @@ from service.security import Keys
 from service.telemetry import Telemetry
 from service.tracing import UNTRACED, Tracing
 
-_PROBES = frozenset({"/livez", "/readyz", "/metrics"})
+PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 # What needs no key: probes, and the playground's own files, which ask their user for one.
-_OPEN = _PROBES | {"/"}
+_OPEN = PROBES | {"/"}
 _OPEN_PREFIX = "/playground/"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _CLIENT_LEFT = 499  # nobody reads it; it tells such requests apart in metrics and logs
@@ -58,7 +59,7 @@ class RequestTelemetry:
         request_id = _sent_request_id(scope) or new_request_id()
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
-        traced = scope["path"] not in _PROBES
+        traced = scope["path"] not in PROBES
         trace = state["trace"] = self._tracing.start_request(scope) if traced else UNTRACED
         status = 0
 
@@ -82,8 +83,7 @@ class RequestTelemetry:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         state = scope["state"]
-        # The route's template, not the path: paths are without number, time series are not.
-        route = getattr(scope.get("route"), "path", "other")
+        route = _route(scope)
         model = state.get("model", "")
         if (counter := self._counters.get((route, model, status))) is None:
             counter = self._telemetry.requests.labels(route, model, str(status))
@@ -92,7 +92,7 @@ class RequestTelemetry:
             timer = self._timers[route] = self._telemetry.request_seconds.labels(route)
         counter.inc()
         timer.observe(seconds)
-        if route in _PROBES:
+        if route in PROBES:
             return
         known = {name: state[name] for name in ("client", "model") if name in state}
         self._log.info(
@@ -174,6 +174,17 @@ class BodyLimit:
             return await receive()
 
         await self._app(scope, replay, send)
+
+
+def _route(scope: Scope) -> str:
+    """The route's template, not the path: paths are without number, time series are not.
+
+    What was refused on its way to a route (its key, its body) counts as that route's too.
+    """
+    if (route := scope.get("route")) is None and "app" in scope:
+        matching = (one for one in scope["app"].routes if one.matches(scope)[0] is not Match.NONE)
+        route = next(matching, None)
+    return getattr(route, "path", "other")
 
 
 def _is_open(path: str) -> bool:

@@ -9,7 +9,21 @@ not HTTP in plain text. Here:
 - a body has `body_seconds` from the end of its head (408; its size is for middleware.BodyLimit);
 - after an early answer (401, 404, 413) the rest of the body is read and thrown away up to
   `rest_bytes`, so that the client gets to read the answer and may go on; then the connection ends;
+- beyond so many open connections each may ask once: probes are answered, all else is 503;
 - each of these answers is a problem+json with an X-Request-ID, like the application's own.
+
+**Whose byte is it?** Each byte belongs to exactly one request, or the connection ends: where a
+proxy in front and this server disagree on that, one client's body becomes another's request. The
+parser (llhttp) refuses most of what is ambiguous: a length beside chunks, two lengths, folded
+lines, bare line feeds. What it and uvicorn let through is seen to here:
+
+- an offer to change the protocol (`Upgrade`) ends the request for the parser, body or not. It is
+  not followed, so the request is read once more without it (RFC 9110, 7.8);
+- a transfer coding besides `chunked`, or in HTTP/1.0, is refused (RFC 9112, 6.1);
+- CONNECT, other versions of HTTP and several Host fields are refused;
+- trailers are read, and do not become headers of the request (RFC 9110, 6.5.1);
+- after `Expect: 100-continue` and a final answer nobody knows if the body comes: the connection
+  ends, unless some of the body is there.
 
 **Half-closed connections.** A client that has shut down its sending side cannot be told from one
 that has left, and most have left: so the application gets `http.disconnect`, whatever still waits
@@ -23,9 +37,10 @@ that the connection has, and sets itself to the next time at which one can have 
 """
 
 import asyncio
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import httptools
 import structlog
@@ -35,10 +50,23 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from service.connections import Room
 from service.errors import problem
-from service.middleware import new_request_id
+from service.middleware import PROBES, new_request_id
 
 log = structlog.get_logger(__name__)
+
+
+class _Refusal(NamedTuple):
+    """What is answered in the place of the application."""
+
+    status: int
+    kind: str
+    detail: str
+
+
+_PROBES = frozenset(path.encode("ascii") for path in PROBES)
+_MALFORMED = _Refusal(400, "malformed", "what was sent is not a valid HTTP request")
 
 
 class _Phase(Enum):
@@ -62,6 +90,8 @@ class BoundedProtocol(HttpToolsProtocol):
     head_seconds = 10.0
     body_seconds = 10.0
     rest_bytes = 256 * 1024
+    room: Room | None = None  # None: there is no limit on connections
+    count_refusal: Callable[[int], None] = staticmethod(lambda _: None)  # status
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,17 +100,21 @@ class BoundedProtocol(HttpToolsProtocol):
         self._due = inf  # the deadline of the phase
         self._size = 0  # bytes since the phase began, at most; of a body only the framing
         self._running: RequestResponseCycle | None = None
-        self._head_too_large = False
+        self._refusal: _Refusal | None = None  # why a callback stopped the parser
+        self._beyond = False  # the limit on connections
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first head."""
         super().connection_made(transport)
+        self._beyond = self.room is not None and not self.room.enter(self, len(self.connections))
         self._enter(_HEAD)
         self._check_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the application; uvicorn tells only that of the last pipelined request."""
         self._timer.cancel()
+        if self.room is not None:
+            self.room.leave(self)
         if (running := self._unanswered()) is not None:
             _disconnect(running)
         super().connection_lost(exc)
@@ -93,14 +127,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._size += len(data)
         if self._phase is not _NOISE:
             try:
-                self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade:
-                pass
+                self._parse(data)
             except httptools.HttpParserError:
-                if self._head_too_large:
-                    self._refuse_head()
-                else:
-                    self._refuse(400, "malformed", "what was sent is not a valid HTTP request")
+                self._refuse(self._refusal or _MALFORMED)
         if self._size > self.head_bytes:
             self._overflow()
         if self._due == inf and self._phase is not _NOTHING:  # seldom: most come in one piece
@@ -111,14 +140,21 @@ class BoundedProtocol(HttpToolsProtocol):
         running = self._unanswered()
         if running is not None and not running.response_started:
             detail = "the connection was shut down before the answer, which counts as leaving"
-            self._answer(400, "half-closed", detail, running)
+            self._answer(_Refusal(400, "half-closed", detail), running)
 
     def on_headers_complete(self) -> None:
-        """Check the size of the head, as what arrived may have gone beyond it, and go on."""
-        if self._size > self.head_bytes and self._head_size() > self.head_bytes:
-            self._head_too_large = True
-            raise ValueError("the head is too large")  # stops the parser; data_received answers
+        """Check the head, whose size may have gone beyond the bound, and start the request."""
+        self._refusal = self._check_head()
+        if self._refusal is not None:
+            raise ValueError("refused")  # stops the parser; data_received answers
+        if self.parser.should_upgrade():
+            return  # `_parse` reads it once more, without the offer
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # its clients do not know what that is
         super().on_headers_complete()
+        self.headers = []  # uvicorn adds trailers there; the request has the list that was
+        if self.expect_100_continue or self._beyond:
+            self.cycle.keep_alive = False  # unless the body comes before the answer
         if not self.pipeline:
             self._running = self.cycle
         # Without a reset of the size: what arrived already may hold another head.
@@ -126,12 +162,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Leave the body out of what is counted here: what remains is its framing, and trailers."""
+        self._keep_alive_after_all()
         super().on_body(body)
         if self._phase is _BODY:
             self._size -= len(body)
 
     def on_message_complete(self) -> None:
         """End the body's phase."""
+        if self.parser.should_upgrade():
+            return  # the end of its head; see on_headers_complete
+        self._keep_alive_after_all()
         super().on_message_complete()
         if self._phase is _BODY:
             self._phase, self._due = _NOTHING, inf
@@ -147,6 +187,87 @@ class BoundedProtocol(HttpToolsProtocol):
             self._enter(_REST)
         elif self._due != inf:
             self._set_deadline()  # what is on its way waited for this answer, or may have
+
+    def shutdown(self) -> None:
+        """End the connection, when its request is answered if it has one."""
+        self.expect_100_continue = False  # so that what comes does not keep the connection
+        super().shutdown()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self.transport.abort()
+
+    def _keep_alive_after_all(self) -> None:
+        """The client sends the body that it asked leave for: it may go on with the connection."""
+        if self.expect_100_continue and not self.cycle.response_started:
+            self.expect_100_continue = False
+            self.cycle.keep_alive = self.parser.should_keep_alive() and not self._beyond
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser, and have it read a request that offers an upgrade as any other.
+
+        The parser takes such a request to end with its head, and says where in `data` that was.
+        A new one gets the same head without the offer, and then what follows.
+        """
+        rest = memoryview(data)  # no copy for each of many pipelined offers
+        while rest:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as offer:
+                head = b"".join(self._head_without_offer())
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn
+                self.parser.feed_data(head)
+                rest = rest[offer.args[0] :]
+            else:
+                return
+
+    def _head_without_offer(self) -> Iterator[bytes]:
+        version = self.parser.get_http_version().encode("ascii")
+        yield b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
+        for name, value in self.headers:
+            if name != b"upgrade":
+                yield b"%b: %b\r\n" % (name, value)
+        yield b"\r\n"
+
+    def _check_head(self) -> _Refusal | None:
+        """Why the request that begins with this head is refused; None: it is not."""
+        if self._size > self.head_bytes and self._head_size() > self.head_bytes:
+            return self._head_too_large()
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            return _Refusal(505, "http-version", f"this server speaks HTTP/1.1, not HTTP/{version}")
+        if self.parser.get_method() == b"CONNECT":
+            return _Refusal(
+                501, "not-implemented", "this server is no proxy: it does not answer CONNECT"
+            )
+        if self._beyond and self.url.partition(b"?")[0] not in _PROBES:
+            assert self.room is not None
+            self.room.refuse()
+            detail = f"{self.room.limit} connections are open, which is all there may be"
+            return _Refusal(503, "too-many-connections", f"{detail}; try again later")
+        hosts, coding = 0, None
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding":
+                coding = value if coding is None else b"%b, %b" % (coding, value)
+        if hosts > 1:
+            return _Refusal(400, "malformed", "a request has one Host field, not several")
+        if coding is None:
+            return None
+        if version == "1.0":
+            return _Refusal(
+                400, "malformed", "HTTP/1.0 knows no Transfer-Encoding: send a Content-Length"
+            )
+        codings = [one.strip() for one in coding.lower().split(b",")]
+        if codings != [b"chunked"]:
+            if codings[-1] != b"chunked":
+                return _MALFORMED  # nobody knows where the body ends
+            return _Refusal(
+                501, "not-implemented", "of transfer codings this server knows only `chunked`"
+            )
+        return None
 
     def _unanswered(self) -> RequestResponseCycle | None:
         running = self._running
@@ -182,10 +303,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def _overflow(self) -> None:
         """More arrived than a head may have: end what is too large by the measure of its phase."""
         if self._phase is _HEAD:
-            self._refuse_head()
+            self._refuse(self._head_too_large())
         elif self._size > self.rest_bytes:
             if self._phase is _BODY:
-                self._refuse_head()  # trailers are headers too
+                self._refuse(self._head_too_large())  # trailers are headers too
             elif self._phase is not _NOTHING:
                 self.transport.close()
 
@@ -195,55 +316,78 @@ class BoundedProtocol(HttpToolsProtocol):
             self._set_deadline()  # it waits for us: behind another request, or for a full buffer
         elif self._phase is _BODY:
             detail = f"the body did not arrive within {self.body_seconds:g} s"
-            self._refuse(408, "request-timeout", detail)
+            self._refuse(_Refusal(408, "request-timeout", detail))
         elif running is not None:
             self._set_deadline()  # a part of the next head, which may come when it likes till then
         elif self._phase is _HEAD and self._size:
             detail = f"the request's head did not arrive within {self.head_seconds:g} s"
-            self._refuse(408, "request-timeout", detail)
+            self._refuse(_Refusal(408, "request-timeout", detail))
         else:
             self.transport.close()
 
-    def _refuse_head(self) -> None:
+    def _head_too_large(self) -> _Refusal:
         detail = f"the request line and headers may have at most {self.head_bytes} bytes here"
-        self._refuse(431, "head-too-large", detail)
+        return _Refusal(431, "head-too-large", detail)
 
-    def _refuse(self, status: int, kind: str, detail: str) -> None:
+    def _refuse(self, refusal: _Refusal) -> None:
         """Answer and end the connection, but let an earlier request of it have its answer."""
+        answered = self._phase is _REST
         self._enter(_NOISE)
         running = self._unanswered()
         if running is not None and not running.more_body:
             running.keep_alive = False
             return
         if running is not None:
-            running.scope["state"]["refused"] = status
+            running.scope["state"]["refused"] = refusal.status
             _disconnect(running)
             if running.response_started:
                 self.transport.close()
                 return
-        self._answer(status, kind, detail, running)
+        if not answered:  # a second answer could pass for that of the client's next request
+            self._answer(refusal, running)
         # Not closed yet: bytes that nobody read would make the kernel reset the connection, and
         # the client could lose the answer.
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
-    def _answer(
-        self, status: int, kind: str, detail: str, running: RequestResponseCycle | None
-    ) -> None:
+    def _answer(self, refusal: _Refusal, running: RequestResponseCycle | None) -> None:
+        status, kind, detail = refusal
         state = running.scope["state"] if running is not None else {}
         if (request_id := state.get("request_id")) is None:
             request_id = new_request_id()
             log.info("request refused", status=status, reason=kind, request_id=request_id)
+            self.count_refusal(status)
         headers = {"Connection": "close", "X-Request-ID": request_id}
+        if status == 503:
+            headers["Retry-After"] = "1"
         response = problem(status, kind, detail, headers)
         fields = (*self.server_state.default_headers, *response.raw_headers)
         head = b"".join(b"%b: %b\r\n" % field for field in fields)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], head, bytes(response.body)))
 
 
-def bounded(body_seconds: float) -> type[BoundedProtocol]:
-    """The protocol with the bounds that a setting changes, for uvicorn's `http`."""
-    return type("Protocol", (BoundedProtocol,), {"body_seconds": body_seconds})
+def bounded(
+    body_seconds: float,
+    head_bytes: int = BoundedProtocol.head_bytes,
+    room: Room | None = None,
+    count_refusal: Callable[[int], None] = lambda _: None,
+) -> type[BoundedProtocol]:
+    """The protocol with the bounds that settings change, for uvicorn's `http`.
+
+    Args:
+        body_seconds: how long a body may take.
+        head_bytes: how large a head may be.
+        room: the limit on connections.
+        count_refusal: called with the status of an answer of which the application knows nothing.
+    """
+    bounds = {
+        "body_seconds": body_seconds,
+        "head_bytes": head_bytes,
+        "rest_bytes": max(BoundedProtocol.rest_bytes, 2 * head_bytes),
+        "room": room,
+        "count_refusal": staticmethod(count_refusal),
+    }
+    return type("Protocol", (BoundedProtocol,), bounds)
 
 
 def _disconnect(cycle: RequestResponseCycle) -> None:

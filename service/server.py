@@ -15,13 +15,16 @@ import structlog
 import uvicorn
 import uvloop
 
+from service import logs
 from service.app import create_app
 from service.bundle import BundleError
 from service.catalogue import Catalogue, load_bundles
+from service.connections import FileWatch, Room, make_room
 from service.engines import EngineError
 from service.engines.threads import left_behind
 from service.protocol import bounded
 from service.settings import Settings
+from service.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
 
@@ -38,12 +41,14 @@ class ListenError(Exception):
 
 def run(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
     """Serve on an event loop of this process; see `serve`."""
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are models to replace
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, announce))
-    if left_behind():
-        log.warning("a native call hangs and is left behind")
+    with logs.unblocked():
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are models to replace
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings, announce))
+        if hangs := left_behind():
+            log.warning("a native call hangs and is left behind")
+    if hangs:
         os._exit(0)
 
 
@@ -61,15 +66,24 @@ async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) 
 
     Raises:
         ListenError: the address is taken or not ours.
+        ConnectionsError: more connections are wanted than this process may open.
         BundleError, EngineError: a model cannot be served.
         TracingError: traces were asked for and cannot be made.
     """
     listener = listen(settings.host, settings.port)
     with contextlib.closing(listener):
         app = create_app(settings)
+        telemetry: Telemetry = app.state.telemetry
+        room = Room(make_room(settings.max_connections), telemetry.connections_refused.inc)
+        telemetry.connections_limit.set(room.limit)
         config = uvicorn.Config(
             app,
-            http=bounded(settings.body_seconds),
+            http=bounded(
+                settings.body_seconds, settings.max_head_bytes, room, telemetry.count_refusal
+            ),
+            timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]  # or a float
+            callback_notify=FileWatch().look,
+            timeout_notify=1,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -85,6 +99,7 @@ async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) 
 
             catalogue: Catalogue = app.state.catalogue
             server = _Server(config, settings, catalogue, lambda: announce(url, catalogue))
+            telemetry.connections.set_function(lambda: len(server.server_state.connections))
             await server.serve(sockets=[listener])
 
 

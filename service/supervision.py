@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import TypeVar
 
@@ -28,6 +29,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 0.5  # seconds between two attempts to mend 
 # Batches that were late or given up, and none that was not, for so many seconds: the engine may
 # hang; for less, those who waited were in a hurry.
 _SUSPICIOUS_SECONDS = 1.0
+# How long a good canary may count: a second, or ten times what it took, so that whoever asks
+# without end (readiness needs no key) takes a tenth of the engine's time at most.
+_REMEMBERED_SECONDS, _REMEMBERED_TIMES, _REMEMBERED_LONGEST = 1.0, 10.0, 30.0
 
 
 class EngineDownError(EngineError):
@@ -48,6 +52,7 @@ class Supervisor:
         bundle: what it serves; its first golden image is the canary.
         seconds: how long one batch may take.
         on_change: called with True when the engine is up, with False when it is down.
+        on_canary: called for each canary image, with whether it was right.
     """
 
     def __init__(
@@ -57,12 +62,15 @@ class Supervisor:
         *,
         seconds: float,
         on_change: Callable[[bool], None],
+        on_canary: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._engine = engine
         self._bundle = bundle
         self._canary = Canary(bundle, engine.filename)
         self._seconds = seconds
         self._on_change = on_change
+        self._on_canary = on_canary
+        self._good_until = -inf  # of the clock: the latest canary counts till then
         self._mending: asyncio.Task[None] | None = None
         self._restarts = 0
         self._closed = False
@@ -81,6 +89,7 @@ class Supervisor:
         with contextlib.suppress(EngineError):
             await self.check()
             self._on_change(True)
+        self._good_until = -inf  # it warmed up, so the time that it took says nothing
 
     async def generate(
         self, prepare: Callable[[], Inputs], finish: Callable[[Images], T], terms: Terms
@@ -112,17 +121,24 @@ class Supervisor:
         if self.down is not None:
             raise EngineDownError(self.down)
 
-    async def check(self) -> None:
+    async def check(self, *, remember: bool = False) -> None:
         """Draw the canary image beside the queue, and compare it when there is a golden one.
 
         Beside the queue, because a full queue is no reason to call a model broken.
+
+        Args:
+            remember: be content with a canary that was right a moment ago, if no batch has failed
+                since and the engine says that it is ready.
 
         Raises:
             EngineError: the engine is not ready, fails, hangs, or draws another picture.
         """
         self.require_up()
         try:
-            await self._draw_canary()
+            if remember and monotonic() < self._good_until:
+                await self._engine.check()
+            else:
+                await self._draw_remembered_canary()
         except EngineBusyError:  # so it is at work
             return
         except EngineError as error:
@@ -150,16 +166,31 @@ class Supervisor:
                 self._fail(reason)
             raise EngineError(reason) from None
 
+    async def _draw_remembered_canary(self) -> None:
+        started = monotonic()
+        await self._draw_canary()
+        now = monotonic()
+        seconds = max(_REMEMBERED_SECONDS, _REMEMBERED_TIMES * (now - started))
+        self._good_until = now + min(seconds, _REMEMBERED_LONGEST)
+
     async def _draw_canary(self) -> None:
-        await self._engine.check()
-        images = await self._generate(self._canary.inputs, lambda images: images, Terms())
-        self._canary.compare(images)
+        try:
+            await self._engine.check()
+            images = await self._generate(self._canary.inputs, lambda images: images, Terms())
+            self._canary.compare(images)
+        except EngineBusyError:  # none was drawn
+            raise
+        except Exception:
+            self._on_canary(False)
+            raise
+        self._on_canary(True)
 
     @property
     def _name(self) -> str:
         return self._bundle.manifest.name
 
     def _fail(self, reason: str) -> None:
+        self._good_until = -inf
         if self.down is None:
             self.down = reason
             self._on_change(False)
@@ -168,6 +199,7 @@ class Supervisor:
 
     def _lose(self, started: float) -> None:
         """A batch that was started then ended without images, by nobody's fault so far."""
+        self._good_until = -inf
         if self._lost_since is None:
             self._lost_since = started
         if (seconds := monotonic() - self._lost_since) > _SUSPICIOUS_SECONDS:
@@ -175,6 +207,7 @@ class Supervisor:
             self._suspect(f"no batch was drawn in time for {seconds:.1f} s")
 
     def _suspect(self, reason: str) -> None:
+        self._good_until = -inf
         if self.down is None:  # else it is being mended
             self._start_mending(reason)
 

@@ -21,6 +21,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from service import logs
 from service.bundle import Bundle
 from service.engines import Engine
 
@@ -33,7 +34,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 _DRAWING = ("/generate", "/v1/images/generations")  # the routes that draw
 # What they answer: before they know which model is meant, and after.
-_STATUSES_WITHOUT_MODEL = (400, 404, 405, 406, 415, 422, 500)
+_STATUSES_WITHOUT_MODEL = (400, 401, 403, 404, 405, 406, 408, 413, 415, 422, 500)
 _STATUSES = (200, 304, 413, 422, 429, 499, 500, 503, 504)
 
 _BATCH_REASONS = ("idle", "freed", "full")
@@ -151,12 +152,38 @@ class Telemetry:
         self.engine_up = Gauge(
             "sid_engine_up", "1 while the model's engine works.", ["model"], registry=registry
         )
+        self.canaries = Counter(
+            "sid_canaries",
+            "Canary pictures, which prove that the engine works: for readiness, and after a batch "
+            "that failed. right, or wrong (none came, or another than was published).",
+            ["model", "result"],
+            registry=registry,
+        )
         self.tasks = Gauge(
             "sid_tasks",
             "Tasks of the event loop: a handful when idle, one or two a request. A number that "
             "only grows is a leak.",
             registry=registry,
         )
+        self.connections = Gauge(
+            "sid_connections", "Open connections, idle ones included.", registry=registry
+        )
+        self.connections_limit = Gauge(
+            "sid_connections_limit",
+            "Connections that may be open; requests on further ones are refused (503).",
+            registry=registry,
+        )
+        self.connections_refused = Counter(
+            "sid_connections_refused",
+            "Connections that were refused because too many were open.",
+            registry=registry,
+        )
+        self.log_lines_dropped = Counter(
+            "sid_log_lines_dropped",
+            "Log lines that were not written: whoever reads them stalls, or the disk is full.",
+            registry=registry,
+        )
+        self._dropped_before = logs.dropped()
         self.memory_limit = Gauge(
             "sid_memory_limit_bytes",
             "Memory that the process may use: its container's limit, or the machine's.",
@@ -171,9 +198,16 @@ class Telemetry:
         )
         self.identities: dict[str, tuple[str, ...]] = {}  # the labels shown for each model
 
+    def count_refusal(self, status: int) -> None:
+        """Count a request that ended before it was read so far that it has a route."""
+        self.requests.labels("other", "", str(status)).inc()
+
     async def exposition(self) -> bytes:
         """All metrics in Prometheus' text format, written beside the event loop: it takes 5 ms."""
         self.tasks.set(len(asyncio.all_tasks()))
+        dropped = logs.dropped()
+        self.log_lines_dropped.inc(max(0, dropped - self._dropped_before))
+        self._dropped_before = dropped
         return await asyncio.to_thread(generate_latest, self.registry)
 
 
@@ -198,6 +232,10 @@ class ModelMetrics:
         self._cancellations = {
             (cause, phase): telemetry.cancellations.labels(model, cause, phase)
             for cause, phase in _CANCELLATIONS
+        }
+        self._canaries = {
+            right: telemetry.canaries.labels(model, "right" if right else "wrong")
+            for right in (True, False)
         }
         self._cache_hits = {kind: telemetry.cache_hits.labels(model, kind) for kind in _CACHE_HITS}
 
@@ -237,6 +275,10 @@ class ModelMetrics:
     def set_engine_up(self, up: bool) -> None:
         """Show whether the engine works."""
         self._telemetry.engine_up.labels(self._model).set(up)
+
+    def canary(self, right: bool) -> None:
+        """Count a canary image."""
+        self._canaries[right].inc()
 
     def reject(self, reason: str) -> None:
         """Count a request that was refused at once."""

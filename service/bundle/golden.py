@@ -7,6 +7,7 @@ level; anything more is a broken engine or the wrong file.
 import base64
 import binascii
 import io
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -48,8 +49,14 @@ class GoldenImage(BaseModel):
         return cls(class_label=class_label, seed=seed, png=png)
 
     def pixels(self) -> Image:
-        """The reference's pixels, uint8 [H, W, C]."""
-        return _decode(self.png)
+        """The reference's pixels, uint8 [H, W, C]; read-only, as they are decoded once."""
+        return self._decoded
+
+    @cached_property
+    def _decoded(self) -> Image:
+        pixels = _decode(self.png)
+        pixels.setflags(write=False)
+        return pixels
 
 
 class Golden(BaseModel):

@@ -17,6 +17,7 @@ from service.client.messages import (
     Picture,
     check_url,
     headers_for,
+    proxy_for,
     read_error,
     read_models,
     read_picture,
@@ -30,7 +31,8 @@ class AsyncClient:
     """Asks one server for pictures; use it in `async with`, or `await close()` it.
 
     Args:
-        url: the server's address, http://host:port.
+        url: the server's address, http://host:port. A proxy that the environment names (HTTP_PROXY)
+            is used, but not for addresses of this machine.
         key: API key, for a server that wants one.
         timeout: seconds that a connection or an answer may take.
         patience: seconds for which a request is tried again that was refused for now (429, 503)
@@ -47,13 +49,22 @@ class AsyncClient:
         self._url = check_url(url)
         self._timeout = timeout
         self._patience = patience
-        self._http = httpx.AsyncClient(
-            base_url=self._url,
-            headers=headers_for(key),
-            timeout=timeout,
-            # How many at a time is the caller's choice.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-        )
+        headers = headers_for(key)
+        proxied = proxy_for(self._url) is not None
+        try:
+            self._http = httpx.AsyncClient(
+                base_url=self._url,
+                headers=headers,
+                timeout=timeout,
+                # How many at a time is the caller's choice.
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+                trust_env=proxied,  # httpx would ask a proxy for this machine's addresses too
+                verify=httpx.create_ssl_context(),  # which does follow SSL_CERT_FILE
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise ClientError(
+                f"the proxy that the environment names is of no use: {error}"
+            ) from error
 
     async def __aenter__(self) -> Self:
         return self

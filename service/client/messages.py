@@ -5,8 +5,10 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -155,8 +157,15 @@ def unreachable(error: httpx.HTTPError, url: str, timeout: float) -> ClientError
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return UnreachableError(f"{url}: no answer within {timeout:g} s", again=False)
     why = str(error) or type(error).__name__
+    if proxy := proxy_for(url):
+        detail = (
+            f"{url} cannot be reached through {proxy}, which the environment names ({why}): if no "
+            f"proxy is needed, NO_PROXY={httpx.URL(url).host} passes it by"
+        )
+    else:
+        detail = f"{url} cannot be reached ({why}): is a server running there?"
     return UnreachableError(
-        f"{url} cannot be reached ({why}): is a server running there?",
+        detail,
         again=isinstance(error, _TRANSIENT),
     )
 
@@ -170,6 +179,30 @@ def check_url(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ClientError(f"{url!r} is no address of a server, such as http://127.0.0.1:8000")
     return url.rstrip("/")
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment (HTTP_PROXY) names for a server, without its password.
+
+    None for this machine's own addresses: no proxy can reach those, whatever NO_PROXY says.
+    """
+    parsed = httpx.URL(url)
+    if _is_this_machine(parsed.host) or proxy_bypass(parsed.host):
+        return None
+    proxies = getproxies()
+    named = proxies.get(parsed.scheme) or proxies.get("all")
+    return named.rpartition("@")[2] if named else None
+
+
+def _is_this_machine(host: str) -> bool:
+    name = host.lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
 
 
 def headers_for(key: str | None) -> dict[str, str]:

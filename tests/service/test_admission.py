@@ -5,7 +5,9 @@ from time import monotonic
 
 import pytest
 
+from service import supervision
 from service.app import create_app
+from service.bundle import golden
 from service.engines import EngineError
 from service.engines.onnx import OnnxEngine
 from service.security import new_key
@@ -195,6 +197,39 @@ def test_probes_do_not_pile_up_and_a_full_queue_is_no_reason_to_be_red(client, t
 
     assert {probe.status_code for probe in client.run(scenario())} == {200}
     assert len(tap.batches) == 1 + 1 + 2, "one canary, beside the three requests"
+
+
+def test_probes_that_follow_each_other_share_a_canary_too(client, tap, monkeypatch):
+    """Readiness needs no key, and must not be a way to the engine's time."""
+    tap.flow.set()
+    decoded = []
+    monkeypatch.setattr(golden, "_decode", decoded.append)
+    started = monotonic()
+    answers = [client.get("/readyz").status_code for _ in range(50)]
+    assert set(answers) == {200}
+    assert len(tap.batches) <= 1 + (monotonic() - started), "one a second"
+    assert decoded == [], "the golden picture was decoded at the start"
+    canaries = sample(client, "sid_canaries_total", model="tiny", result="right")
+    assert canaries == len(tap.batches)
+
+
+def test_a_batch_that_fails_ends_what_a_canary_said(client, tap):
+    tap.flow.set()
+    assert client.get("/readyz").status_code == 200
+    tap.failure = EngineError("tiny: out of memory")
+    assert client.generate(BODY).status_code == 503
+    assert client.get("/readyz").status_code == 503
+    assert sample(client, "sid_canaries_total", model="tiny", result="wrong") >= 1
+
+
+def test_a_canary_that_takes_long_counts_for_longer(client, tap, monkeypatch):
+    tap.flow.set()
+    tap.seconds = 0.05
+    monkeypatch.setattr(supervision, "_REMEMBERED_SECONDS", 0.0)
+    ends = monotonic() + 1.5
+    while monotonic() < ends:
+        assert client.get("/readyz").status_code == 200
+    assert len(tap.batches) <= 3, "a tenth of the time at most"
 
 
 def test_a_deadline_that_passes_is_504_and_queued_work_is_not_computed(client, tap):

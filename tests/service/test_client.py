@@ -358,3 +358,48 @@ def test_a_closed_client_says_so_and_its_streams_end(url):
 def test_nothing_of_the_server_is_loaded():
     server = {"fastapi", "onnxruntime", "prometheus_client", "uvicorn", "numpy", "PIL", "torch"}
     run_python(f"import sys, service.client; sys.exit(' '.join({server} & set(sys.modules)) or 0)")
+
+
+# Proxies that the environment names.
+
+
+@pytest.fixture
+def proxied(monkeypatch) -> Iterator[str]:
+    """The environment of a company's machine: every request through a proxy, which is not there."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://someone:secret@{address}")
+        monkeypatch.setenv(name.lower(), f"http://someone:secret@{address}")
+    return address
+
+
+@pytest.mark.usefixtures("proxied")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_no_proxy_is_asked_for_this_machine(url, host):
+    with Client(f"http://{host}:{httpx.URL(url).port}", patience=0) as client:
+        assert client.models()
+
+
+def test_nor_does_one_of_another_kind_get_in_the_way(monkeypatch, url):
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    with Client(url, patience=0) as client:
+        assert client.models()
+
+
+def test_who_cannot_be_reached_through_a_proxy_is_said_so(proxied):
+    with (
+        Client("http://sid.example", patience=0) as client,
+        pytest.raises(UnreachableError, match=f"through {proxied}.* NO_PROXY=sid.example") as said,
+    ):
+        client.models()
+    assert "secret" not in str(said.value)
+
+
+def test_a_proxy_that_httpx_cannot_use_is_one_line(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "gopher://127.0.0.1:1")
+    monkeypatch.setenv("http_proxy", "gopher://127.0.0.1:1")
+    with pytest.raises(ClientError, match=r"proxy .*gopher"):
+        AsyncClient("http://sid.example")

@@ -1,9 +1,16 @@
 """Log lines: one form, one line each, nothing forged, nothing secret."""
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
 import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
 
 import pytest
 import structlog
@@ -12,6 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from service import logs
+from service.log_writer import LineWriter
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 # A line break of any kind, terminal escapes of both kinds, text that turns round, half a character.
@@ -172,3 +180,133 @@ def test_a_log_that_cannot_be_written_fails_nothing(monkeypatch):
     monkeypatch.setattr(os, "write", full)
     structlog.get_logger().error("x")
     logging.getLogger("library").error("x")
+    with logs.unblocked():
+        structlog.get_logger().error("x")
+        logging.getLogger("library").error("x")
+        time.sleep(0.1)
+        assert logs.dropped() == 2
+
+
+# A reader that stalls: nobody waits for it, what finds no room is counted, and it is told.
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        with contextlib.suppress(OSError):
+            os.close(end)
+
+
+LINE = b"x" * 99 + b"\n"
+
+
+def drained(reader: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += os.read(reader, 1 << 16)
+    return data
+
+
+def test_lines_arrive_in_order_from_several_threads_and_whole(pipe):
+    writer = LineWriter(pipe[1])
+
+    def write(name: str) -> None:
+        for number in range(500):
+            writer.write(f"{name} {number} {'y' * (number % 300)}\n".encode())
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    seen: dict[str, int] = dict.fromkeys("abc", 0)
+    with os.fdopen(pipe[0]) as reader:
+        for _ in range(1500):
+            name, number, padding = reader.readline()[:-1].split(" ")
+            assert int(number) == seen[name]
+            assert padding == "y" * (seen[name] % 300)
+            seen[name] += 1
+    assert writer.dropped == 0
+
+
+def test_a_reader_that_stalls_holds_nobody_and_what_is_lost_is_counted_and_told(pipe):
+    writer = LineWriter(pipe[1], limit=10_000)
+    writer.notice = lambda lines: b"lost %d\n" % lines
+    full = os.write(pipe[1], bytes(fcntl.fcntl(pipe[1], fcntl.F_GETPIPE_SZ)))
+    started = time.monotonic()
+    for _ in range(5000):
+        writer.write(LINE)
+    assert not writer.flush(0.1)
+    assert time.monotonic() - started < 2
+    assert 4000 < writer.dropped < 5000
+    kept = 5000 - writer.dropped
+    told = b"lost %d\n" % writer.dropped
+    got = drained(pipe[0], full + kept * len(LINE) + len(told))[full:]
+    assert got.replace(told, b"") == LINE * kept
+    assert writer.flush(5)
+    writer.write(LINE)
+    assert os.read(pipe[0], 1000) == LINE, "and all is as before"
+
+
+def test_a_reader_that_is_slow_loses_nothing_that_fits(pipe):
+    writer = LineWriter(pipe[1])
+    for _ in range(2000):
+        writer.write(LINE)
+    assert not writer.flush(0.05)
+    assert drained(pipe[0], 2000 * len(LINE)) == 2000 * LINE
+    assert writer.flush(5)
+
+
+def test_a_pipe_that_another_program_made_non_blocking_loses_nothing_either(pipe):
+    os.set_blocking(pipe[1], False)
+    writer = LineWriter(pipe[1])
+    for _ in range(2000):
+        writer.write(LINE)
+    assert drained(pipe[0], 2000 * len(LINE)) == 2000 * LINE
+    assert writer.dropped == 0
+
+
+def test_a_reader_that_left_is_no_fault(pipe):
+    writer = LineWriter(pipe[1])
+    os.close(pipe[0])
+    writer.write(LINE)
+    assert writer.flush(5)
+    assert writer.dropped == 1
+
+
+CODE = """
+import sys, threading, warnings
+from service import logs
+import structlog
+logs.configure("human")
+with logs.unblocked():
+    for number in range({count}):
+        structlog.get_logger().info("line", number=number)
+        print("printed", number, file=sys.stderr)
+        warnings.warn(f"warned {{number}}")
+    print("done", flush=True)
+structlog.get_logger().info("the end")
+"""
+
+
+def test_what_is_printed_and_warned_of_waits_for_nobody_either():
+    """Nothing is read until the process has ended, and it ends."""
+    code = CODE.format(count=3000)
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    try:
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_last_lines_get_out_when_the_process_ends():
+    code = CODE.format(count=200)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "done\n"
+    assert [f"number={number}\n" in done.stderr for number in range(200)] == [True] * 200
+    assert "printed 199" in done.stderr
+    assert "warned 199" in done.stderr
+    assert "the end" in done.stderr

@@ -170,6 +170,38 @@ def test_a_request_is_counted_by_its_route_and_logged_with_what_is_known(app, ca
     assert "model" not in last
 
 
+@pytest.mark.parametrize(
+    ("status", "options"),
+    [
+        (401, {"headers": {"authorization": ""}}),
+        (403, {"headers": {"authorization": "Bearer x"}}),
+        (413, {"content": b"x" * (LIMIT + 1)}),
+    ],
+)
+def test_what_is_refused_on_its_way_counts_as_its_route_s(app, call, status, options):
+    assert call("POST", "/things/x", **options).status_code == status
+    labels = {"route": "/things/{name}", "model": "", "status": str(status)}
+    assert app.state.telemetry.registry.get_sample_value("sid_requests_total", labels) == 1
+
+
+def test_so_does_a_body_that_did_not_come_in_time(app):
+    state = {"refused": 408}
+    asyncio.run(
+        drive(
+            app,
+            messages=[{"type": "http.disconnect"}],
+            headers=[*CHUNKED],
+            path="/livez",
+            method="GET",
+            root_path="",
+            query_string=b"",
+            state=state,
+        )
+    )
+    labels = {"route": "/livez", "model": "", "status": "408"}
+    assert app.state.telemetry.registry.get_sample_value("sid_requests_total", labels) == 1
+
+
 def test_probes_are_counted_and_not_logged(app, call, lines):
     call("GET", "/readyz")
     labels = {"route": "/readyz", "model": "", "status": "200"}

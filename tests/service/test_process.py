@@ -24,8 +24,8 @@ def serving(
 ) -> Iterator[tuple[subprocess.Popen, str]]:
     """Run `sid serve` on a free port; yields the process and its URL once it is ready.
 
-    The server's log goes to a pipe that nobody reads until the end, so a test that sends more
-    than some hundred requests has to name a file for it.
+    The server's log goes to a pipe that nobody reads until the end, so a test that wants all of
+    more than some hundred lines has to name a file for it.
     """
     command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--models", str(models)]
     with log.open("w") if log else nullcontext(subprocess.PIPE) as stderr:
@@ -105,6 +105,16 @@ def test_logs_are_json_where_that_is_asked_for(models):
     assert logged["event"] == "request"
     assert logged["status"] == 422
     assert logged["path"] == "/generate"
+
+
+def test_a_log_that_nobody_reads_stops_neither_requests_nor_the_end(models):
+    with serving(models) as (process, url), httpx.Client(base_url=url) as http:
+        for _ in range(400):  # lines of about 100 KiB; a pipe holds 64
+            answer = http.get("/models", headers={"x-request-id": "y" * 128})
+            assert answer.status_code == 200
+        assert http.get("/livez").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
 
 
 def test_a_taken_port_is_one_line(models):

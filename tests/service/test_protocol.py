@@ -461,7 +461,146 @@ def test_nonsense_in_a_body_is_not_answered_into_an_answer_that_has_begun(peer):
     assert peer.file.read().partition(b"\r\n\r\n")[2] == b"/"
 
 
-def test_an_upgrade_is_not_followed(peer):
-    for _ in range(2):
-        peer.send(GET[:-2] % b"a" + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n")
+# Offers to go over to another protocol, which are not followed: nothing of the request is lost.
+
+OFFERS = {
+    "h2c": b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n",
+    "websocket": b"Connection: upgrade\r\nUpgrade: WebSocket\r\nsec-websocket-version: 13\r\n",
+    "TLS": b"upgrade: TLS/1.0\r\nconnection: upgrade\r\n",
+}
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("method", [b"GET", b"POST", b"PUT", b"DELETE", b"OPTIONS"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
+def test_an_offered_upgrade_takes_nothing_of_the_request(peer, app, offer, method, chunked):
+    body = GET % b"b"  # reads like a request
+    framing, sent = b"content-length: %d\r\n" % len(body), body
+    if chunked:
+        framing, sent = (
+            b"transfer-encoding: chunked\r\n",
+            b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body),
+        )
+    head = b"%b /echo HTTP/1.1\r\nhost: test\r\n%b%b\r\n" % (method, OFFERS[offer], framing)
+    message = head + sent
+    for pieces in (
+        [message + GET % b"a"],
+        [head, sent, GET % b"a"],
+        [head[:-9], message[len(head) - 9 : -9], message[-9:] + GET % b"a"],
+    ):
+        peer.send(*pieces, every=0.01)
+        assert peer.answer()[::2] == (200, body)
         assert peer.answer()[::2] == (200, b"/a")
+    assert app.statuses == [200] * 6
+
+
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+def test_many_pipelined_offers_are_answered_each(peer, offer):
+    requests = [GET[:-2] % b"%d" % number + offer + b"\r\n" for number in range(300)]
+    peer.send(b"".join(requests) + GET % b"last")
+    assert [peer.answer()[2] for _ in requests] == [b"/%d" % n for n in range(300)]
+    assert peer.answer()[2] == b"/last"
+
+
+def test_an_offer_keeps_its_request_within_the_bounds(peer):
+    peer.send(head(16_400)[:-2] + OFFERS["h2c"] + b"\r\n")
+    assert peer.problem() == (431, "head-too-large")
+    assert peer.ended()
+
+
+def test_an_offer_with_a_last_request_ends_the_connection_after_its_answer(peer):
+    offer = b"connection: close, upgrade\r\nupgrade: h2c\r\n"
+    peer.send(POST[:-2] % (b"echo", 3) + offer + b"\r\nabc" + GET % b"a")
+    assert peer.answer()[::2] == (200, b"abc")
+    assert peer.ended()
+
+
+# Whose byte is it? test_framing.py asks that of whole connections; here is how each is refused.
+
+
+@pytest.mark.parametrize(
+    ("fields", "refusal"),
+    [
+        (b"transfer-encoding: gzip, chunked\r\n", (501, "not-implemented")),
+        (
+            b"transfer-encoding: identity\r\ntransfer-encoding: chunked\r\n",
+            (501, "not-implemented"),
+        ),
+        (b"transfer-encoding: ,chunked\r\n", (501, "not-implemented")),
+        (b"transfer-encoding: xchunked\r\n", (400, "malformed")),
+        (b"transfer-encoding: chunked, gzip\r\n", (400, "malformed")),
+        (b"transfer-encoding: chunked\r\ncontent-length: 5\r\n", (400, "malformed")),
+        (b"host: other\r\n", (400, "malformed")),
+    ],
+)
+@pytest.mark.parametrize("offer", [b"", OFFERS["h2c"]], ids=["plain", "upgrade"])
+def test_what_frames_its_body_in_doubtful_ways_is_refused(peer, app, fields, refusal, offer):
+    head = b"POST /echo HTTP/1.1\r\nhost: test\r\n"
+    peer.send(head + fields + offer + b"\r\n0\r\n\r\n" + GET % b"a")
+    assert peer.problem() == refusal
+    assert peer.ended()
+    assert app.statuses == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "refusal"),
+    [
+        (b"GET /a HTTP/2.0\r\nhost: test\r\n\r\n", (505, "http-version")),
+        (b"GET /a\r\n\r\n", (505, "http-version")),
+        (b"CONNECT test:443 HTTP/1.1\r\nhost: test\r\n\r\n", (501, "not-implemented")),
+        (CHUNKED.replace(b"1.1", b"1.0") % b"echo" + b"0\r\n\r\n", (400, "malformed")),
+    ],
+)
+def test_what_is_not_spoken_here_is_refused(peer, app, sent, refusal):
+    peer.send(sent + GET % b"a")
+    assert peer.problem() == refusal
+    assert peer.ended()
+    assert app.statuses == []
+
+
+def test_trailers_do_not_become_headers_of_the_request():
+    seen = []
+
+    async def note(scope, receive, send):
+        await App()(scope, receive, send)
+        seen.extend(scope["headers"])
+
+    with serving(note, Quick) as address:
+        peer = Peer(address)
+        peer.send(CHUNKED % b"echo" + b"1\r\na\r\n0\r\nx-api-key: stolen\r\n\r\n" + GET % b"a")
+        assert [peer.answer()[2] for _ in range(2)] == [b"a", b"/a"]
+    assert b"x-api-key" not in dict(seen)
+
+
+def test_a_spoiled_rest_of_an_answered_request_brings_no_second_answer(peer):
+    peer.send(CHUNKED % b"early")
+    assert peer.answer()[0] == 404
+    peer.send(b"oops\r\n")
+    assert peer.ended()
+
+
+EXPECT = b"POST /%b HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-length: %d\r\n\r\n"
+
+
+def test_a_client_that_asks_leave_for_its_body_gets_it_and_may_go_on(peer):
+    peer.send(EXPECT % (b"echo", 3))
+    assert peer.file.readline() == b"HTTP/1.1 100 Continue\r\n"
+    assert peer.file.readline() == b"\r\n"
+    peer.send(b"abc")
+    assert peer.answer()[::2] == (200, b"abc")
+    peer.send(EXPECT % (b"echo", 3) + b"abc" + EXPECT % (b"a", 0) + GET % b"b")
+    peer.file.readline(), peer.file.readline()
+    assert [peer.answer()[2] for _ in range(3)] == [b"abc", b"/a", b"/b"]
+
+
+def test_one_that_was_answered_without_its_body_cannot_go_on(peer):
+    """It may send the body or not, so what came next could be either (CVE-2024-24791 and kin)."""
+    peer.send(EXPECT % (b"early", 100))
+    status, headers, _ = peer.answer()
+    assert (status, headers["connection"]) == (404, "close")
+    assert peer.ended()
+
+
+def test_older_clients_are_not_told_to_continue(peer):
+    peer.send(EXPECT.replace(b"1.1", b"1.0") % (b"echo", 3), b"abc", every=0.05)
+    assert peer.answer()[::2] == (200, b"abc")
