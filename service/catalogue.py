@@ -110,7 +110,7 @@ class Catalogue:
                 if model not in self.models.values():
                     model.retire(replaced=model.name in self.models)
                     self._retiring[model] = asyncio.create_task(self._close_later(model))
-            return [bundle.tag for bundle in bundles]
+            return [model.tag for model in self.models.values()]
 
     async def close(self) -> None:
         """Finish accepted work and free every engine."""
@@ -131,12 +131,13 @@ class Catalogue:
     def resolve(self, name: str | None) -> Model:
         """The model of that name, or the only one; raises like `pick`.
 
-        `name:version:digest`, as X-Model reports it, is that very bundle or none.
+        `name:version:digest:graph`, as X-Model reports it, is that very graph or none, and
+        `name:version:digest` any graph of that bundle.
         """
         wanted, _, pinned = (name or "").partition(":")
         model = self.models[pick(self.models, wanted if name is not None else None)]
-        if pinned and name != model.bundle.tag:
-            raise UnknownModelError(f"{name} is not served: {wanted} is {model.bundle.tag} now")
+        if pinned and name not in (model.tag, model.bundle.tag):
+            raise UnknownModelError(f"{name} is not served: {wanted} is {model.tag} now")
         return model
 
     async def failures(self) -> dict[str, str]:

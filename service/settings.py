@@ -51,14 +51,16 @@ class Settings(BaseSettings):
         description="What computes. Default: onnxruntime, on the processors; or triton where "
         "SID_TRITON names servers. openvino (the package's extra) is faster on some processors, "
         "cuda (extra gpu) needs an NVIDIA GPU. auto tries at the start, and for each new model, "
-        "what is installed, and takes the fastest that draws the right picture: for machines that "
-        "you do not know, if some seconds more at the start do not matter.",
+        "what is installed, and takes the fastest that draws the right picture, in float32 unless "
+        "SID_PRECISION says otherwise: for machines that you do not know, if some seconds more at "
+        "the start do not matter.",
     )
-    precision: Precision | None = Field(
+    precision: Precision | Literal["any"] | None = Field(
         default=None,
         description="In which the network computes, of those that the model and the engine both "
         "have: others than float32 may be faster, and their pictures differ within the bounds that "
-        "GET /models says. Default: float32; with SID_ENGINE=auto any.",
+        "GET /models says. any, with SID_ENGINE=auto only, takes the fastest of all, which may be "
+        "another on each machine. Default: float32.",
     )
     threads: int = Field(
         default=1,
@@ -190,6 +192,8 @@ class Settings(BaseSettings):
                 f"SID_TRITON has Triton servers compute, SID_ENGINE={self.engine} this process: "
                 "leave one of the two out"
             )
+        if self.precision == "any" and self.engine != "auto":
+            raise ValueError("SID_PRECISION=any has the fastest chosen: it needs SID_ENGINE=auto")
         return self
 
     @property

@@ -5,7 +5,17 @@ of `service`, so it needs no more than numpy, pydantic and Pillow.
 """
 
 from service.bundle.golden import Golden, GoldenImage, Image
-from service.bundle.graphs import CPU, FILENAMES, PLAN, PORTABLE, Bounds, Graph, Measured, Precision
+from service.bundle.graphs import (
+    CPU,
+    FILENAMES,
+    PLAN,
+    PORTABLE,
+    Bounds,
+    Graph,
+    Measured,
+    Precision,
+    variant,
+)
 from service.bundle.load import (
     Bundle,
     BundleError,
@@ -45,5 +55,6 @@ __all__ = [
     "load_bundle",
     "load_manifest",
     "sha256_file",
+    "variant",
     "write_manifest",
 ]

@@ -91,7 +91,7 @@ class ImagesResponse(BaseModel):
     data: list[ImageData]
     output_format: str
     size: str
-    model: str = Field(description="name:version:digest. Not in OpenAI's API.")
+    model: str = Field(description="name:version:digest:graph. Not in OpenAI's API.")
 
 
 class OpenAIModel(BaseModel):
@@ -136,7 +136,7 @@ async def generate_images(request: Request, body: Annotated[ImagesRequest, Body(
         pictures = await draw(request, model, orders, deadline)
         data = await asyncio.to_thread(_encoded, pictures)
     images = ImagesResponse(
-        created=int(time()), data=data, output_format=output, size=size, model=model.bundle.tag
+        created=int(time()), data=data, output_format=output, size=size, model=model.tag
     )
     return Response(images.model_dump_json(exclude_none=True), media_type="application/json")
 
@@ -167,8 +167,8 @@ def _encoded(pictures: list[Picture]) -> list[ImageData]:
 
 
 def _url(request: Request, model: Model, order: Order) -> str:
-    """The address of a picture: of these very weights, so that it may be kept for ever."""
-    query: dict[str, Any] = {"model": model.bundle.tag, "seed": order.seed}
+    """The address of a picture: of this very graph, so that it may be kept for ever."""
+    query: dict[str, Any] = {"model": model.tag, "seed": order.seed}
     if order.class_label is not None:
         query["class_label"] = order.class_label
     # A proxy in front may speak TLS; who makes this up only gets a wrong address from it.

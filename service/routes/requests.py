@@ -51,8 +51,9 @@ class GenerateRequest(BaseModel):
 
     model: StrictStr | None = Field(
         default=None,
-        description="Which model; needed only where several are served. `name:version:digest`, "
-        "as X-Model reports it, means these very weights or none.",
+        description="Which model; needed only where several are served. "
+        "`name:version:digest:graph`, as X-Model reports it, means this very graph of these very "
+        "weights or none; `name:version:digest` these weights, by whichever graph is served.",
     )
     class_label: WholeNumber | StrictStr | None = Field(
         default=None,

@@ -10,8 +10,8 @@ from collections import Counter
 import httpx
 import pytest
 
-from service.bundle import load_bundle, load_manifest, write_manifest
-from tests.bundles import FOR_EVER, write_bundle
+from service.bundle import load_manifest, write_manifest
+from tests.bundles import FOR_EVER, served_tag, write_bundle
 from tests.service.test_process import serving
 from tests.service.triton import triton_over, until
 
@@ -22,7 +22,7 @@ def upgrade(models, tmp_path):
     shutil.copytree(models / "tiny" / "1", folder / "1")
     (models / "tiny").rename(tmp_path / "retired")
     folder.rename(models / "tiny")
-    return load_bundle(models / "tiny").tag
+    return served_tag(models / "tiny")
 
 
 def logged(log, event):
@@ -58,7 +58,7 @@ def hang_up(process, log, event):
 
 def test_an_upgrade_under_load_refuses_nobody(models, tmp_path):
     log = tmp_path / "log"
-    old = load_bundle(models / "tiny").tag
+    old = served_tag(models / "tiny")
     tags = {}
     with serving(models, log=log, SID_LOG_FORMAT="json") as (process, url):
 
@@ -86,7 +86,7 @@ def test_an_upgrade_under_load_refuses_nobody(models, tmp_path):
 )
 def test_what_cannot_be_served_is_refused_and_all_stays_as_it_is(models, tmp_path, broken, reason):
     log = tmp_path / "log"
-    old = load_bundle(models / "tiny").tag
+    old = served_tag(models / "tiny")
     with serving(models, log=log, SID_LOG_FORMAT="json") as (process, url):
         upgrade(models, tmp_path)
         write_bundle(models, "another")  # all or nothing: this one would do
@@ -131,7 +131,7 @@ def test_models_come_and_go_and_what_stays_is_not_opened_again(models, tmp_path)
 
 def test_over_triton_both_versions_are_served_while_gateways_go_over(models, tmp_path):
     log = tmp_path / "log"
-    old = load_bundle(models / "tiny").tag
+    old = served_tag(models / "tiny")
     tags = {}
     with (
         triton_over(models) as triton,
