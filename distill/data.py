@@ -6,13 +6,15 @@ A data set is held in memory as uint8 [N, C, H, W] with an int64 class per image
 import gzip
 import hashlib
 import io
+import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -140,7 +142,7 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
 
 
 def _load_images(path: Path, resolution: int) -> Dataset:
-    """Read a folder or zip of images; sub-folders, in sorted order, are the classes."""
+    """Read a folder or zip of images; sub-folders, in natural order, are the classes."""
     names, images = [], []
     for name, opened in _image_files(path):
         try:
@@ -166,10 +168,21 @@ def _classes_of(path: Path, names: list[PurePosixPath]) -> tuple[str, ...]:
         raise UserError(f"{path} mixes images at several depths: put one sub-folder a class")
     if len({folder.parent for folder in folders}) > 1:
         raise UserError(f"{path} nests folders in folders: put one sub-folder a class")
-    classes = tuple(sorted(folder.name for folder in folders))
+    classes = tuple(sorted((folder.name for folder in folders), key=natural_order))
     if len({name.casefold() for name in classes}) < len(classes):
         raise UserError(f"{path} has class folders that differ by upper and lower case alone")
     return classes
+
+
+def natural_order(name: str) -> tuple[int, tuple[Any, ...], str]:
+    """A sort key that orders numbers by their value, alone and within a name: 2 before 10.
+
+    Names that are a number, with or without a sign, come before all others.
+    """
+    if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", name):
+        return 0, (Decimal(name),), name
+    parts = re.split(r"([0-9]+)", name)  # text and digits in turn, beginning with text
+    return 1, tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
 
 
 def _image_files(path: Path) -> Iterator[tuple[str, IO[bytes]]]:

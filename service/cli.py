@@ -291,8 +291,8 @@ def _announce(url: str, catalogue: "Catalogue") -> None:
     """Say where the server is, with a request that works on what it serves."""
     name, model = next(iter(catalogue.models.items()))
     body: dict[str, Any] = {"seed": 7}
-    if classes := model.bundle.manifest.classes:
-        body = {"class_label": classes[-1], **body}
+    if classes := (manifest := model.bundle.manifest).classes:
+        body = {"class_label": manifest.unmistakable(len(classes) - 1), **body}
     if len(catalogue.models) > 1:
         body = {"model": name, **body}
     print(

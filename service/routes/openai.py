@@ -45,8 +45,8 @@ class ImagesRequest(BaseModel):
     model_config = ConfigDict(frozen=True)  # unknown fields pass: tools send many
 
     prompt: StrictStr = Field(
-        description="Class name or index. Blank: each picture's seed modulo the number of "
-        "classes. Not looked at where the model has no classes.",
+        description="Class index or name, as in POST /generate. Blank: each picture's seed modulo "
+        "the number of classes. Not looked at where the model has no classes.",
         examples=["Dress"],
     )
     model: StrictStr | None = Field(

@@ -57,8 +57,9 @@ class GenerateRequest(BaseModel):
     )
     class_label: WholeNumber | StrictStr | None = Field(
         default=None,
-        description="Class index, or class name in any case. Left out: each picture's seed "
-        "modulo the number of classes.",
+        description="Class index, or class name in any case; a whole number, also in quotes, is "
+        "an index if there is one, else a name. Left out: each picture's seed modulo the number of "
+        "classes.",
         examples=["Dress", 3],
     )
     seed: WholeNumber | None = Field(
