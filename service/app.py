@@ -45,7 +45,8 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("sid-serve"),
         lifespan=lifespan,
         redirect_slashes=False,
-        docs_url=None,  # playground.install has them from this machine, not from a network
+        openapi_url=None,  # playground.install has these, from this machine, not from a network
+        docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.bundle import Precision
+from service.public_address import check_public_url, networks
 
 _BATCHES_A_SERVER = 4  # on two instances: two computed, two on their way (docs/results.md)
 _BATCHES_A_GPU = 2  # it computes one; noise and files of the other are made meanwhile
@@ -42,6 +43,18 @@ class Settings(BaseSettings):
     )
     port: int = Field(
         default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one."
+    )
+    public_url: str | None = Field(
+        default=None,
+        description="The address at which clients reach this server, such as "
+        "https://pictures.example/sid: for the addresses that answers hold. Default: as the "
+        "request says it, or the proxies that are trusted.",
+    )
+    trusted_proxies: str = Field(
+        default="127.0.0.0/8,::1",
+        description="Addresses and networks of proxies, commas between them, whose Forwarded or "
+        "X-Forwarded-Proto, -Host and -Prefix headers are believed; * believes everybody. Name "
+        "yours where it is on another machine, and have it replace what clients send.",
     )
     models: Path = Field(
         default=Path("models"), description="Folder of the models, to serve others than ours."
@@ -176,6 +189,29 @@ class Settings(BaseSettings):
                     "addresses", "host:port is expected, with commas between several"
                 )
         return triton
+
+    @field_validator("public_url")
+    @classmethod
+    def _public(cls, url: str | None) -> str | None:
+        try:
+            return None if url is None else check_public_url(url)
+        except ValueError:
+            raise PydanticCustomError(
+                "address", "an address such as https://pictures.example/sid is expected"
+            ) from None
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, trusted: str) -> str:
+        try:
+            networks(trusted)
+        except ValueError:
+            raise PydanticCustomError(
+                "networks",
+                "addresses or networks such as 10.0.0.0/8 are expected, with commas between "
+                "several, or *",
+            ) from None
+        return trusted
 
     @model_validator(mode="after")
     def _rate_needs_keys(self) -> Self:

@@ -26,9 +26,11 @@ from service.encoding import JPEG, PNG, WEBP
 from service.errors import ProblemError, responses
 from service.generation import Model
 from service.orders import Order, Picture
+from service.public_address import public_address
 from service.routes.drawing import deadline_of, draw, resolve
 from service.routes.lean import LeanRoute
 from service.routes.requests import GenerateRequest, WholeNumber
+from service.settings import Settings
 
 drawing_router = APIRouter(prefix="/v1", route_class=LeanRoute)
 router = APIRouter(prefix="/v1")
@@ -171,7 +173,6 @@ def _url(request: Request, model: Model, order: Order) -> str:
     query: dict[str, Any] = {"model": model.tag, "seed": order.seed}
     if order.class_label is not None:
         query["class_label"] = order.class_label
-    # A proxy in front may speak TLS; who makes this up only gets a wrong address from it.
-    secure = request.headers.get("x-forwarded-proto", "").lower() == "https"
-    base = request.base_url.replace(scheme="https") if secure else request.base_url
-    return f"{base}generate?{urlencode(query)}"
+    settings: Settings = request.app.state.settings
+    base = public_address(request.scope, settings.public_url, settings.trusted_proxies)
+    return f"{base}/generate?{urlencode(query)}"
