@@ -1,4 +1,4 @@
-"""The HTTP server process: one socket, one event loop, new models on SIGHUP, an orderly end."""
+"""The HTTP server process: one socket, one event loop, a reload on SIGHUP, an orderly end."""
 
 import asyncio
 import contextlib
@@ -16,11 +16,12 @@ import uvicorn
 import uvloop
 
 from service.app import create_app
-from service.bundle import BundleError
+from service.bundle import Bundle, BundleError
 from service.catalogue import Catalogue, load_bundles
 from service.engines import EngineError
 from service.engines.threads import left_behind
 from service.protocol import bounded
+from service.security import Keys, KeysError, load_keys
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -50,7 +51,7 @@ def run(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
 async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
     """Serve until SIGINT or SIGTERM, then finish what was accepted and return.
 
-    SIGHUP loads the models anew, without a request refused.
+    SIGHUP loads models and API keys anew, without a request refused.
 
     The application's lifespan runs here and not under uvicorn, so that a model that cannot be
     served ends as an exception for the caller instead of a logged traceback.
@@ -84,7 +85,9 @@ async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) 
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
             catalogue: Catalogue = app.state.catalogue
-            server = _Server(config, settings, catalogue, lambda: announce(url, catalogue))
+            server = _Server(
+                config, settings, catalogue, app.state.keys, lambda: announce(url, catalogue)
+            )
             await server.serve(sockets=[listener])
 
 
@@ -120,10 +123,12 @@ class _Server(uvicorn.Server):
         config: uvicorn.Config,
         settings: Settings,
         catalogue: Catalogue,
+        keys: Keys | None,
         on_ready: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._settings, self._catalogue, self._on_ready = settings, catalogue, on_ready
+        self._keys = keys
         self._stopping = False
         self._reloads: set[asyncio.Task[None]] = set()
 
@@ -162,16 +167,26 @@ class _Server(uvicorn.Server):
             task.add_done_callback(self._reloads.discard)
 
     async def _reload(self) -> None:
-        """Serve what the folder of models holds now; what stands is kept if that cannot be."""
+        """Serve what the folder of models and the file of keys hold now: both, or all as before."""
         refused = "reload refused, all is served as before"
+        keys: Keys | None = None
+
+        def load() -> list[Bundle]:
+            nonlocal keys
+            if self._settings.keys is not None:
+                keys = load_keys(self._settings.keys)
+            return load_bundles(self._settings.models)
+
         try:
-            served = await self._catalogue.replace(lambda: load_bundles(self._settings.models))
-        except (BundleError, EngineError) as error:
+            served = await self._catalogue.replace(load)
+        except (BundleError, EngineError, KeysError) as error:
             log.error(refused, reason=str(error))
         except Exception:
             log.exception(refused)
         else:
-            log.warning("reloaded", models=served)
+            if self._keys is not None and keys is not None:
+                self._keys.replace(keys)
+            log.warning("reloaded", models=served, keys=len(self._keys or ()))
 
     def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._stopping:  # asked twice: do not wait for anything

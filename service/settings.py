@@ -151,7 +151,7 @@ class Settings(BaseSettings):
     keys: Path | None = Field(
         default=None,
         description="File of API keys, as `sid key` makes them, to let in only those who hold "
-        "one. Probes and metrics stay open.",
+        "one; SIGHUP reads it again. Probes and metrics stay open.",
     )
     rate: float | None = Field(
         default=None,

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from service.bundle import load_manifest, write_manifest
+from service.security import new_key
 from tests.bundles import FOR_EVER, served_tag, write_bundle
 from tests.service.test_process import serving
 from tests.service.triton import triton_over, until
@@ -127,6 +128,46 @@ def test_models_come_and_go_and_what_stays_is_not_opened_again(models, tmp_path)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
     assert "Traceback" not in log.read_text()
+
+
+def test_keys_are_reloaded_with_the_models_both_or_neither(models, tmp_path):
+    log, file = tmp_path / "log", tmp_path / "keys"
+    old, new = new_key("alice"), new_key("bob")
+    file.write_text(old.line)
+    with (
+        serving(models, log=log, SID_LOG_FORMAT="json", SID_KEYS=str(file)) as (process, url),
+        httpx.Client(base_url=url) as http,  # one connection: what was let in once is asked again
+    ):
+
+        def statuses():
+            keys = (old.secret, new.secret)
+            return [http.get("/models", headers={"x-api-key": key}).status_code for key in keys]
+
+        assert statuses() == [200, 403]
+        # A broken file, or none, or a broken model: all stays.
+        model = (models / "tiny" / "1" / "model.onnx").read_bytes()
+        for content, graph, reason in (
+            (f"{new.line}\nnonsense", model, "line 2: not `name:sha256`"),
+            ("", model, "holds no key"),
+            (None, model, "No such file"),
+            (new.line, b"half", "not the file that was published"),
+        ):
+            file.unlink(missing_ok=True)
+            if content is not None:
+                file.write_text(content)
+            (models / "tiny" / "1" / "model.onnx").write_bytes(graph)
+            hang_up(process, log, "reload refused, all is served as before")
+            assert statuses() == [200, 403]
+            last = logged(log, "reload refused, all is served as before")[-1]
+            assert reason in last["reason"]
+        (models / "tiny" / "1" / "model.onnx").write_bytes(model)
+        write_bundle(models, "another")
+        hang_up(process, log, "reloaded")
+        assert statuses() == [403, 200]
+        served = http.get("/models", headers={"x-api-key": new.secret}).json()["models"]
+        assert [one["name"] for one in served] == ["another", "tiny"]
+    assert "Traceback" not in log.read_text()
+    assert logged(log, "reloaded")[0]["keys"] == 1
 
 
 def test_over_triton_both_versions_are_served_while_gateways_go_over(models, tmp_path):
