@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import errors
 from service.catalogue import load_bundles, open_catalogue
+from service.cors import CrossOrigin, origins
 from service.middleware import ApiKeys, BodyLimit, RequestTelemetry
 from service.routes import generate, health, models, openai, playground
 from service.routes.lean import LeanRoute, LeanRoutes
@@ -78,6 +79,8 @@ class _Application(FastAPI):
         stack = BodyLimit(stack, max_bytes=self.state.settings.max_body_bytes)
         if self.state.keys is not None:
             stack = ApiKeys(stack, keys=self.state.keys)
+        if allowed := origins(self.state.settings.cors_origins):
+            stack = CrossOrigin(stack, allowed)
         return RequestTelemetry(stack, telemetry=self.state.telemetry, tracing=self.state.tracing)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.bundle import Precision
+from service.cors import origins
 from service.public_address import check_public_url, networks
 
 _BATCHES_A_SERVER = 4  # on two instances: two computed, two on their way (docs/results.md)
@@ -55,6 +56,12 @@ class Settings(BaseSettings):
         description="Addresses and networks of proxies, commas between them, whose Forwarded or "
         "X-Forwarded-Proto, -Host and -Prefix headers are believed; * believes everybody. Name "
         "yours where it is on another machine, and have it replace what clients send.",
+    )
+    cors_origins: str = Field(
+        default="",
+        description="Origins of web pages that may call this server from a browser, such as "
+        "https://app.example, commas between them; * lets every page. Default: none but the "
+        "server's own.",
     )
     models: Path = Field(
         default=Path("models"), description="Folder of the models, to serve others than ours."
@@ -199,6 +206,19 @@ class Settings(BaseSettings):
             raise PydanticCustomError(
                 "address", "an address such as https://pictures.example/sid is expected"
             ) from None
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, text: str) -> str:
+        try:
+            origins(text)
+        except ValueError:
+            raise PydanticCustomError(
+                "origins",
+                "origins such as https://app.example (scheme, host and port, no path) are "
+                "expected, with commas between several, or *",
+            ) from None
+        return text
 
     @field_validator("trusted_proxies")
     @classmethod
