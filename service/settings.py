@@ -1,7 +1,5 @@
 """Every knob of the server. Each is also an environment variable: SID_PORT, SID_MODELS, ..."""
 
-import math
-import os
 from pathlib import Path
 from typing import Literal, Self
 
@@ -12,25 +10,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service.bundle import Precision
 from service.cors import origins
 from service.public_address import check_public_url, networks
+from service.resources import available_cpus
 
 _BATCHES_A_SERVER = 4  # on two instances: two computed, two on their way (docs/results.md)
 _BATCHES_A_GPU = 2  # it computes one; noise and files of the other are made meanwhile
-_CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
-
-
-def available_cpus() -> int:
-    """Processors this process may use: its affinity, or its container's quota if that is less.
-
-    `os.cpu_count` counts the machine's, and as many threads as that on a small share of a
-    large machine only get in each other's way.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
-    try:
-        quota, period = _CGROUP_CPU.read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return cpus
-    return cpus if quota == "max" else max(1, min(cpus, math.floor(int(quota) / int(period))))
 
 
 class Settings(BaseSettings):

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from service import settings as module
-from service.settings import Settings, available_cpus
+from service.settings import Settings
 
 
 def test_every_setting_is_documented():
@@ -17,31 +17,6 @@ def test_the_environment_sets_them(monkeypatch):
     monkeypatch.setenv("SID_MAX_BATCH_SIZE", "4")
     assert Settings().max_batch_size == 4
     assert Settings(max_batch_size=5).max_batch_size == 5
-
-
-@pytest.mark.parametrize(
-    ("quota", "expected"),
-    [
-        ("max 100000", 8),
-        ("400000 100000", 4),
-        ("150000 100000", 1),
-        ("50000 100000", 1),
-        ("1600000 100000", 8),
-        ("", 8),
-    ],
-)
-def test_threads_follow_the_containers_quota(monkeypatch, tmp_path, quota, expected):
-    file = tmp_path / "cpu.max"
-    file.write_text(quota)
-    monkeypatch.setattr(module, "_CGROUP_CPU", file)
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert available_cpus() == expected
-
-
-def test_threads_follow_the_affinity_where_there_is_no_quota(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "_CGROUP_CPU", tmp_path / "missing")
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
-    assert available_cpus() == 3
 
 
 @pytest.mark.parametrize(
