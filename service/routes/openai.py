@@ -101,8 +101,8 @@ class OpenAIModel(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
-    created: int = Field(description="Not known: 0.")
-    owned_by: str
+    created: int = Field(default=0, description="Not known: 0.")
+    owned_by: str = "sid-serve"
 
 
 class OpenAIModels(BaseModel):
@@ -147,9 +147,19 @@ async def generate_images(request: Request, body: Annotated[ImagesRequest, Body(
 async def list_openai_models(request: Request) -> OpenAIModels:
     """Every served model by name; `GET /models` says more."""
     catalogue: Catalogue = request.app.state.catalogue
-    return OpenAIModels(
-        data=[OpenAIModel(id=name, created=0, owned_by="sid-serve") for name in catalogue.models]
-    )
+    return OpenAIModels(data=[OpenAIModel(id=name) for name in catalogue.models])
+
+
+@router.get(
+    "/models/{model}",
+    summary="Describe a model, as OpenAI's API does",
+    responses=responses(404, 422),
+)
+async def describe_openai_model(request: Request, model: str) -> OpenAIModel:
+    """Whether a model is served, by its name or tag; `GET /models/{name}` says more of it."""
+    catalogue: Catalogue = request.app.state.catalogue
+    catalogue.resolve(model)
+    return OpenAIModel(id=model)
 
 
 def _check_size(model: Model, size: str | None) -> str:

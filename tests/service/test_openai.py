@@ -126,6 +126,21 @@ def test_the_models_are_listed(client, library):
     assert [one.id for one in client.run(library.models.list()).data] == ["tiny"]
 
 
+def test_a_model_is_described_as_the_library_asks(client, library):
+    (listed,) = client.run(library.models.list()).data
+    found = client.run(library.models.retrieve("tiny"))
+    assert found == listed
+    assert (found.id, found.object) == ("tiny", "model")
+    tag = client.generate({}).headers["x-model"]
+    assert client.run(library.models.retrieve(tag)).id == tag
+    for name in ("dall-e-3", "tiny:9", tag + "x", "a/b", "tiny/x"):
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.run(library.models.retrieve(name))
+        assert caught.value.body["message"]
+        assert caught.value.code in ("model-not-found", "not-found")
+    assert 'route="/v1/models/{model}",status="200"} 2.0' in client.get("/metrics").text
+
+
 @pytest.mark.parametrize(
     ("asked", "error", "says"),
     [
