@@ -14,6 +14,9 @@ from service.resources import available_cpus
 
 _BATCHES_A_SERVER = 4  # on two instances: two computed, two on their way (docs/results.md)
 _BATCHES_A_GPU = 2  # it computes one; noise and files of the other are made meanwhile
+# Above these a number is a slip of the pen, and no machine would start or end in good time.
+_DAY = 86_400  # seconds
+_MANY = 1_000_000
 
 
 class Settings(BaseSettings):
@@ -68,12 +71,14 @@ class Settings(BaseSettings):
     threads: int = Field(
         default=1,
         ge=1,
+        le=256,
         description="Threads of one inference. 1 serves most pictures of small networks; raise "
         "it to the number of processors when a lone picture takes too long.",
     )
     concurrency: int | None = Field(
         default=None,
         ge=1,
+        le=1024,
         description="Batches computed at a time. Default: one more than the processors have "
         "threads for, so that none idles between two batches; lower it to leave processors to "
         "other programs. On a GPU: 2. Over Triton: batches sent and not yet answered, 4 for each "
@@ -89,36 +94,42 @@ class Settings(BaseSettings):
     max_batch_size: int = Field(
         default=8,
         ge=1,
+        le=4096,
         description="Largest batch. On processors larger ones only wait longer (docs/results.md); "
         "raise it where they gain throughput.",
     )
     queue_size: int = Field(
         default=256,
         ge=1,
+        le=_MANY,
         description="Pictures that may wait for each model; a low limit refuses clients (429) "
         "instead of having them wait too long.",
     )
     max_images: int = Field(
         default=64,
         ge=1,
+        le=_MANY,
         description="Pictures that one request may ask for; lower it so that one client cannot "
         "fill the queue.",
     )
     engine_seconds: float = Field(
         default=30.0,
-        gt=0,
+        ge=0.01,
+        le=_DAY,
         description="How long a batch may take before the engine counts as hanging: the model is "
         "taken out and mended. Raise it above the slowest batch of a large model.",
     )
     drain_seconds: float = Field(
         default=0.0,
         ge=0,
+        le=_DAY,
         description="How long to serve on after SIGTERM with readiness red; behind a load "
         "balancer, as long as it takes to notice.",
     )
     grace_seconds: float = Field(
         default=20.0,
         gt=0,
+        le=_DAY,
         description="How long accepted requests may take to finish at shutdown; keep it below "
         "the time after which your platform kills the process.",
     )
@@ -146,25 +157,28 @@ class Settings(BaseSettings):
     rate: float | None = Field(
         default=None,
         ge=1e-6,
-        allow_inf_nan=False,
+        le=_MANY,
         description="Images per second that each key may ask for, so that one client cannot take "
         "all there is; needs SID_KEYS.",
     )
     burst: int = Field(
         default=64,
         ge=1,
+        le=_MANY,
         description="Images that a key may ask for at once after a pause (SID_RATE); raise it for "
         "clients that work in bursts, lower it to spread their load.",
     )
     max_body_bytes: int = Field(
         default=65536,
         ge=1,
+        le=1 << 30,
         description="Largest request body that is read. Our requests are far smaller: raise it "
         "only if a proxy or client adds to them.",
     )
     body_seconds: float = Field(
         default=10.0,
-        gt=0,
+        ge=0.01,
+        le=_DAY,
         description="How long a request's body may take to arrive; raise it for clients on slow "
         "networks, lower it to drop stalled ones sooner.",
     )

@@ -8,6 +8,8 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import Any, TypeVar
 
+from service.engines import EngineError
+
 T = TypeVar("T")
 
 
@@ -36,6 +38,9 @@ class DaemonThreads:
     Args:
         count: how many calls run at a time.
         name: prefix of the threads' names, for profilers.
+
+    Raises:
+        EngineError: the system has no room for so many.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -44,8 +49,16 @@ class DaemonThreads:
             _DaemonThread(target=self._work, name=f"{name}-{number}", daemon=True)
             for number in range(count)
         ]
-        for thread in self._threads:
-            thread.start()
+        for number, thread in enumerate(self._threads):
+            try:
+                thread.start()
+            except RuntimeError as error:
+                for _ in range(number):
+                    self._calls.put(None)
+                raise EngineError(
+                    f"{name}: this machine starts only {number} of {count} threads ({error}): "
+                    "lower SID_CONCURRENCY, or raise its limit of processes or memory"
+                ) from error
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Return `function(*arguments)`, computed by one of the threads.
