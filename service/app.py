@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service import errors
 from service.catalogue import load_bundles, open_catalogue
 from service.cors import CrossOrigin, origins
+from service.engines.threads import run_aside
 from service.middleware import ApiKeys, BodyLimit, RequestTelemetry
 from service.routes import generate, health, models, openai, playground
 from service.routes.lean import LeanRoute, LeanRoutes
@@ -33,7 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        bundles = load_bundles(settings.models)
+        bundles = await run_aside(load_bundles, settings.models)
         async with (
             aclosing(open_tracing(settings.traces)) as app.state.tracing,
             open_catalogue(bundles, settings, telemetry) as app.state.catalogue,

@@ -8,6 +8,7 @@ from pathlib import Path
 from service.bundle import Bundle, list_bundles, load_bundle
 from service.engines import EngineError
 from service.engines.choice import make_engine
+from service.engines.threads import run_aside
 from service.generation import Model
 from service.settings import Settings
 from service.telemetry import ModelMetrics, Telemetry
@@ -90,7 +91,7 @@ class Catalogue:
             EngineError: a new bundle cannot be served, or draws another picture than published.
         """
         async with self._replacing:
-            bundles = await asyncio.to_thread(load)
+            bundles = await run_aside(load)
             served = {model.bundle.tag: model for model in self.models.values()}
             opened: list[Model] = []
             try:

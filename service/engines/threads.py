@@ -95,6 +95,19 @@ class DaemonThreads:
             call()
 
 
+async def run_aside(function: Callable[..., T], *arguments: Any) -> T:
+    """Return `function(*arguments)`, computed in a thread of its own.
+
+    Unlike `asyncio.to_thread`'s, it does not keep the process from ending where it hangs, or has
+    much left to do, when this is cancelled.
+    """
+    thread = DaemonThreads(1, function.__name__)
+    try:
+        return await thread.run(function, *arguments)
+    finally:
+        await thread.stop()
+
+
 def _resolve(future: asyncio.Future[Any], outcome: Any, error: BaseException | None) -> None:
     if future.done():
         return
