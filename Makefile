@@ -4,7 +4,16 @@ PYTHON ?= python3
 PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: help setup setup-dev run run-triton test soak lint docs
+NEWEST := $(VENV)-newest
+.PHONY: help setup setup-dev run run-triton test test-newest soak lint docs
+
+# The names of the packages that the base needs.
+define DEPENDENCIES
+import re
+from importlib.metadata import requires
+print(*(re.match(r"[\w.-]+", one)[0] for one in requires("sid-serve") if "extra ==" not in one))
+endef
+export DEPENDENCIES
 
 # Print this list of targets
 help:
@@ -29,6 +38,15 @@ test: setup-dev
 	@# Trainings side by side; servers alone, as their tests look at the clock.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --ignore tests/service --ignore tests/deploy
 	$(BIN)/pytest tests/service tests/deploy
+
+# Run the server's tests with the newest releases of what it stands on, in .venv-newest
+test-newest:
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --editable '.[dev]'
+	@# Past our own upper bounds, of which pip complains and goes on.
+	$(NEWEST)/bin/pip install --quiet --upgrade $$($(NEWEST)/bin/python -c "$$DEPENDENCIES")
+	$(NEWEST)/bin/pip freeze --exclude-editable
+	$(NEWEST)/bin/pytest tests/service
 
 # Have misbehaving clients storm a real server for three minutes (SECONDS=... to change)
 soak: setup-dev

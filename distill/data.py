@@ -5,9 +5,12 @@ files are found stands in image_files.py, what becomes of each in decoding.py.
 """
 
 import hashlib
+import re
 import unicodedata
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,7 +138,7 @@ def _load_fashion(folder: Path, prefix: str) -> Dataset:
 def _load_images(path: Path, resolution: int, background: str) -> Dataset:
     """Read a folder or zip of images, with classes by sub-folder or by EDM's dataset.json.
 
-    Sub-folders are in sorted order, or in that of a file `classes.txt` beside them.
+    Sub-folders are in natural order, or in that of a file `classes.txt` beside them.
     """
     colour, notes = parse_colour(background), Notes()
     names, images = [], []
@@ -234,7 +237,7 @@ def _classes_of(path: Path, names: list[PurePosixPath]) -> tuple[str, ...]:
         raise UserError(f"{path} mixes images at several depths: put one sub-folder a class")
     if len({folder.parent for folder in folders}) > 1:
         raise UserError(f"{path} nests folders in folders: put one sub-folder a class")
-    classes = tuple(sorted(folder.name for folder in folders))
+    classes = tuple(sorted((folder.name for folder in folders), key=natural_order))
     alike = {unicodedata.normalize("NFC", name).strip().casefold() for name in classes}
     if len(alike) < len(classes):
         raise UserError(
@@ -253,6 +256,17 @@ def _check_name(path: Path, folder: PurePosixPath) -> None:
             f"{path}: the name of class folder {printable(folder.name)!r} holds "
             f"U+{ord(letters[0]):04X}, which is no character of a name: rename the folder"
         )
+
+
+def natural_order(name: str) -> tuple[int, tuple[Any, ...], str]:
+    """A sort key that orders numbers by their value, alone and within a name: 2 before 10.
+
+    Names that are a number, with or without a sign, come before all others.
+    """
+    if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", name):
+        return 0, (Decimal(name),), name
+    parts = re.split(r"([0-9]+)", name)  # text and digits in turn, beginning with text
+    return 1, tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
 
 
 def _in_order(path: Path, classes: tuple[str, ...], content: bytes) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import errors
 from service.catalogue import load_bundles, open_catalogue
+from service.cors import CrossOrigin, origins
+from service.engines.threads import run_aside
 from service.middleware import ApiKeys, BodyLimit, RequestTelemetry
 from service.routes import generate, health, models, openai, playground
 from service.routes.lean import LeanRoute, LeanRoutes
@@ -32,7 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        bundles = load_bundles(settings.models)
+        bundles = await run_aside(load_bundles, settings.models)
         async with (
             aclosing(open_tracing(settings.traces)) as app.state.tracing,
             open_catalogue(bundles, settings, telemetry) as app.state.catalogue,
@@ -45,7 +47,8 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("sid-serve"),
         lifespan=lifespan,
         redirect_slashes=False,
-        docs_url=None,  # playground.install has them from this machine, not from a network
+        openapi_url=None,  # playground.install has these, from this machine, not from a network
+        docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
@@ -77,6 +80,8 @@ class _Application(FastAPI):
         stack = BodyLimit(stack, max_bytes=self.state.settings.max_body_bytes)
         if self.state.keys is not None:
             stack = ApiKeys(stack, keys=self.state.keys)
+        if allowed := origins(self.state.settings.cors_origins):
+            stack = CrossOrigin(stack, allowed)
         return RequestTelemetry(stack, telemetry=self.state.telemetry, tracing=self.state.tracing)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from service.bundle import Bundle, list_bundles, load_bundle
 from service.engines import EngineError
 from service.engines.choice import make_engine
+from service.engines.threads import run_aside
 from service.generation import Model
 from service.settings import Settings
 from service.telemetry import ModelMetrics, Telemetry
@@ -90,7 +91,7 @@ class Catalogue:
             EngineError: a new bundle cannot be served, or draws another picture than published.
         """
         async with self._replacing:
-            bundles = await asyncio.to_thread(load)
+            bundles = await run_aside(load)
             served = {model.bundle.tag: model for model in self.models.values()}
             opened: list[Model] = []
             try:
@@ -110,7 +111,7 @@ class Catalogue:
                 if model not in self.models.values():
                     model.retire(replaced=model.name in self.models)
                     self._retiring[model] = asyncio.create_task(self._close_later(model))
-            return [bundle.tag for bundle in bundles]
+            return [model.tag for model in self.models.values()]
 
     async def close(self) -> None:
         """Finish accepted work and free every engine."""
@@ -131,12 +132,13 @@ class Catalogue:
     def resolve(self, name: str | None) -> Model:
         """The model of that name, or the only one; raises like `pick`.
 
-        `name:version:digest`, as X-Model reports it, is that very bundle or none.
+        `name:version:digest:graph`, as X-Model reports it, is that very graph or none, and
+        `name:version:digest` any graph of that bundle.
         """
         wanted, _, pinned = (name or "").partition(":")
         model = self.models[pick(self.models, wanted if name is not None else None)]
-        if pinned and name != model.bundle.tag:
-            raise UnknownModelError(f"{name} is not served: {wanted} is {model.bundle.tag} now")
+        if pinned and name not in (model.tag, model.bundle.tag):
+            raise UnknownModelError(f"{name} is not served: {wanted} is {model.tag} now")
         return model
 
     async def failures(self) -> dict[str, str]:

@@ -5,6 +5,7 @@ Heavy imports stand inside the commands, so that `sid --help` answers at once.
 
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,6 +55,7 @@ def serve(
 
     All other settings are environment variables SID_*: docs/reference/configuration.md.
     """
+    _end_at_sigterm()
     from service import logs, server
 
     settings = _settings(host=host, port=port, models=models)
@@ -76,6 +78,7 @@ def triton(
 
     Installs it (55 MB) when it is not there yet. Linux on x86-64 only; no GPU.
     """
+    _end_at_sigterm()
     from service import logs, server, triton_server
 
     settings = _settings(port=port, models=models, triton=f"127.0.0.1:{grpc_port}")
@@ -287,12 +290,20 @@ def key(
     print(f"the key of {name}, shown only now: {made.secret}", file=sys.stderr)
 
 
+def _end_at_sigterm() -> None:
+    """Have SIGTERM end this process, until the server handles it.
+
+    By itself it would, but for process 1 of a container, which ignores what nobody handles.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+
 def _announce(url: str, catalogue: "Catalogue") -> None:
     """Say where the server is, with a request that works on what it serves."""
     name, model = next(iter(catalogue.models.items()))
     body: dict[str, Any] = {"seed": 7}
-    if classes := model.bundle.manifest.classes:
-        body = {"class_label": classes[-1], **body}
+    if classes := (manifest := model.bundle.manifest).classes:
+        body = {"class_label": manifest.unmistakable(len(classes) - 1), **body}
     if len(catalogue.models) > 1:
         body = {"model": name, **body}
     print(

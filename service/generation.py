@@ -7,7 +7,7 @@ from time import perf_counter
 import structlog
 
 from service.batching import Batcher, Reason
-from service.bundle import Bundle
+from service.bundle import Bundle, variant
 from service.drawing import Drawing
 from service.engines import (
     Engine,
@@ -45,6 +45,9 @@ class Model:
     """A bundle, the watched engine that computes it and the queue in front of that engine.
 
     `metrics` counts what happens to it, `flights` holds the drawings that requests may share.
+    `tag` is `name:version:digest:graph` (see `bundle.variant`): it names the weights, the form of
+    the graph and its precision, so that two servers of one tag draw the same pictures but for the
+    last bits in which processors and libraries differ.
 
     Args:
         bundle: what is served.
@@ -67,6 +70,7 @@ class Model:
     ) -> None:
         self.bundle = bundle
         self.engine = engine
+        self.tag = f"{bundle.tag}:{variant(engine.filename, engine.precision)}"
         self.supervisor = Supervisor(
             engine,
             bundle,

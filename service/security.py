@@ -61,6 +61,13 @@ class Keys:
     def __init__(self, entries: Sequence[tuple[str, bytes]]) -> None:
         self._entries = list(entries)
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def replace(self, keys: "Keys") -> None:
+        """From now on let in these keys and no others; a request that was let in goes on."""
+        self._entries = keys._entries
+
     def client(self, key: bytes) -> str | None:
         """The name that belongs to a key, or None for a key that is not known."""
         digest = hashlib.sha256(key).digest()

@@ -1,4 +1,4 @@
-"""The HTTP server process: one socket, one event loop, new models on SIGHUP, an orderly end."""
+"""The HTTP server process: one socket, one event loop, a reload on SIGHUP, an orderly end."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import FrameType
 
 import structlog
@@ -17,12 +18,13 @@ import uvloop
 
 from service import logs
 from service.app import create_app
-from service.bundle import BundleError
+from service.bundle import Bundle, BundleError
 from service.catalogue import Catalogue, load_bundles
 from service.connections import FileWatch, Room, make_room
 from service.engines import EngineError
 from service.engines.threads import left_behind
 from service.protocol import bounded
+from service.security import Keys, KeysError, load_keys
 from service.settings import Settings
 from service.telemetry import Telemetry
 
@@ -43,7 +45,7 @@ def run(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
     """Serve on an event loop of this process; see `serve`."""
     with logs.unblocked():
         sys.setswitchinterval(_SWITCH_SECONDS)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are models to replace
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # but for the time in `serve`
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings, announce))
         if hangs := left_behind():
@@ -55,7 +57,8 @@ def run(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
 async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
     """Serve until SIGINT or SIGTERM, then finish what was accepted and return.
 
-    SIGHUP loads the models anew, without a request refused.
+    SIGHUP loads models and API keys anew, without a request refused. While the first models are
+    loaded, SIGINT and SIGTERM end that, and SIGHUP is kept for later.
 
     The application's lifespan runs here and not under uvicorn, so that a model that cannot be
     served ends as an exception for the caller instead of a logged traceback.
@@ -70,6 +73,17 @@ async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) 
         BundleError, EngineError: a model cannot be served.
         TracingError: traces were asked for and cannot be made.
     """
+    with _starting() as signals:
+        try:
+            await _serve(settings, announce, signals)
+        except asyncio.CancelledError:
+            if not signals.end:
+                raise
+
+
+async def _serve(
+    settings: Settings, announce: Callable[[str, Catalogue], None], signals: "_Signals"
+) -> None:
     listener = listen(settings.host, settings.port)
     with contextlib.closing(listener):
         app = create_app(settings)
@@ -98,9 +112,57 @@ async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) 
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
             catalogue: Catalogue = app.state.catalogue
-            server = _Server(config, settings, catalogue, lambda: announce(url, catalogue))
+
+            def ready() -> None:
+                announce(url, catalogue)
+                if signals.hang_up:
+                    server.hang_up()
+
+            server = _Server(config, settings, catalogue, app.state.keys, ready)
             telemetry.connections.set_function(lambda: len(server.server_state.connections))
             await server.serve(sockets=[listener])
+
+
+@dataclass
+class _Signals:
+    """Those that came before the server was up."""
+
+    end: bool = False
+    hang_up: bool = False
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[_Signals]:
+    """Have SIGINT and SIGTERM cancel this task, and notice SIGHUP.
+
+    Models may take long to load, and process 1 of a container ignores signals without a handler:
+    it would be killed at the end of its platform's patience, and never read a revoked key.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    signals = _Signals()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            signals.hang_up = True
+            return
+        signals.end = True
+        loop.call_soon_threadsafe(task.cancel)
+
+    with _handling(dict.fromkeys((*_SIGNALS, signal.SIGHUP), handle)):
+        yield signals
+
+
+@contextlib.contextmanager
+def _handling(
+    handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]],
+) -> Iterator[None]:
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -135,10 +197,12 @@ class _Server(uvicorn.Server):
         config: uvicorn.Config,
         settings: Settings,
         catalogue: Catalogue,
+        keys: Keys | None,
         on_ready: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._settings, self._catalogue, self._on_ready = settings, catalogue, on_ready
+        self._keys = keys
         self._stopping = False
         self._reloads: set[asyncio.Task[None]] = set()
 
@@ -158,35 +222,42 @@ class _Server(uvicorn.Server):
         def handle(_: int, __: FrameType | None) -> None:
             loop.call_soon_threadsafe(self._stop, loop)
 
-        previous = {number: signal.signal(number, handle) for number in _SIGNALS}
-        previous[signal.SIGHUP] = signal.signal(
-            signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._hang_up, loop)
-        )
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        def hang_up(_: int, __: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self.hang_up)
 
-    def _hang_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        with _handling({**dict.fromkeys(_SIGNALS, handle), signal.SIGHUP: hang_up}):
+            yield
+
+    def hang_up(self) -> None:
+        """Do what SIGHUP asks for."""
         if _terminal_is_gone():  # the older meaning of the signal
-            self._stop(loop)
+            self._stop(asyncio.get_running_loop())
         elif not self._stopping:
             task = asyncio.create_task(self._reload())
             self._reloads.add(task)
             task.add_done_callback(self._reloads.discard)
 
     async def _reload(self) -> None:
-        """Serve what the folder of models holds now; what stands is kept if that cannot be."""
+        """Serve what the folder of models and the file of keys hold now: both, or all as before."""
         refused = "reload refused, all is served as before"
+        keys: Keys | None = None
+
+        def load() -> list[Bundle]:
+            nonlocal keys
+            if self._settings.keys is not None:
+                keys = load_keys(self._settings.keys)
+            return load_bundles(self._settings.models)
+
         try:
-            served = await self._catalogue.replace(lambda: load_bundles(self._settings.models))
-        except (BundleError, EngineError) as error:
+            served = await self._catalogue.replace(load)
+        except (BundleError, EngineError, KeysError) as error:
             log.error(refused, reason=str(error))
         except Exception:
             log.exception(refused)
         else:
-            log.warning("reloaded", models=served)
+            if self._keys is not None and keys is not None:
+                self._keys.replace(keys)
+            log.warning("reloaded", models=served, keys=len(self._keys or ()))
 
     def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._stopping:  # asked twice: do not wait for anything

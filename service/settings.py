@@ -1,7 +1,5 @@
 """Every knob of the server. Each is also an environment variable: SID_PORT, SID_MODELS, ..."""
 
-import math
-import os
 from pathlib import Path
 from typing import Literal, Self
 
@@ -10,25 +8,15 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.bundle import Precision
+from service.cors import origins
+from service.public_address import check_public_url, networks
+from service.resources import available_cpus
 
 _BATCHES_A_SERVER = 4  # on two instances: two computed, two on their way (docs/results.md)
 _BATCHES_A_GPU = 2  # it computes one; noise and files of the other are made meanwhile
-_CGROUP_CPU = Path("/sys/fs/cgroup/cpu.max")
-
-
-def available_cpus() -> int:
-    """Processors this process may use: its affinity, or its container's quota if that is less.
-
-    `os.cpu_count` counts the machine's, and as many threads as that on a small share of a
-    large machine only get in each other's way.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
-    try:
-        quota, period = _CGROUP_CPU.read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return cpus
-    return cpus if quota == "max" else max(1, min(cpus, math.floor(int(quota) / int(period))))
+# Above these a number is a slip of the pen, and no machine would start or end in good time.
+_DAY = 86_400  # seconds
+_MANY = 1_000_000
 
 
 class Settings(BaseSettings):
@@ -43,6 +31,24 @@ class Settings(BaseSettings):
     port: int = Field(
         default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one."
     )
+    public_url: str | None = Field(
+        default=None,
+        description="The address at which clients reach this server, such as "
+        "https://pictures.example/sid: for the addresses that answers hold. Default: as the "
+        "request says it, or the proxies that are trusted.",
+    )
+    trusted_proxies: str = Field(
+        default="127.0.0.0/8,::1",
+        description="Addresses and networks of proxies, commas between them, whose Forwarded or "
+        "X-Forwarded-Proto, -Host and -Prefix headers are believed; * believes everybody. Name "
+        "yours where it is on another machine, and have it replace what clients send.",
+    )
+    cors_origins: str = Field(
+        default="",
+        description="Origins of web pages that may call this server from a browser, such as "
+        "https://app.example, commas between them; * lets every page. Default: none but the "
+        "server's own.",
+    )
     models: Path = Field(
         default=Path("models"), description="Folder of the models, to serve others than ours."
     )
@@ -51,24 +57,28 @@ class Settings(BaseSettings):
         description="What computes. Default: onnxruntime, on the processors; or triton where "
         "SID_TRITON names servers. openvino (the package's extra) is faster on some processors, "
         "cuda (extra gpu) needs an NVIDIA GPU. auto tries at the start, and for each new model, "
-        "what is installed, and takes the fastest that draws the right picture: for machines that "
-        "you do not know, if some seconds more at the start do not matter.",
+        "what is installed, and takes the fastest that draws the right picture, in float32 unless "
+        "SID_PRECISION says otherwise: for machines that you do not know, if some seconds more at "
+        "the start do not matter.",
     )
-    precision: Precision | None = Field(
+    precision: Precision | Literal["any"] | None = Field(
         default=None,
         description="In which the network computes, of those that the model and the engine both "
         "have: others than float32 may be faster, and their pictures differ within the bounds that "
-        "GET /models says. Default: float32; with SID_ENGINE=auto any.",
+        "GET /models says. any, with SID_ENGINE=auto only, takes the fastest of all, which may be "
+        "another on each machine. Default: float32.",
     )
     threads: int = Field(
         default=1,
         ge=1,
+        le=256,
         description="Threads of one inference. 1 serves most pictures of small networks; raise "
         "it to the number of processors when a lone picture takes too long.",
     )
     concurrency: int | None = Field(
         default=None,
         ge=1,
+        le=1024,
         description="Batches computed at a time. Default: one more than the processors have "
         "threads for, so that none idles between two batches; lower it to leave processors to "
         "other programs. On a GPU: 2. Over Triton: batches sent and not yet answered, 4 for each "
@@ -84,36 +94,42 @@ class Settings(BaseSettings):
     max_batch_size: int = Field(
         default=8,
         ge=1,
+        le=4096,
         description="Largest batch. On processors larger ones only wait longer (docs/results.md); "
         "raise it where they gain throughput.",
     )
     queue_size: int = Field(
         default=256,
         ge=1,
+        le=_MANY,
         description="Pictures that may wait for each model; a low limit refuses clients (429) "
         "instead of having them wait too long.",
     )
     max_images: int = Field(
         default=64,
         ge=1,
+        le=_MANY,
         description="Pictures that one request may ask for; lower it so that one client cannot "
         "fill the queue.",
     )
     engine_seconds: float = Field(
         default=30.0,
-        gt=0,
+        ge=0.01,
+        le=_DAY,
         description="How long a batch may take before the engine counts as hanging: the model is "
         "taken out and mended. Raise it above the slowest batch of a large model.",
     )
     drain_seconds: float = Field(
         default=0.0,
         ge=0,
+        le=_DAY,
         description="How long to serve on after SIGTERM with readiness red; behind a load "
         "balancer, as long as it takes to notice.",
     )
     grace_seconds: float = Field(
         default=20.0,
         gt=0,
+        le=_DAY,
         description="How long accepted requests may take to finish at shutdown; keep it below "
         "the time after which your platform kills the process.",
     )
@@ -136,30 +152,33 @@ class Settings(BaseSettings):
     keys: Path | None = Field(
         default=None,
         description="File of API keys, as `sid key` makes them, to let in only those who hold "
-        "one. Probes and metrics stay open.",
+        "one; SIGHUP reads it again. Probes and metrics stay open.",
     )
     rate: float | None = Field(
         default=None,
         ge=1e-6,
-        allow_inf_nan=False,
+        le=_MANY,
         description="Images per second that each key may ask for, so that one client cannot take "
         "all there is; needs SID_KEYS.",
     )
     burst: int = Field(
         default=64,
         ge=1,
+        le=_MANY,
         description="Images that a key may ask for at once after a pause (SID_RATE); raise it for "
         "clients that work in bursts, lower it to spread their load.",
     )
     max_body_bytes: int = Field(
         default=65536,
         ge=1,
+        le=1 << 30,
         description="Largest request body that is read. Our requests are far smaller: raise it "
         "only if a proxy or client adds to them.",
     )
     body_seconds: float = Field(
         default=10.0,
-        gt=0,
+        ge=0.01,
+        le=_DAY,
         description="How long a request's body may take to arrive; raise it for clients on slow "
         "networks, lower it to drop stalled ones sooner.",
     )
@@ -196,6 +215,42 @@ class Settings(BaseSettings):
                 )
         return triton
 
+    @field_validator("public_url")
+    @classmethod
+    def _public(cls, url: str | None) -> str | None:
+        try:
+            return None if url is None else check_public_url(url)
+        except ValueError:
+            raise PydanticCustomError(
+                "address", "an address such as https://pictures.example/sid is expected"
+            ) from None
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, text: str) -> str:
+        try:
+            origins(text)
+        except ValueError:
+            raise PydanticCustomError(
+                "origins",
+                "origins such as https://app.example (scheme, host and port, no path) are "
+                "expected, with commas between several, or *",
+            ) from None
+        return text
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, trusted: str) -> str:
+        try:
+            networks(trusted)
+        except ValueError:
+            raise PydanticCustomError(
+                "networks",
+                "addresses or networks such as 10.0.0.0/8 are expected, with commas between "
+                "several, or *",
+            ) from None
+        return trusted
+
     @model_validator(mode="after")
     def _rate_needs_keys(self) -> Self:
         if self.rate is not None and self.keys is None:
@@ -211,6 +266,8 @@ class Settings(BaseSettings):
                 f"SID_TRITON has Triton servers compute, SID_ENGINE={self.engine} this process: "
                 "leave one of the two out"
             )
+        if self.precision == "any" and self.engine != "auto":
+            raise ValueError("SID_PRECISION=any has the fastest chosen: it needs SID_ENGINE=auto")
         return self
 
     @property

@@ -5,10 +5,8 @@ or the first error is lost, and a panel of what has never happened shows 0 and n
 """
 
 import asyncio
-import os
 from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 from prometheus_client import (
@@ -24,6 +22,7 @@ from prometheus_client import (
 from service import logs
 from service.bundle import Bundle
 from service.engines import Engine
+from service.resources import available_memory
 
 # 0.1 ms to 15 s in round numbers, so that a rule can say le="0.3": a share below a bound is exact.
 # A quantile is only known to lie in its bucket, so it is off by up to the bucket's width: a third
@@ -44,19 +43,8 @@ _CANCELLATIONS = tuple(
 )
 _CACHE_HITS = ("not_modified", "shared")
 
-_CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
-
 # Prometheus needs no word of when each series began; it would be one more series for each.
 disable_created_metrics()  # type: ignore[no-untyped-call]
-
-
-def available_memory() -> int:
-    """Bytes that this process may use: its container's limit, or else the machine's memory."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(machine, int(_CGROUP_MEMORY.read_text(encoding="ascii")))
-    except (OSError, ValueError):  # no container, or "max"
-        return machine
 
 
 class Timings(NamedTuple):

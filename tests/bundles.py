@@ -99,6 +99,11 @@ def republished(folder: Path, **manifest: Any) -> Bundle:
     return load_bundle(folder)
 
 
+def served_tag(folder: Path, graph: str = "float32") -> str:
+    """The tag with which a bundle is served whose graph is this; float32: plain model.onnx."""
+    return f"{load_bundle(folder).tag}:{graph}"
+
+
 async def compute(engine: Engine, noise: Any, class_labels: Any = None) -> Any:
     """The images that an engine computes from these inputs."""
     return await engine.generate(lambda: (noise, class_labels), lambda images: images, Terms())

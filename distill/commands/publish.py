@@ -60,6 +60,14 @@ def publish(
         report,
     )
     manifest = load_manifest(folder)
+    if misleading := manifest.misleading_names():
+        first, other = next(iter(misleading.items()))
+        typer.echo(
+            f"warning: {len(misleading)} class names are other classes' indices, and a number in a "
+            f"request is an index: {first} draws the class named {other!r}. Ask for these classes "
+            f"by index (GET /models/{name} lists them), or train with other names",
+            err=True,
+        )
     for file, graph in manifest.graphs.items():
         found = graph.measured
         change = found.distance_change

@@ -24,7 +24,7 @@ class EmbeddedSource:
     """
 
     def __init__(self, model: Model, form: str, piece: int) -> None:
-        self.model, self.classes = model.bundle.tag, len(model.bundle.manifest.classes)
+        self.model, self.classes = model.tag, len(model.bundle.manifest.classes)
         self.piece = piece
         self._model = model
         self._media_type = f"image/{form}"
@@ -87,7 +87,7 @@ async def draw_one(
         orders = resolve_orders(manifest, class_label, seed, 1, f"image/{form}")
         (picture,) = await model.generate(orders)
     order = picture.order
-    return Drawn(picture.file, order.seed, order.class_label, picture.class_name, model.bundle.tag)
+    return Drawn(picture.file, order.seed, order.class_label, picture.class_name, model.tag)
 
 
 @asynccontextmanager

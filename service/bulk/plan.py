@@ -48,7 +48,7 @@ class Plan:
     """What is drawn: every seed with every label.
 
     Attributes:
-        model: name:version:digest.
+        model: name:version:digest:graph.
         classes: how many the model has; 0: it has none.
         labels: class indices; (None,): each seed modulo the number of classes, or no class.
         seeds: as `parse_seeds` returns them.

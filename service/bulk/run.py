@@ -33,7 +33,7 @@ class Source(Protocol):
     """What draws.
 
     Attributes:
-        model: name:version:digest.
+        model: name:version:digest:graph.
         classes: how many the model has.
         piece: how many pictures to ask for together.
     """

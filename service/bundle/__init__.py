@@ -15,6 +15,7 @@ from service.bundle.graphs import (
     Graph,
     Measured,
     Precision,
+    variant,
 )
 from service.bundle.load import (
     Bundle,
@@ -56,5 +57,6 @@ __all__ = [
     "load_bundle",
     "load_manifest",
     "sha256_file",
+    "variant",
     "write_manifest",
 ]

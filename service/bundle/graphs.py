@@ -35,6 +35,20 @@ MEAN_DIFFERENCE: dict[Precision, float] = {
 }
 
 
+_FORMS = {CPU: "cpu", PLAN: "plan"}  # of the graphs whose precision does not tell them apart
+
+
+def variant(filename: str, precision: Precision) -> str:
+    """Which graph of a bundle draws, as a model's tag says it: `float32`, `float32-cpu`.
+
+    Args:
+        filename: the graph within the version's folder.
+        precision: in which it computes, which its name does not always say.
+    """
+    form = _FORMS.get(filename)
+    return f"{precision}-{form}" if form else precision
+
+
 class Bounds(BaseModel):
     """How far pictures may be from float32 torch's and still count as the same."""
 

@@ -36,7 +36,7 @@ class Bundle:
 
     @property
     def tag(self) -> str:
-        """`name:version:digest`, which names the exact bytes that drew a picture."""
+        """`name:version:digest`, which names the weights; `Model.tag` says which graph draws."""
         return f"{self.manifest.name}:{self.manifest.version}:{self.digest}"
 
     def graph(self, filename: str) -> Path:

@@ -127,21 +127,42 @@ class Manifest(BaseModel):
     def resolve_class(self, label: int | str) -> int:
         """Return the class index of an index or a name.
 
-        Names are compared without regard to case and outer blanks; a string of digits that is
-        no name is an index, as command lines and query strings spell it.
+        Whatever the way that a label came by (JSON, a query, a prompt, a command line), and
+        whether it is a number or its digits, it means the same:
+
+        1. a whole number as it is usually written (7, not 07) that is an index: that class;
+        2. else a name, without regard to case and outer blanks;
+        3. else digits of any form: an index.
+
+        So an index is never misread, and answers, addresses and file names hold indices. Names of
+        digits are for people; where they differ from their indices, see `misleading_names`.
 
         Raises:
             ClassLabelError: there is no such class; the message states range and names.
         """
-        if isinstance(label, str):
-            found = self._index.get(_key(label))
-            if found is not None:
-                return found
-            if not re.fullmatch(r"-?[0-9]{1,9}", label.strip()):
-                raise ClassLabelError(f"no class is named {label!r}: {self._choices()}")
-            label = int(label)
-        self.check_class(label)
-        return label
+        text = str(label).strip()
+        number = int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else None
+        if number is not None and text == str(number) and 0 <= number < len(self.classes):
+            return number
+        found = self._index.get(_key(text))
+        if found is not None:
+            return found
+        if number is None and isinstance(label, str):
+            raise ClassLabelError(f"no class is named {label!r}: {self._choices()}")
+        index = label if number is None else number
+        assert isinstance(index, int)
+        self.check_class(index)
+        return index
+
+    def unmistakable(self, index: int) -> str | int:
+        """A class's name, or its index where `resolve_class` takes the name for another class."""
+        name = self.classes[index]
+        return name if self.resolve_class(name) == index else index
+
+    def misleading_names(self) -> dict[str, str]:
+        """Class names that are other classes' indices: name -> the class that it is taken for."""
+        taken = {name: self.classes[self.resolve_class(name)] for name in self.classes}
+        return {name: other for name, other in taken.items() if name != other}
 
     def check_class(self, index: int | None) -> None:
         """Raise ClassLabelError unless `index` is a class (None when unconditional)."""

@@ -38,7 +38,8 @@ class Picture:
         media_type: which file: image/png, image/webp or image/jpeg.
         seed: its seed.
         class_label: class index; None from a model without classes.
-        model: name:version:digest, which names the exact weights.
+        model: name:version:digest:graph, which names what drew it: the exact weights, and the
+            form and precision of their graph.
         timings: milliseconds that it took in the server, by stage: queue, latents, engine,
             encode. Of several pictures in one request the longest of each stage.
     """
@@ -72,6 +73,8 @@ class ModelCard:
         name: what requests call it.
         version: its version.
         digest: names the exact weights, with name and version.
+        tag: name:version:digest:graph, which names what draws; as the model of a request, this or
+            nothing.
         classes: names by index; empty for a model without classes.
         resolution: height and width in pixels.
         channels: 1 is grey, 3 is RGB.
@@ -82,16 +85,12 @@ class ModelCard:
     name: str
     version: int
     digest: str
+    tag: str
     classes: tuple[str, ...]
     resolution: int
     channels: int
     licence: str
     description: str
-
-    @property
-    def tag(self) -> str:
-        """name:version:digest: as the model of a request, these very weights or none."""
-        return f"{self.name}:{self.version}:{self.digest}"
 
 
 def read_picture(response: httpx.Response) -> Picture:

@@ -40,6 +40,7 @@ async def make_engine(bundle: Bundle, settings: Settings) -> Engine:
         return _over_triton(bundle, settings)
     if settings.engine == "auto":
         return await _fastest(bundle, settings)
+    assert settings.precision != "any", "the settings refuse it without auto"
     return _embedded(
         bundle, settings, settings.engine or "onnxruntime", settings.precision or "float32"
     )
@@ -69,7 +70,7 @@ def _over_triton(bundle: Bundle, settings: Settings) -> Engine:
         max_batch_size=settings.max_batch_size,
         concurrency=settings.batches_at_a_time("triton"),
     )
-    if settings.precision not in (None, engine.precision):
+    if settings.precision not in (None, "any", engine.precision):
         raise EngineError(
             f"{bundle.manifest.name}: triton computes {engine.filename}, in {engine.precision}, "
             f"and SID_PRECISION asks for {settings.precision}"
@@ -78,7 +79,10 @@ def _over_triton(bundle: Bundle, settings: Settings) -> Engine:
 
 
 async def _fastest(bundle: Bundle, settings: Settings) -> Engine:
-    """Open, prove and time every engine in every precision; return the fastest, not yet open.
+    """Open, prove and time every engine; return the fastest, not yet open.
+
+    In float32, unless the settings name another precision, or `any`: a machine's speed is no
+    reason to draw other pictures than the machine beside it.
 
     One after the other, and each is closed again, so that no two take memory or processors from
     each other. Each takes the time of its opening, the canary, as many batches as it computes at
@@ -86,14 +90,14 @@ async def _fastest(bundle: Bundle, settings: Settings) -> Engine:
     hangs is given up after SID_ENGINE_SECONDS. A reload does the same for new models, beside what
     is served, which slows both down.
     """
-    name = bundle.manifest.name
+    name, wanted = bundle.manifest.name, settings.precision or "float32"
     rates: dict[tuple[str, Precision], float] = {}
     refused: list[str] = []
     for kind, cls in _EMBEDDED.items():
         if not await asyncio.to_thread(cls.installed):
             continue
         for precision in cls.precisions(bundle):
-            if settings.precision not in (None, precision):
+            if wanted not in ("any", precision):
                 continue
             engine = _embedded(bundle, settings, kind, precision)
             try:
@@ -103,9 +107,10 @@ async def _fastest(bundle: Bundle, settings: Settings) -> Engine:
             finally:
                 await engine.close()
     if not rates:
-        wanted = f" in {settings.precision}" if settings.precision else ""
         reasons = "; ".join(refused) or "the bundle holds no graph that one of them reads"
-        raise EngineError(f"{name}: no engine that is installed can compute it{wanted}: {reasons}")
+        raise EngineError(
+            f"{name}: no engine that is installed can compute it in {wanted} precision: {reasons}"
+        )
     best, *others = sorted(rates, key=lambda one: -rates[one])
     because = [
         f"{rates[best]:.0f} images/s",

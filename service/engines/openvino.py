@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from service.bundle import CPU, PORTABLE, Precision
 from service.engines import EngineError, Images
 from service.engines.embedded import EmbeddedEngine, Signature, check_signature
-from service.settings import available_cpus
+from service.resources import available_cpus
 
 # Left to itself OpenVINO computes in bfloat16 wherever the processor can, whatever the graph says.
 # A graph in int8 says itself where; this is for the rest of it.

@@ -8,6 +8,8 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import Any, TypeVar
 
+from service.engines import EngineError
+
 T = TypeVar("T")
 
 
@@ -36,6 +38,9 @@ class DaemonThreads:
     Args:
         count: how many calls run at a time.
         name: prefix of the threads' names, for profilers.
+
+    Raises:
+        EngineError: the system has no room for so many.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -44,8 +49,16 @@ class DaemonThreads:
             _DaemonThread(target=self._work, name=f"{name}-{number}", daemon=True)
             for number in range(count)
         ]
-        for thread in self._threads:
-            thread.start()
+        for number, thread in enumerate(self._threads):
+            try:
+                thread.start()
+            except RuntimeError as error:
+                for _ in range(number):
+                    self._calls.put(None)
+                raise EngineError(
+                    f"{name}: this machine starts only {number} of {count} threads ({error}): "
+                    "lower SID_CONCURRENCY, or raise its limit of processes or memory"
+                ) from error
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Return `function(*arguments)`, computed by one of the threads.
@@ -80,6 +93,19 @@ class DaemonThreads:
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             call()
+
+
+async def run_aside(function: Callable[..., T], *arguments: Any) -> T:
+    """Return `function(*arguments)`, computed in a thread of its own.
+
+    Unlike `asyncio.to_thread`'s, it does not keep the process from ending where it hangs, or has
+    much left to do, when this is cancelled.
+    """
+    thread = DaemonThreads(1, function.__name__)
+    try:
+        return await thread.run(function, *arguments)
+    finally:
+        await thread.stop()
 
 
 def _resolve(future: asyncio.Future[Any], outcome: Any, error: BaseException | None) -> None:

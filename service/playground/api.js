@@ -37,7 +37,7 @@ export function pictureUrl(asked) {
  * @param asked the parameters of GET /generate.
  * @param signal aborts it; the server then drops what is still queued.
  * @param onBusy told the seconds that an overloaded server asks to wait.
- * @returns asked, blob, model (name:version:digest), classLabel (index or null), timings
+ * @returns asked, blob, model (name:version:digest:graph), classLabel (index or null), timings
  *   (milliseconds by stage), took (milliseconds, with the network), cached (the browser had it).
  */
 export async function draw(asked, { signal, onBusy = () => {} } = {}) {

@@ -73,12 +73,11 @@ function showModels() {
   state.model = name;
   $("class-label").replaceChildren(
     option("", classes.length ? "Any, by seed" : "No classes"),
-    ...classes.map((text) => option(text, text)),
+    ...classes.map((text, index) => option(states.unmistakable(classes, index), text)),
   );
   $("class-label").disabled = !classes.length;
-  const named = classes[/^[0-9]+$/.test(state.class_label) ? state.class_label : -1];
-  const wanted = (named ?? state.class_label).trim().toLowerCase();
-  state.class_label = classes.find((text) => text.toLowerCase() === wanted) ?? "";
+  const index = states.classIndex(classes, state.class_label);
+  state.class_label = index === -1 ? "" : states.unmistakable(classes, index);
   showAbout();
 }
 

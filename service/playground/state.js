@@ -42,6 +42,23 @@ export function askedOf({ model, class_label, seed, toward, step }) {
   return { model, class_label, seed, ...walk };
 }
 
+const nameIndex = (classes, wanted) =>
+  classes.findIndex((name) => name.trim().toLowerCase() === wanted.trim().toLowerCase());
+
+/** The index of a class that an address names, or -1: read as the server reads it. */
+export function classIndex(classes, label) {
+  const text = label.trim();
+  const number = /^[0-9]{1,9}$/.test(text) ? Number(text) : -1;
+  if (text === String(number) && number < classes.length) return number;
+  const named = text ? nameIndex(classes, text) : -1;
+  return named === -1 && number < classes.length ? number : named;
+}
+
+/** A class as an address names it: by its name, or by its index where that means another class. */
+export function unmistakable(classes, index) {
+  return classIndex(classes, classes[index]) === index ? classes[index] : String(index);
+}
+
 /** A seed in digits, or null for what is none. */
 export function checkedSeed(text) {
   if (!/^[0-9]{1,20}$/.test(text?.trim() ?? "")) return null;

@@ -36,7 +36,7 @@ class GeneratedImage(BaseModel):
 class GenerateResponse(BaseModel):
     """The JSON answer."""
 
-    model: str = Field(description="name:version:digest, which names the exact weights.")
+    model: str = Field(description="name:version:digest:graph, which names what drew them.")
     images: list[GeneratedImage]
 
 
@@ -69,10 +69,9 @@ def entity_tag(model: Model, orders: Sequence[Order], form: str) -> str:
     first = orders[0]
     labels = {order.class_label for order in orders}
     facts = (
-        model.bundle.tag,
+        model.tag,
         model.engine.name,
         model.engine.version,
-        model.engine.filename,
         ENCODER,
         form,
         first.seed,
@@ -109,7 +108,7 @@ def _assemble(model: Model, pictures: Sequence[Picture], form: str) -> bytes:
         )
         for picture in pictures
     ]
-    return GenerateResponse(model=model.bundle.tag, images=images).model_dump_json().encode()
+    return GenerateResponse(model=model.tag, images=images).model_dump_json().encode()
 
 
 def _file_name(picture: Picture) -> str:
@@ -128,7 +127,7 @@ def _headers(model: Model, pictures: Sequence[Picture]) -> dict[str, str]:
         timings = type(timings)(*map(max, zip(*(p.timings for p in pictures), strict=True)))
     headers = {
         "X-Seed": str(order.seed),
-        "X-Model": model.bundle.tag,
+        "X-Model": model.tag,
         "Server-Timing": (
             f"queue;dur={timings.queue * 1000:.3f}, latents;dur={timings.latents * 1000:.3f}, "
             f"engine;dur={timings.engine * 1000:.3f}, encode;dur={timings.encode * 1000:.3f}"

@@ -65,7 +65,7 @@ async def generate_cacheable(
     """Draw the pictures that these parameters name.
 
     The same as POST, with the seed required. The answer carries an ETag and may be kept for an
-    hour, or for ever if `model` is `name:version:digest`; If-None-Match answers 304 without
+    hour, or for ever if `model` is `name:version:digest:graph`; If-None-Match answers 304 without
     drawing, and requests for the same pictures at the same time draw them once.
     """
     deadline = deadline_of(request)
@@ -75,13 +75,10 @@ async def generate_cacheable(
     settings: Settings = request.app.state.settings
     # With keys, a shared cache must not hand one client's answer to others.
     scope = "private" if settings.keys else "public"
-    # Without its digest in the URL, a model may be another one after the next deployment.
-    seconds = _YEAR if query.model == model.bundle.tag else _HOUR
-    caching = {
-        "ETag": etag,
-        "Cache-Control": f"{scope}, max-age={seconds}, immutable",
-        "Vary": "Accept",
-    }
+    # Without its tag in the URL, a model may be another one after the next deployment, or have
+    # another graph on the next server.
+    lasting = f"max-age={_YEAR}, immutable" if query.model == model.tag else f"max-age={_HOUR}"
+    caching = {"ETag": etag, "Cache-Control": f"{scope}, {lasting}", "Vary": "Accept"}
     if _matches(request, etag):
         model.metrics.cache_hit("not_modified")
         return Response(status_code=304, headers=caching)

@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import ProblemError, problem_for
+from service.errors import ProblemError, internal_error, problem_for
 
 
 class LeanRoute(APIRoute):
@@ -69,6 +69,8 @@ class LeanRoutes:
         except Exception as error:
             known = problem_for(request, error)
             if known is None:
+                # Answered here, as FastAPI does, so that what wraps this adds its headers.
+                await internal_error()(scope, receive, send)
                 raise
             response = known
         await response(scope, receive, send)

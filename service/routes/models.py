@@ -19,6 +19,10 @@ class ModelCard(BaseModel):
     name: str
     version: int
     digest: str = Field(description="Names the exact weights, with name and version.")
+    tag: str = Field(
+        description="name:version:digest:graph: names what draws, with the form and precision of "
+        "its graph. As the `model` of a request it means this and nothing else."
+    )
     description: str
     licence: str
     resolution: int
@@ -40,6 +44,7 @@ class ModelCard(BaseModel):
         manifest, engine = model.bundle.manifest, model.engine
         return cls(
             digest=model.bundle.digest,
+            tag=model.tag,
             engine=f"{engine.name} {engine.version}",
             precision=engine.precision,
             graph=manifest.graphs.get(engine.filename),

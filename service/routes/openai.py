@@ -26,9 +26,11 @@ from service.encoding import JPEG, PNG, WEBP
 from service.errors import ProblemError, responses
 from service.generation import Model
 from service.orders import Order, Picture
+from service.public_address import public_address
 from service.routes.drawing import deadline_of, draw, resolve
 from service.routes.lean import LeanRoute
 from service.routes.requests import GenerateRequest, WholeNumber
+from service.settings import Settings
 
 drawing_router = APIRouter(prefix="/v1", route_class=LeanRoute)
 router = APIRouter(prefix="/v1")
@@ -45,8 +47,8 @@ class ImagesRequest(BaseModel):
     model_config = ConfigDict(frozen=True)  # unknown fields pass: tools send many
 
     prompt: StrictStr = Field(
-        description="Class name or index. Blank: each picture's seed modulo the number of "
-        "classes. Not looked at where the model has no classes.",
+        description="Class index or name, as in POST /generate. Blank: each picture's seed modulo "
+        "the number of classes. Not looked at where the model has no classes.",
         examples=["Dress"],
     )
     model: StrictStr | None = Field(
@@ -91,7 +93,7 @@ class ImagesResponse(BaseModel):
     data: list[ImageData]
     output_format: str
     size: str
-    model: str = Field(description="name:version:digest. Not in OpenAI's API.")
+    model: str = Field(description="name:version:digest:graph. Not in OpenAI's API.")
 
 
 class OpenAIModel(BaseModel):
@@ -99,8 +101,8 @@ class OpenAIModel(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
-    created: int = Field(description="Not known: 0.")
-    owned_by: str
+    created: int = Field(default=0, description="Not known: 0.")
+    owned_by: str = "sid-serve"
 
 
 class OpenAIModels(BaseModel):
@@ -136,7 +138,7 @@ async def generate_images(request: Request, body: Annotated[ImagesRequest, Body(
         pictures = await draw(request, model, orders, deadline)
         data = await asyncio.to_thread(_encoded, pictures)
     images = ImagesResponse(
-        created=int(time()), data=data, output_format=output, size=size, model=model.bundle.tag
+        created=int(time()), data=data, output_format=output, size=size, model=model.tag
     )
     return Response(images.model_dump_json(exclude_none=True), media_type="application/json")
 
@@ -145,9 +147,19 @@ async def generate_images(request: Request, body: Annotated[ImagesRequest, Body(
 async def list_openai_models(request: Request) -> OpenAIModels:
     """Every served model by name; `GET /models` says more."""
     catalogue: Catalogue = request.app.state.catalogue
-    return OpenAIModels(
-        data=[OpenAIModel(id=name, created=0, owned_by="sid-serve") for name in catalogue.models]
-    )
+    return OpenAIModels(data=[OpenAIModel(id=name) for name in catalogue.models])
+
+
+@router.get(
+    "/models/{model}",
+    summary="Describe a model, as OpenAI's API does",
+    responses=responses(404, 422),
+)
+async def describe_openai_model(request: Request, model: str) -> OpenAIModel:
+    """Whether a model is served, by its name or tag; `GET /models/{name}` says more of it."""
+    catalogue: Catalogue = request.app.state.catalogue
+    catalogue.resolve(model)
+    return OpenAIModel(id=model)
 
 
 def _check_size(model: Model, size: str | None) -> str:
@@ -167,11 +179,10 @@ def _encoded(pictures: list[Picture]) -> list[ImageData]:
 
 
 def _url(request: Request, model: Model, order: Order) -> str:
-    """The address of a picture: of these very weights, so that it may be kept for ever."""
-    query: dict[str, Any] = {"model": model.bundle.tag, "seed": order.seed}
+    """The address of a picture: of this very graph, so that it may be kept for ever."""
+    query: dict[str, Any] = {"model": model.tag, "seed": order.seed}
     if order.class_label is not None:
         query["class_label"] = order.class_label
-    # A proxy in front may speak TLS; who makes this up only gets a wrong address from it.
-    secure = request.headers.get("x-forwarded-proto", "").lower() == "https"
-    base = request.base_url.replace(scheme="https") if secure else request.base_url
-    return f"{base}generate?{urlencode(query)}"
+    settings: Settings = request.app.state.settings
+    base = public_address(request.scope, settings.public_url, settings.trusted_proxies)
+    return f"{base}/generate?{urlencode(query)}"

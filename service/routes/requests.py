@@ -51,13 +51,15 @@ class GenerateRequest(BaseModel):
 
     model: StrictStr | None = Field(
         default=None,
-        description="Which model; needed only where several are served. `name:version:digest`, "
-        "as X-Model reports it, means these very weights or none.",
+        description="Which model; needed only where several are served. "
+        "`name:version:digest:graph`, as X-Model reports it, means this very graph of these very "
+        "weights or none; `name:version:digest` these weights, by whichever graph is served.",
     )
     class_label: WholeNumber | StrictStr | None = Field(
         default=None,
-        description="Class index, or class name in any case. Left out: each picture's seed "
-        "modulo the number of classes.",
+        description="Class index, or class name in any case; a whole number, also in quotes, is "
+        "an index if there is one, else a name. Left out: each picture's seed modulo the number of "
+        "classes.",
         examples=["Dress", 3],
     )
     seed: WholeNumber | None = Field(

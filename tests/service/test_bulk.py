@@ -25,10 +25,10 @@ from service.bulk.errors import BulkError
 from service.bulk.output import Folder, open_output
 from service.bulk.plan import Plan, count_seeds, parse_seeds
 from service.bulk.window import Window
-from service.bundle import SEED_MAX, load_bundle
+from service.bundle import SEED_MAX
 from service.client import AsyncClient
 from service.security import new_key
-from tests.bundles import write_bundle
+from tests.bundles import served_tag, write_bundle
 from tests.service import test_cli
 from tests.service.test_process import serving
 
@@ -248,9 +248,9 @@ def test_another_plan_does_not_go_on_there(sid, server, begun, says, suffix):
 
 def test_another_model_does_not_go_on_there(sid, models):
     sid("generate", "--seeds", "0-2", "-o", "out")
-    before = load_bundle(models / "tiny").tag
+    before = served_tag(models / "tiny")
     write_bundle(models, "tiny", version=2)
-    after = load_bundle(models / "tiny").tag
+    after = served_tag(models / "tiny")
     says = f"out was begun with model {before} and not {after}: name another with -o, or remove"
     assert_user_error(sid("generate", "--seeds", "0-2", "-o", "out"), says)
 

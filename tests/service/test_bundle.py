@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.bundle import (
@@ -152,11 +155,45 @@ def test_an_unknown_class_is_refused_with_range_and_names(tiny, label):
         load_manifest(tiny).resolve_class(label)
 
 
-def test_a_name_made_of_digits_wins_over_the_index(models):
-    write_bundle(models, "digits", classes=["1", "0"], golden=False)
-    manifest = load_manifest(models / "digits")
-    assert manifest.resolve_class("1") == 0
-    assert manifest.resolve_class(1) == 1
+def named(*classes: str) -> Manifest:
+    """A manifest with these classes; of the rest no test here asks anything."""
+    return Manifest(
+        name="digits", version=1, resolution=8, channels=1, classes=list(classes), sigma_init=1.0,
+        files={"1/model.onnx": "0" * 64}, licence="none", description="",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("classes", "label", "index"),
+    [
+        (["1", "0"], "1", 1),  # an index wins over a name
+        (["1", "2", "3"], "2", 2),
+        (["1", "2", "3"], " 2 ", 2),
+        (["1", "2", "3"], "3", 2),  # no index: a name
+        (["2019", "2020", "2021"], "2020", 1),
+        (["-1", "0", "1"], "-1", 0),
+        (["01", "02", "03"], "02", 1),  # no index is written so: a name
+        (["01", "02", "03"], "2", 2),
+        (["a", "b", "c"], "02", 2),  # no name either: digits
+        (["0.5", "1.0", "2"], "1.0", 1),
+    ],
+)
+def test_a_number_is_an_index_if_there_is_one_else_a_name(classes, label, index):
+    manifest = named(*classes)
+    assert manifest.resolve_class(label) == index
+    if re.fullmatch("-?[1-9][0-9]*", label):
+        assert manifest.resolve_class(int(label)) == index
+
+
+@given(st.lists(st.from_regex(r"[ +-]?[0-9]{1,3}|[ab]", fullmatch=True), min_size=1, max_size=12))
+def test_an_index_is_never_misread_whatever_the_names(names):
+    names = list({name.strip(): name for name in names if name.strip()}.values())
+    manifest = named(*names)
+    misleading = manifest.misleading_names()
+    for index, name in enumerate(manifest.classes):
+        assert manifest.resolve_class(index) == manifest.resolve_class(str(index)) == index
+        assert manifest.resolve_class(manifest.unmistakable(index)) == index
+        assert (name in misleading) == (manifest.unmistakable(index) != name)
 
 
 def test_an_unconditional_model_has_no_class(models):

@@ -10,7 +10,6 @@ from service.bundle import BundleError, load_bundle
 from service.catalogue import ModelRequiredError, UnknownModelError, pick
 from service.generation import _REJECTIONS
 from service.settings import Settings
-from service.telemetry import available_memory
 from tests.bundles import CLOTHES, write_bundle
 from tests.service.client import Client
 
@@ -139,13 +138,6 @@ def test_the_limits_beside_which_a_load_is_read(client, settings):
     )
     (memory,) = (line for line in lines if line.startswith("sid_memory_limit_bytes "))
     assert 2**20 < float(memory.split()[1]) < 2**60
-
-
-@pytest.mark.parametrize(("written", "limited"), [("1048576\n", True), ("max\n", False)])
-def test_memory_is_the_containers_where_it_has_a_limit(monkeypatch, tmp_path, written, limited):
-    (tmp_path / "memory.max").write_text(written)
-    monkeypatch.setattr("service.telemetry._CGROUP_MEMORY", tmp_path / "memory.max")
-    assert (available_memory() == 2**20) is limited
 
 
 def test_the_openapi_document_resolves_every_reference(client):

@@ -49,7 +49,7 @@ def assert_user_error(done: Done, says: str) -> None:
 def test_it_draws_the_golden_picture_and_says_what_it_drew(sid, models, tmp_path):
     done = sid("generate", "--class-label", "dress", "--seed", 7, "-o", "dress.png")
     bundle = load_bundle(models / "tiny")
-    assert done == (0, f"dress.png: Dress (class 2), seed 7, model {bundle.tag}\n", "")
+    assert done == (0, f"dress.png: Dress (class 2), seed 7, model {bundle.tag}:float32\n", "")
     drawn = np.asarray(Image.open(tmp_path / "dress.png"))
     assert np.array_equal(drawn, bundle.manifest.golden.images[0].pixels()[:, :, 0])
 

@@ -155,7 +155,7 @@ def test_models_are_typed_cards(sid):
     (card,) = sid.models()
     assert (card.name, card.version, card.resolution, card.channels) == ("tiny", 1, 8, 1)
     assert card.classes == ("T-shirt/top", "Trouser", "Dress")
-    assert card.tag == f"tiny:1:{card.digest}"
+    assert card.tag == f"tiny:1:{card.digest}:float32"
 
 
 def test_a_batch_is_the_pictures_of_consecutive_seeds(sid):

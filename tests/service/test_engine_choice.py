@@ -7,9 +7,10 @@ import threading
 import numpy as np
 import pytest
 import structlog
+from pydantic import ValidationError
 
 from service.bundle import latents, load_bundle, write_manifest
-from service.engines import EngineError
+from service.engines import EngineError, choice
 from service.engines.choice import make_engine
 from service.settings import Settings
 from tests.bundles import A_WHILE, compute, republished, write_bundle
@@ -43,7 +44,7 @@ def test_an_engine_that_draws_another_picture_is_never_taken(tmp_path):
 def test_a_file_that_no_engine_reads_is_named_and_another_graph_is_taken(tmp_path):
     folder = write_bundle(tmp_path, "tiny", graphs=["model.cpu.onnx", "model.int8.onnx"])
     (folder / "1" / "model.cpu.onnx").write_bytes(b"not a graph")
-    engine, (line,) = chosen(republished(folder))
+    engine, (line,) = chosen(republished(folder), precision="any")
     assert engine.precision == "int8"
     for name in ("onnxruntime", "openvino"):
         assert re.search(rf"{name} float32 refused: \S+model\.cpu\.onnx: ", line["because"])
@@ -53,7 +54,7 @@ def test_a_precision_that_is_out_of_its_bounds_is_named_and_not_taken(tmp_path):
     folder = write_bundle(tmp_path, "tiny", graphs=["model.int8.onnx"])
     graphs = load_bundle(folder).manifest.model_dump()["graphs"]
     graphs["model.int8.onnx"]["bounds"]["max_difference"] = 0
-    engine, (line,) = chosen(republished(folder, graphs=graphs))
+    engine, (line,) = chosen(republished(folder, graphs=graphs), precision="any")
     assert engine.precision == "float32"
     for name in ("onnxruntime", "openvino"):
         assert f"{name} int8 refused: tiny: class 2, seed 7: " in line["because"]
@@ -84,6 +85,27 @@ def test_what_hangs_is_given_up_and_never_taken(tmp_path):
         EngineError, match=r"onnxruntime float32 refused: tiny: no answer in 0\.2 s"
     ):
         chosen(bundle, engine_seconds=0.2)
+
+
+def test_it_leaves_float32_only_when_told(tmp_path, monkeypatch):
+    """However much faster another precision is on this machine: the next one would say so too."""
+    monkeypatch.setattr(
+        choice,
+        "_images_per_second",
+        lambda engine, *_: _rate(2.0 if engine.precision == "int8" else 1.0),
+    )
+    bundle = load_bundle(write_bundle(tmp_path, "tiny", graphs=["model.int8.onnx"]))
+    engine, (line,) = chosen(bundle)
+    assert engine.precision == "float32"
+    assert "int8" not in line["because"]
+    for told in ("int8", "any"):
+        assert chosen(bundle, precision=told)[0].precision == "int8"
+    with pytest.raises(ValidationError, match="SID_PRECISION=any has the fastest chosen"):
+        Settings(precision="any")
+
+
+async def _rate(images: float) -> float:
+    return images
 
 
 def test_a_precision_restricts_it(tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from service.app import create_app
 from service.bundle import SEED_MAX, load_bundle
-from tests.bundles import write_bundle
+from tests.bundles import served_tag, write_bundle
 from tests.service.client import Client
 
 
@@ -26,7 +26,7 @@ def test_a_class_and_a_seed_give_a_picture_and_say_so(client, models):
     assert answer.headers["content-type"] == "image/png"
     assert answer.headers["x-seed"] == "7"
     assert answer.headers["x-class-label"] == "2"
-    assert answer.headers["x-model"] == load_bundle(models / "tiny").tag
+    assert answer.headers["x-model"] == served_tag(models / "tiny")
     assert answer.headers["vary"] == "Accept"
     stages = re.findall(r"(\w+);dur=[0-9.]+", answer.headers["server-timing"])
     assert stages == ["queue", "latents", "engine", "encode"]

@@ -1,15 +1,24 @@
 """The end of the process: what was accepted is answered, what hangs holds nobody, exit status 0."""
 
 import asyncio
+import hashlib
 import json
+import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.bundles import FOR_EVER, write_bundle
 from tests.service.test_process import serving
+from tests.service.triton import until
 
 
 def test_everything_accepted_before_sigterm_is_answered(tmp_path):
@@ -63,3 +72,83 @@ def test_a_batch_that_hangs_holds_the_process_for_its_grace_only(tmp_path):
         assert isinstance(answer, httpx.Response), f"cut off: {answer!r}"
         assert answer.status_code == 503
         assert json.loads(answer.content)["type"].endswith(":draining")
+
+
+@contextmanager
+def loading(models, log, *before):
+    """A server that reads a model's file from a pipe; yields it, the pipe and where that lies.
+
+    So it goes on loading for as long as nothing is written.
+    """
+    content = b"slow"
+    folder = write_bundle(models)
+    facts = json.loads((folder / "manifest.json").read_text())
+    facts["files"]["1/slow"] = hashlib.sha256(content).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    os.mkfifo(folder / "1" / "slow")
+    command = [*before, sys.executable, "-m", "service.cli", "serve", "--port", "0"]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*command, "--models", str(models)],
+            env=os.environ | {"SID_LOG_FORMAT": "json"},
+            stdout=subprocess.PIPE,
+            stderr=file,
+        )
+    found = []
+
+    def reads():
+        assert process.poll() is None, log.read_text()
+        try:
+            pipe = os.open(folder / "1" / "slow", os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads yet
+            return False
+        found.append(os.fdopen(pipe, "wb", buffering=0))
+        return True
+
+    try:
+        until(reads)
+        yield process, found[0], folder / "1" / "slow"
+    finally:
+        for pipe in found:
+            pipe.close()
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_models_load_ends_it_in_order(tmp_path, number):
+    with loading(tmp_path / "models", tmp_path / "log") as (process, *_):
+        process.send_signal(number)
+        assert process.wait(timeout=10) == 0
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def _may_unshare() -> bool:
+    if (unshare := shutil.which("unshare")) is None:
+        return False
+    command = [unshare, "--pid", "--fork", "true"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not _may_unshare(), reason="needs the right to make a name space")
+def test_process_1_of_a_container_heeds_sigterm_while_models_load(tmp_path):
+    """The kernel keeps from it every signal that it has no handler for."""
+    before = ("unshare", "--pid", "--fork", "--kill-child")
+    with loading(tmp_path / "models", tmp_path / "log", *before) as (unshare, *_):
+        children = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text()
+        os.kill(int(children), signal.SIGTERM)
+        assert unshare.wait(timeout=10) == 0
+
+
+def test_a_sighup_while_models_load_is_heeded_afterwards(tmp_path):
+    """It may be about a key that was revoked, and the keys have been read already."""
+    log = tmp_path / "log"
+    with loading(tmp_path / "models", log) as (process, pipe, path):
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)  # or it might come when the server is up
+        (tmp_path / "whole").write_bytes(b"slow")
+        (tmp_path / "whole").rename(path)  # what the reload reads
+        pipe.write(b"slow")
+        pipe.close()
+        assert process.stdout.readline()
+        until(lambda: '"reloaded"' in log.read_text())

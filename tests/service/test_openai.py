@@ -54,6 +54,41 @@ def test_a_url_leads_to_the_same_picture_and_may_be_kept_for_ever(client, librar
     assert "max-age=31536000" in answer.headers["cache-control"]
 
 
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["1", "2", "3", "4", "5"],
+        [str(i) for i in range(12)],
+        sorted(str(i) for i in range(12)),  # of a bundle from before natural order
+        ["-1", "0", "1", "2", "3"],
+        ["01", "02", "03"],
+        ["2", "1", "0"],
+    ],
+)
+def test_classes_named_by_digits_mean_the_same_wherever_they_are_named(tmp_path, classes):
+    write_bundle(tmp_path, "digits", classes=classes)
+    with Client(create_app(Settings(models=tmp_path))) as client:
+        for label in {*classes, *map(str, range(len(classes)))}:
+            first = client.get("/generate", params={"class_label": label, "seed": 7})
+            again = client.get(f"/generate?class_label={first.headers['x-class-label']}&seed=7")
+            drawn = [first.content, again.content]
+            drawn.append(client.generate({"class_label": label, "seed": 7}).content)
+            if label == str(int(label)):
+                drawn.append(client.generate({"class_label": int(label), "seed": 7}).content)
+            body = {"prompt": label, "seed": 7}
+            for form in ("b64_json", "url"):
+                said = client.request(
+                    "POST", "/v1/images/generations", json=body | {"response_format": form}
+                )
+                (one,) = said.json()["data"]
+                drawn.append(
+                    base64.b64decode(one["b64_json"])
+                    if form == "b64_json"
+                    else client.get(one["url"]).content
+                )
+            assert len(set(drawn)) == 1, label
+
+
 def test_behind_a_proxy_with_tls_the_url_is_the_proxy_s(client):
     body = {"prompt": "2", "response_format": "url"}
     headers = {"host": "pictures.example", "x-forwarded-proto": "https"}
@@ -89,6 +124,21 @@ def test_without_classes_the_prompt_means_nothing(models, settings):
 
 def test_the_models_are_listed(client, library):
     assert [one.id for one in client.run(library.models.list()).data] == ["tiny"]
+
+
+def test_a_model_is_described_as_the_library_asks(client, library):
+    (listed,) = client.run(library.models.list()).data
+    found = client.run(library.models.retrieve("tiny"))
+    assert found == listed
+    assert (found.id, found.object) == ("tiny", "model")
+    tag = client.generate({}).headers["x-model"]
+    assert client.run(library.models.retrieve(tag)).id == tag
+    for name in ("dall-e-3", "tiny:9", tag + "x", "a/b", "tiny/x"):
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.run(library.models.retrieve(name))
+        assert caught.value.body["message"]
+        assert caught.value.code in ("model-not-found", "not-found")
+    assert 'route="/v1/models/{model}",status="200"} 2.0' in client.get("/metrics").text
 
 
 @pytest.mark.parametrize(

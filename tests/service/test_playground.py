@@ -70,6 +70,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_bundle(models, classes=["Trouser", "O'Brien & sons", "Dress"])
     write_bundle(models, "colour", channels=3, resolution=16)
     write_bundle(models, "plain", classes=[])
+    write_bundle(models, "digits", classes=["1", "2", "3"])
     with serving(models, log=folder / "log") as (_, url):
         yield url
 
@@ -123,6 +124,19 @@ def test_class_seed_and_model_are_picked_and_stand_in_the_address(page, url):
         "O'Brien & sons, seed 18446744073709551615"
     )
     assert other.input_value("#class-label") == "O'Brien & sons"
+
+
+def test_classes_named_by_digits_stay_what_was_chosen_over_a_reload(page, url):
+    opened(page, url, "?model=digits&seed=5")
+    for index, name in enumerate(["1", "2", "3"]):
+        page.select_option("#class-label", label=name)
+        expect(page.locator("#stage-caption")).to_have_text(f"{name}, seed 5")
+        assert_staged(page, drawn(url, model="digits", class_label=index, seed=5))
+        page.reload()
+        expect(page.locator("#stage-caption")).to_have_text(f"{name}, seed 5")
+        assert page.locator("#class-label option:checked").inner_text() == name
+        opened(page, url, f"?model=digits&seed=5&class_label={index}")
+        expect(page.locator("#stage-caption")).to_have_text(f"{name}, seed 5")
 
 
 def test_a_model_without_classes_and_one_in_colour_are_drawn_too(page, url):

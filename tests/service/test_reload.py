@@ -10,8 +10,9 @@ from collections import Counter
 import httpx
 import pytest
 
-from service.bundle import load_bundle, load_manifest, write_manifest
-from tests.bundles import FOR_EVER, write_bundle
+from service.bundle import load_manifest, write_manifest
+from service.security import new_key
+from tests.bundles import FOR_EVER, served_tag, write_bundle
 from tests.service.test_process import serving
 from tests.service.triton import triton_over, until
 
@@ -22,7 +23,7 @@ def upgrade(models, tmp_path):
     shutil.copytree(models / "tiny" / "1", folder / "1")
     (models / "tiny").rename(tmp_path / "retired")
     folder.rename(models / "tiny")
-    return load_bundle(models / "tiny").tag
+    return served_tag(models / "tiny")
 
 
 def logged(log, event):
@@ -58,7 +59,7 @@ def hang_up(process, log, event):
 
 def test_an_upgrade_under_load_refuses_nobody(models, tmp_path):
     log = tmp_path / "log"
-    old = load_bundle(models / "tiny").tag
+    old = served_tag(models / "tiny")
     tags = {}
     with serving(models, log=log, SID_LOG_FORMAT="json") as (process, url):
 
@@ -86,7 +87,7 @@ def test_an_upgrade_under_load_refuses_nobody(models, tmp_path):
 )
 def test_what_cannot_be_served_is_refused_and_all_stays_as_it_is(models, tmp_path, broken, reason):
     log = tmp_path / "log"
-    old = load_bundle(models / "tiny").tag
+    old = served_tag(models / "tiny")
     with serving(models, log=log, SID_LOG_FORMAT="json") as (process, url):
         upgrade(models, tmp_path)
         write_bundle(models, "another")  # all or nothing: this one would do
@@ -129,9 +130,49 @@ def test_models_come_and_go_and_what_stays_is_not_opened_again(models, tmp_path)
     assert "Traceback" not in log.read_text()
 
 
+def test_keys_are_reloaded_with_the_models_both_or_neither(models, tmp_path):
+    log, file = tmp_path / "log", tmp_path / "keys"
+    old, new = new_key("alice"), new_key("bob")
+    file.write_text(old.line)
+    with (
+        serving(models, log=log, SID_LOG_FORMAT="json", SID_KEYS=str(file)) as (process, url),
+        httpx.Client(base_url=url) as http,  # one connection: what was let in once is asked again
+    ):
+
+        def statuses():
+            keys = (old.secret, new.secret)
+            return [http.get("/models", headers={"x-api-key": key}).status_code for key in keys]
+
+        assert statuses() == [200, 403]
+        # A broken file, or none, or a broken model: all stays.
+        model = (models / "tiny" / "1" / "model.onnx").read_bytes()
+        for content, graph, reason in (
+            (f"{new.line}\nnonsense", model, "line 2: not `name:sha256`"),
+            ("", model, "holds no key"),
+            (None, model, "No such file"),
+            (new.line, b"half", "not the file that was published"),
+        ):
+            file.unlink(missing_ok=True)
+            if content is not None:
+                file.write_text(content)
+            (models / "tiny" / "1" / "model.onnx").write_bytes(graph)
+            hang_up(process, log, "reload refused, all is served as before")
+            assert statuses() == [200, 403]
+            last = logged(log, "reload refused, all is served as before")[-1]
+            assert reason in last["reason"]
+        (models / "tiny" / "1" / "model.onnx").write_bytes(model)
+        write_bundle(models, "another")
+        hang_up(process, log, "reloaded")
+        assert statuses() == [403, 200]
+        served = http.get("/models", headers={"x-api-key": new.secret}).json()["models"]
+        assert [one["name"] for one in served] == ["another", "tiny"]
+    assert "Traceback" not in log.read_text()
+    assert logged(log, "reloaded")[0]["keys"] == 1
+
+
 def test_over_triton_both_versions_are_served_while_gateways_go_over(models, tmp_path):
     log = tmp_path / "log"
-    old = load_bundle(models / "tiny").tag
+    old = served_tag(models / "tiny")
     tags = {}
     with (
         triton_over(models) as triton,

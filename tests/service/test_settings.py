@@ -1,10 +1,16 @@
 """Settings: where they come from, and that each says why one would change it."""
 
+from threading import Thread
+from typing import get_args
+
 import pytest
 from pydantic import ValidationError
 
+from service import cli
 from service import settings as module
-from service.settings import Settings, available_cpus
+from service.engines import EngineError
+from service.engines.threads import DaemonThreads
+from service.settings import Settings
 
 
 def test_every_setting_is_documented():
@@ -19,29 +25,54 @@ def test_the_environment_sets_them(monkeypatch):
     assert Settings(max_batch_size=5).max_batch_size == 5
 
 
-@pytest.mark.parametrize(
-    ("quota", "expected"),
-    [
-        ("max 100000", 8),
-        ("400000 100000", 4),
-        ("150000 100000", 1),
-        ("50000 100000", 1),
-        ("1600000 100000", 8),
-        ("", 8),
-    ],
+NUMBERS = sorted(
+    name
+    for name, field in Settings.model_fields.items()
+    if {int, float} & {field.annotation, *get_args(field.annotation)}
 )
-def test_threads_follow_the_containers_quota(monkeypatch, tmp_path, quota, expected):
-    file = tmp_path / "cpu.max"
-    file.write_text(quota)
-    monkeypatch.setattr(module, "_CGROUP_CPU", file)
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert available_cpus() == expected
 
 
-def test_threads_follow_the_affinity_where_there_is_no_quota(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "_CGROUP_CPU", tmp_path / "missing")
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
-    assert available_cpus() == 3
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("number", ["100000000000000000000", "-1", "nan", "inf", "1e300", "many"])
+def test_a_number_that_makes_no_sense_is_one_line_before_anything_starts(
+    monkeypatch, capsys, name, number
+):
+    """Those that end a start too: more threads than a machine gives, a grace without an end."""
+    monkeypatch.setenv(f"SID_{name.upper()}", number)
+    monkeypatch.setattr("sys.argv", ["sid", "models"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err
+    assert (ended.value.code, said.count("\n")) == (2, 1)
+    assert said.startswith(f"error: SID_{name.upper()}: Input should be ")
+    assert said.endswith(f"got {number!r}\n")
+
+
+@pytest.mark.parametrize("name", ["SID_THREADS", "SID_CONCURRENCY"])
+def test_more_threads_than_any_machine_gives_are_one_line(monkeypatch, capsys, name):
+    monkeypatch.setenv(name, "100000")
+    monkeypatch.setattr("sys.argv", ["sid", "serve", "--port", "0"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "less than or equal to" in capsys.readouterr().err
+
+
+def test_threads_that_the_system_refuses_are_one_line(monkeypatch):
+    """A container's limit of processes may be lower than any number that we could state."""
+    start, started = Thread.start, []
+
+    def limited(thread):
+        if len(started) == 3:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(Thread, "start", limited)
+    with pytest.raises(EngineError, match="starts only 3 of 8 threads"):
+        DaemonThreads(8, "onnxruntime-tiny")
+    for thread in started:
+        thread.join(timeout=10)
+    assert not any(thread.is_alive() for thread in started), "those that were started end"
 
 
 @pytest.mark.parametrize(

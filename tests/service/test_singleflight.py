@@ -1,9 +1,13 @@
 """Work that is asked for at the same time is done once, whoever leaves."""
 
 import asyncio
+import traceback
 
 import pytest
 
+from service.engines import EngineError
+from service.refusals import ComputeError, QueueFullError
+from service.security import RateLimitedError
 from service.singleflight import SingleFlight
 
 
@@ -78,14 +82,36 @@ def test_after_everybody_left_the_next_caller_gets_work_of_its_own():
     asyncio.run(scenario())
 
 
-def test_a_failure_reaches_every_caller():
+def frames(error):
+    return [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(2, "No such file", "weights"),
+        KeyError("key"),
+        QueueFullError(1.5),
+        RateLimitedError(2.5),
+        EngineError("tiny: broken"),
+        ComputeError(),
+    ],
+)
+def test_a_failure_reaches_every_caller_as_an_exception_of_its_own(error):
     async def scenario():
         flights, work = SingleFlight(), Work()
-        work.error = OSError("broken")
-        tasks = await callers(flights, work, 2)
+        work.error = error
+        error.__cause__ = ValueError("why")
+        error.add_note("seen by the first")
+        tasks = await callers(flights, work, 9)
         work.end.set()
-        for task in tasks:
-            with pytest.raises(OSError, match="broken"):
-                await task
+        return await asyncio.gather(*tasks, return_exceptions=True)
 
-    asyncio.run(scenario())
+    caught = asyncio.run(scenario())
+    assert len({id(one) for one in [error, *caught]}) == 10
+    for one in caught:
+        assert type(one) is type(error)
+        assert (one.args, str(one), vars(one)) == (error.args, str(error), vars(error))
+        assert one.__cause__ is error.__cause__
+        assert frames(one) == frames(caught[0]), "no longer for the last than for the first"
+        assert "__call__" in frames(one), "it says where the work failed"

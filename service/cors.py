@@ -1,0 +1,121 @@
+"""Cross-origin requests: pages of other origins may call the API, if the operator lets them.
+
+By the Fetch standard (fetch.spec.whatwg.org, "CORS protocol"). Starlette's middleware leaves
+`Vary: Origin` out of answers to requests without an allowed origin, so that a shared cache, which
+may keep our pictures for a year, would hand such an answer to a page that then cannot read it; and
+it refuses in plain text.
+"""
+
+import re
+from collections.abc import Iterable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+EVERY_ORIGIN = "*"
+
+_ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+_METHODS = "GET, HEAD, POST"
+_PREFLIGHT_SECONDS = 7200  # the longest that Chromium heeds
+# What a page may read of an answer, besides what it always may (Content-Type, Cache-Control, ...).
+_EXPOSED = ", ".join(
+    (
+        "Allow",
+        "ETag",
+        "Retry-After",
+        "Server-Timing",
+        "WWW-Authenticate",
+        "X-Class-Label",
+        "X-Mix",
+        "X-Model",
+        "X-Request-ID",
+        "X-Seed",
+        "X-Toward",
+    )
+)
+
+
+def origins(text: str) -> frozenset[str]:
+    """Read origins with commas between them, as browsers write them.
+
+    Raises:
+        ValueError: one is none; the message quotes it.
+    """
+    return frozenset(_origin(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _origin(text: str) -> str:
+    found = _ORIGIN.fullmatch(text.lower().removesuffix("/"))
+    if text == EVERY_ORIGIN:
+        return text
+    if not found:
+        raise ValueError(text)
+    scheme, host, port = found.groups()
+    return f"{scheme}://{host}" + ("" if port in (None, _DEFAULT_PORTS[scheme]) else f":{port}")
+
+
+class CrossOrigin:
+    """ASGI: answers preflights, and lets pages of some origins read all other answers.
+
+    No cookies are let along, and none are needed: a key is a header that the page sets. It stands
+    outside of what asks for keys, for browsers send none with a preflight.
+
+    Args:
+        app: the rest of the application.
+        allowed: origins, as `origins` reads them.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Iterable[str]) -> None:
+        self._app = app
+        self._allowed = frozenset(allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope)
+        granted = self._granted(sent.get("origin"))
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(granted)
+                if EVERY_ORIGIN not in self._allowed:
+                    headers.add_vary_header("Origin")
+                if "access-control-allow-origin" in headers:
+                    headers["Access-Control-Expose-Headers"] = _EXPOSED
+            await send(message)
+
+        if "access-control-allow-origin" in granted and _is_preflight(scope, sent):
+            await _answer_preflight(sent, with_headers)
+        else:  # a preflight of another origin gets the answer to any OPTIONS: no leave
+            await self._app(scope, receive, with_headers)
+
+    def _granted(self, origin: str | None) -> dict[str, str]:
+        if EVERY_ORIGIN in self._allowed:
+            return {"access-control-allow-origin": EVERY_ORIGIN}
+        return {"access-control-allow-origin": origin} if origin in self._allowed else {}
+
+
+def _is_preflight(scope: Scope, sent: Headers) -> bool:
+    return (
+        scope["method"] == "OPTIONS"
+        and "origin" in sent
+        and "access-control-request-method" in sent
+    )
+
+
+async def _answer_preflight(sent: Headers, send: Send) -> None:
+    """Say what a page may send: any header, for clients' libraries add some of their own."""
+    headers = {
+        "Access-Control-Allow-Methods": _METHODS,
+        "Access-Control-Max-Age": str(_PREFLIGHT_SECONDS),
+        "Vary": "Access-Control-Request-Headers",
+    }
+    if asked := sent.get("access-control-request-headers"):
+        headers["Access-Control-Allow-Headers"] = asked
+    raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": 204, "headers": raw})
+    await send({"type": "http.response.body", "body": b""})
