@@ -186,12 +186,14 @@ class Settings(BaseSettings):
     max_head_bytes: int = Field(
         default=16384,
         ge=1024,
+        le=1 << 20,
         description="Largest request line with headers. Raise it for proxies that add long "
         "cookies or tokens; more is 431.",
     )
     keep_alive_seconds: float = Field(
         default=75.0,
         gt=0,
+        le=_DAY,
         description="How long a connection may idle between two requests. Keep it above what the "
         "proxy in front keeps its own open for (60 s for most, 600 s for some clouds'), or some "
         "requests meet a connection that is just being closed.",
@@ -199,6 +201,7 @@ class Settings(BaseSettings):
     max_connections: int | None = Field(
         default=None,
         ge=1,
+        le=_MANY,
         description="Connections that may be open; requests on further ones get 503, probes their "
         "answer. Default: what the limit on open files allows beside 128 for other files, at most "
         "10000. The soft limit is raised towards the hard one where that is needed.",
