@@ -26,7 +26,7 @@ from pathlib import Path
 from distill.checkpoints import save_state
 for count in range(10**6):
     weights = {"w": torch.full((4_000_000,), count)}
-    save_state(Path(sys.argv[1]), {"settings": "", "images_seen": count, "training": weights})
+    save_state(Path(sys.argv[1]), {"settings": "{}", "images_seen": count, "training": weights})
     print(count, flush=True)
 """
 
