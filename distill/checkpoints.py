@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from torch import Tensor
 
-from distill.errors import UserError
+from distill.errors import UserError, first_line
 from distill.licences import licence_of
 from distill.networks import Denoiser, NetworkConfig
 from distill.pickles.released import read_released
@@ -88,7 +89,8 @@ def load_network(path: Path) -> tuple[Denoiser, dict[str, Any]]:
     A released .pkl is read as well, safely, with what can be known of it (`distill.pickles`).
 
     Raises:
-        UserError: the file is missing, damaged, or not one of `save_network` nor a released one.
+        UserError: the file is missing, damaged, or not one of `save_network` nor a released one;
+            or its weights are not finite.
     """
     if not path.is_file():
         raise UserError(
@@ -113,6 +115,8 @@ def load_network(path: Path) -> tuple[Denoiser, dict[str, Any]]:
         raise UserError(
             f"{path} names {len(facts.classes)} classes, its network has {network.config.label_dim}"
         )
+    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+        raise UserError(f"{path} holds weights that are not finite: its training diverged")
     facts.licence = licence_of(facts.model_dump())
     return network.eval(), facts.model_dump(exclude_none=True)
 
@@ -139,29 +143,50 @@ def load_state(path: Path) -> dict[str, Any]:
         UserError: the file is damaged, cannot be read, or is no such state; the message names it
             and says how to go on.
     """
-    damaged = f"{path} is damaged ({{}}): delete it to start anew"
-    try:
+    with _naming(path):
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             if member := archive.testzip():  # torch does not look at the checksums
-                raise UserError(damaged.format(f"the checksum of {member} is wrong"))
-        state = torch.load(path, map_location="cpu", weights_only=True)
+                raise UserError(_DAMAGED.format(path, f"the checksum of {member} is wrong"))
+        return _checked(path, torch.load(path, map_location="cpu", weights_only=True))
+
+
+def load_settings(path: Path) -> dict[str, Any]:
+    """Read of a training state only with what settings it was trained.
+
+    Raises:
+        UserError: as `load_state` does.
+    """
+    with _naming(path):
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        settings: dict[str, Any] = json.loads(_checked(path, state)["settings"])
+        return settings
+
+
+_DAMAGED = "{} is damaged ({}): delete it to start anew"
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn whatever fails while a state is read into a UserError that names its file."""
+    try:
+        yield
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # torch raises a different type for each kind of damage
-        raise UserError(damaged.format(first_line(error))) from None
+        raise UserError(_DAMAGED.format(path, first_line(error))) from None
+
+
+def _checked(path: Path, state: Any) -> dict[str, Any]:
     kinds = {"settings": str, "images_seen": int, "training": dict}
-    if not isinstance(state, dict) or not all(
-        isinstance(state.get(name), kind) for name, kind in kinds.items()
+    if (
+        not isinstance(state, dict)
+        or not all(isinstance(state.get(name), kind) for name, kind in kinds.items())
+        or not isinstance(json.loads(state["settings"]), dict)
     ):
         raise UserError(f"{path} is of another version of sid-distill: delete it to start anew")
     return state
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an exception's message, or its type where it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def sha256_of_weights(network: torch.nn.Module) -> str:

@@ -14,7 +14,7 @@ from distill.commands.publish import publish
 from distill.commands.reference import reference
 from distill.commands.run import run
 from distill.commands.teacher import teacher
-from distill.errors import UserError
+from distill.errors import UserError, first_line
 from distill.threads import share_processors
 
 app = typer.Typer(
@@ -38,9 +38,23 @@ def main() -> None:
     except ModuleNotFoundError as error:
         message = f"{error.name} is not installed: training needs 'make setup-dev', or pip's extra "
         message += "'distill'"
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        message = (
+            f"not enough memory ({first_line(error)}): a smaller --microbatch takes less, and "
+        )
+        message += "so does a smaller network"
     except OSError as error:  # a folder that cannot be written, a full disk
         message = f"{error.filename or 'input or output'}: {error.strerror or error}"
     else:
         return
     typer.echo(f"error: {message}", err=True)
     sys.exit(2)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether that is what Python or torch says where memory has run out."""
+    # torch has an exception of its own for a GPU's memory only; on a CPU the text alone tells.
+    gpu = type(error).__name__ == "OutOfMemoryError"  # by name: torch need not be loaded
+    return isinstance(error, MemoryError) or gpu or "can't allocate memory" in str(error)

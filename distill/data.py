@@ -217,7 +217,7 @@ def _classes_and_labels(
         notes.remarks.append(f"{LABELS_FILE} has no labels")
         return none
     elif counts_thousands(names):
-        notes.remarks.append(f"folders that count thousands, but no {LABELS_FILE}")
+        notes.remarks.append(f"folders that count thousands, but no labels in a {LABELS_FILE}")
         return none
     else:
         classes, beside = _classes_of(path, names), names[0].parent.parent
@@ -279,7 +279,10 @@ def _in_order(path: Path, classes: tuple[str, ...], content: bytes) -> tuple[str
         text = decode_text(content)
     except TextError as error:
         raise UserError(f"{path}: {CLASS_ORDER}: {error}") from None
-    order = tuple(line.strip() for line in text.split("\n") if line.strip())
+    # Folders that came from a Mac spell accents in another way than the text does.
+    spelled = {unicodedata.normalize("NFC", name).strip(): name for name in classes}
+    lines = (line.strip() for line in text.split("\n") if line.strip())
+    order = tuple(spelled.get(unicodedata.normalize("NFC", line), line) for line in lines)
     if sorted(order) != sorted(classes):
         different = sorted(set(order) ^ set(classes)) or sorted(order)
         raise UserError(

@@ -8,6 +8,7 @@ labels. (facts: EDM, data sets; StyleGAN's tools write the same.)
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,8 +24,8 @@ _NUMBERED = re.compile(r"img(\d{8})")
 
 
 def find_labels_file(files: Sequence[SourceFile]) -> SourceFile | None:
-    """dataset.json at the top, or in the one folder that holds everything."""
-    tops = {file.name.parts[0] for file in files}
+    """dataset.json at the top, or in the one folder there; other files may lie beside that."""
+    tops = {file.name.parts[0] for file in files if len(file.name.parts) > 1}
     for file in files:
         at_top = len(file.name.parts) == 1 or (len(file.name.parts) == 2 and len(tops) == 1)
         if file.name.name == LABELS_FILE and at_top:
@@ -60,7 +61,7 @@ def read_labels(path: Path, file: SourceFile) -> dict[PurePosixPath, int] | None
     labels: dict[PurePosixPath, int] = {}
     for entry in listed:
         name, label = _entry(where, entry)
-        if labels.setdefault(file.name.parent / name, label) != label:
+        if labels.setdefault(_plain(file.name.parent / name), label) != label:
             raise UserError(f"{where}: two labels for {printable(str(name))}")
     return labels
 
@@ -92,16 +93,22 @@ def labels_of(
     Raises:
         UserError: an image has no label.
     """
-    missing = [name for name in names if name not in labels]
+    sought = [_plain(name) for name in names]
+    missing = [name for name in sought if name not in labels]
     if missing:
         others = f" (nor have {len(missing) - 1:,} others)" if len(missing) > 1 else ""
         raise UserError(
             f"{where} has no label for {printable(str(missing[0]))}{others}: label every image, "
             'or none ("labels": null)'
         )
-    for name in sorted(labels.keys() - set(names)):
+    for name in sorted(labels.keys() - set(sought)):
         notes.pass_over(f"entries of {LABELS_FILE} without an image", name)
-    return [labels[name] for name in names]
+    return [labels[name] for name in sought]
+
+
+def _plain(name: PurePosixPath) -> PurePosixPath:
+    """A name with its accents in one spelling: files that came from a Mac have another."""
+    return PurePosixPath(unicodedata.normalize("NFC", str(name)))
 
 
 def counts_thousands(names: Sequence[PurePosixPath]) -> bool:

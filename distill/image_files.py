@@ -4,8 +4,10 @@ A folder's links are followed. Whatever is not read is noted with the reason.
 """
 
 import io
+import lzma
 import os
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,12 +19,16 @@ from typing import IO
 
 from PIL import Image
 
-from distill.data_notes import Notes
+from distill.data_notes import Notes, printable
 from distill.errors import UserError
 
 # Formats that Pillow knows by name but cannot decode by itself. (EPS is a program, which it would
 # give to Ghostscript.)
 UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# What zipfile raises for damaged, encrypted (RuntimeError) and too new archives.
+_DAMAGE = (
+    zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error, lzma.LZMAError, EOFError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,9 @@ def open_sources(path: Path, notes: Notes) -> Iterator[Sources]:
         _walk(path, PurePosixPath(), [path.resolve()], sources, notes)
         sources.files.sort(key=lambda file: file.name)
         yield sources
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            yield _archived(path, archive, notes)
     else:
-        raise UserError(f"{path} is neither a folder nor a zip file")
+        with _opened_zip(path) as archive:
+            yield _archived(path, archive, notes)
 
 
 def _walk(
@@ -108,10 +112,30 @@ def _open(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
+def _opened_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (*_DAMAGE, ValueError, struct.error) as error:
+        with path.open("rb") as file:
+            begins = file.read(4)
+        if begins == b"PK\3\4" or zipfile.is_zipfile(path):
+            reason = f"{path} cannot be read as a zip ({error}): pack or fetch it again"
+        else:
+            reason = f"{path} is neither a folder nor a zip file"
+        raise UserError(reason) from None
+
+
 def _archived(path: Path, archive: zipfile.ZipFile, notes: Notes) -> Sources:
     sources = Sources()
+    infos: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
-        name = _archived_name(info)
+        name, guessed = _archived_name(info)
+        if name in infos and not name.endswith("/"):
+            notes.pass_over("files that the zip holds again in a newer state", name)
+        infos[name] = info
+        if guessed:
+            notes.treated["names in no stated encoding, read as MS-DOS's"] += 1
+    for name, info in infos.items():
         relative = PurePosixPath(name)
         if _hidden(relative):
             if not name.endswith("/"):
@@ -123,32 +147,59 @@ def _archived(path: Path, archive: zipfile.ZipFile, notes: Notes) -> Sources:
         elif stat.S_ISLNK(info.external_attr >> 16):
             notes.pass_over("links stored in the zip", relative)
         else:
-            opened, read = partial(archive.open, info), partial(_unpack, path, archive, info)
-            sources.files.append(SourceFile(relative, opened, read))
+            opened = partial(_unpacking, path, archive, info)
+            sources.files.append(
+                SourceFile(relative, opened, partial(_unpack, path, archive, info))
+            )
     sources.files.sort(key=lambda file: str(file.name))
     return sources
 
 
-def _archived_name(info: zipfile.ZipInfo) -> str:
-    """A zip entry's name as its author meant it.
+def _archived_name(info: zipfile.ZipInfo) -> tuple[str, bool]:
+    """A zip entry's name as its author meant it, and whether its encoding had to be guessed.
 
     Programs on Windows separate folders by backslashes, against the format's rule. Macs write
     UTF-8 without saying so, and Python then takes the bytes for those of MS-DOS.
     """
-    name = info.filename
+    name, guessed = info.filename, False
     if not info.flag_bits & 0x800:
+        stated = _unicode_name(info)
         try:
-            name = name.encode("cp437").decode("utf-8")
+            name = stated or name.encode("cp437").decode("utf-8")
         except UnicodeError:
-            name = info.filename
-    return name.replace("\\", "/").lstrip("/")
+            guessed = True
+    return name.replace("\\", "/").lstrip("/"), guessed
+
+
+def _unicode_name(info: zipfile.ZipInfo) -> str | None:
+    """The name in UTF-8 that Info-ZIP and WinRAR put beside one in a code page, if it is there."""
+    extra = info.extra
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        field, extra = extra[4 : 4 + size], extra[4 + size :]
+        # A version, the checksum of the name that it goes with, and the name.
+        if kind == 0x7075 and field[:1] == b"\1" and len(field) > 5:
+            same = zlib.crc32(info.orig_filename.encode("cp437", "replace")).to_bytes(4, "little")
+            return field[5:].decode("utf-8", "replace") if field[1:5] == same else None
+    return None
 
 
 def _unpack(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     try:
         return archive.read(info)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error, EOFError) as error:
-        raise UserError(f"{path}: {info.filename} cannot be unpacked ({error})") from None
+    except _DAMAGE as error:
+        raise _not_unpacked(path, info.filename, error) from None
+
+
+def _unpacking(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    try:
+        return archive.open(info)
+    except _DAMAGE as error:
+        raise _not_unpacked(path, info.filename, error) from None
+
+
+def _not_unpacked(path: Path, name: str, error: Exception) -> UserError:
+    return UserError(f"{path}: {printable(name)} cannot be unpacked ({error})")
 
 
 def _hidden(name: PurePosixPath) -> bool:
@@ -188,7 +239,9 @@ def is_image(file: SourceFile) -> bool:
     except OSError as error:
         if error.errno is not None:  # not Pillow's, but a file that cannot be read
             raise
-    except (ValueError, RuntimeError, zipfile.BadZipFile, zlib.error):
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
+        raise UserError(f"{printable(str(file.name))} cannot be unpacked ({error})") from None
+    except (ValueError, RuntimeError):
         pass
     return False
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distill.data import one_hot
+from distill.errors import UserError
 from distill.networks import Denoiser
 from distill.sampling import heun
 
@@ -44,6 +45,9 @@ def fitting_sigma_init(teacher: Denoiser) -> tuple[float, float]:
 
     Returns:
         The noise level, to two digits, and the spread of mean colours that it comes from.
+
+    Raises:
+        UserError: the pictures are not finite.
     """
     config = teacher.config
     device = next(teacher.parameters()).device
@@ -61,5 +65,11 @@ def fitting_sigma_init(teacher: Denoiser) -> tuple[float, float]:
         heun(teacher, latents[i : i + 32], None if classed is None else classed[i : i + 32], STEPS)
         for i in range(0, count, 32)
     ]
-    spread = mean_colour_spread(torch.cat(pictures).cpu().clamp(-1, 1), labels)
+    drawn = torch.cat(pictures).cpu()
+    if not drawn.isfinite().all():
+        raise UserError(
+            "the teacher draws pictures that are not finite: its training diverged, or its file is "
+            "damaged; take another"
+        )
+    spread = mean_colour_spread(drawn.clamp(-1, 1), labels)
     return float(f"{max(spread * config.img_resolution, 0.1):.2g}"), spread

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from distill.checkpoints import load_state, save_network, save_state, write_atomically
 from distill.distributed import World
 from distill.divergence import Tally, fault_of_pictures, fault_of_steps, fault_of_weights, tallies
-from distill.errors import UserError
+from distill.errors import UserError, first_line
 from distill.images import save_grid, to_pixels
 from distill.learner import Learner, whole_weights
 from distill.networks import Denoiser
@@ -148,7 +148,7 @@ def _train(
         raise UserError(
             f"{fault or 'another process found a fault'}: the training has diverged by {seen} "
             f"images, and would again with these settings. {left}; start in another folder with a "
-            f"smaller --lr than {config.lr:g}"
+            f"smaller {_rates(config)}"
         )
 
     def look(shown: dict[str, Tally]) -> dict[str, Tally]:
@@ -243,6 +243,13 @@ def _train(
     return seen
 
 
+def _rates(config: LoopConfig) -> str:
+    """The learning rates to lower, as options."""
+    fake = getattr(config, "fake_lr", None)  # a distillation's own
+    second = "" if fake is None else f" and --fake-lr than {fake:g}"
+    return f"--lr than {config.lr:g}{second}"
+
+
 def _settings(training: Training) -> dict[str, Any]:
     """What a resumed run must share."""
     free = {"total_images", "cooldown", "checkpoint_every"}
@@ -257,7 +264,13 @@ def _resume(training: Training, folder: Path, settings: dict[str, Any]) -> int:
         state = load_state(state_file)
         before = _defaults(training.config, settings) | json.loads(state["settings"])
         _check_same_run(folder, before, settings)
-        training.load_state(state["training"])
+        try:
+            training.load_state(state["training"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise UserError(
+                f"{state_file} is of another version of sid-distill ({first_line(error)}): delete "
+                "it to start anew"
+            ) from None
         seen = state["images_seen"]
     if seen != training.world.from_main(seen):
         raise UserError(

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.checkpoints import first_line, load_network, load_state, sha256_of_weights
-from distill.errors import UserError
+from distill.checkpoints import load_network, load_state, sha256_of_weights
+from distill.errors import UserError, first_line
 from distill.networks import Denoiser
 
 NEEDED = ("alpha", "t_max", "weighting", "sigma_init")

@@ -1,6 +1,5 @@
 """`sid-distill run`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -206,15 +205,18 @@ def _with_fitting_level(
 ) -> "SidConfig":
     """Choose sigma_init by the teacher, show it, and note it in `origin`.
 
-    A run that is resumed keeps the one that it began with, which `origin` noted in its run.json.
+    A run that is resumed keeps the one that it began with, which its state holds. Process 0 looks,
+    for all.
     """
+    from distill.checkpoints import load_settings
     from distill.recipe import override
     from distill.start_level import fitting_sigma_init
 
-    before = json.loads((out / "run.json").read_text()) if (out / "run.json").is_file() else {}
-    if "sigma_init" in before and before["teacher_sha256"] == origin["teacher_sha256"]:
-        level = before["sigma_init"]
-    else:
+    state, level = out / "state.pt", None
+    if world.is_main and state.is_file():
+        level = load_settings(state).get("sigma_init")
+    level = world.from_main(level)
+    if level is None:
         level, spread = fitting_sigma_init(teacher.to(world.device).eval())
         level = world.from_main(level)
         if world.is_main:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from distill.checkpoints import first_line, write_atomically
+from distill.checkpoints import write_atomically
 from distill.data import Dataset
-from distill.errors import UserError
+from distill.errors import UserError, first_line
 from distill.evaluation.detector import Detector, DetectorFacts, FeatureModule
 from distill.evaluation.frechet import Statistics, frechet_distance, statistics
 from service.bundle import sha256_file

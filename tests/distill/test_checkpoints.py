@@ -26,7 +26,7 @@ from pathlib import Path
 from distill.checkpoints import save_state
 for count in range(10**6):
     weights = {"w": torch.full((4_000_000,), count)}
-    save_state(Path(sys.argv[1]), {"settings": "", "images_seen": count, "training": weights})
+    save_state(Path(sys.argv[1]), {"settings": "{}", "images_seen": count, "training": weights})
     print(count, flush=True)
 """
 
@@ -61,6 +61,15 @@ def test_a_network_survives_its_file(tmp_path):
     assert again.config == TINY
     x, sigma, labels = torch.randn(2, 1, 8, 8), torch.ones(2), torch.eye(2)
     assert torch.equal(again(x, sigma, labels), network(x, sigma, labels))
+
+
+def test_a_network_with_weights_that_are_not_finite_is_refused(tmp_path):
+    network = Denoiser(TINY)
+    with torch.no_grad():
+        next(network.parameters())[0] = float("nan")
+    save_network(tmp_path / "network.safetensors", network, FACTS)
+    with pytest.raises(UserError, match="holds weights that are not finite"):
+        load_network(tmp_path / "network.safetensors")
 
 
 def test_damaged_and_foreign_files_are_named(tmp_path):
@@ -101,7 +110,10 @@ def test_a_state_with_another_byte_is_damaged(tmp_path):
         load_state(path)
 
 
-@pytest.mark.parametrize("content", [torch.zeros(3), {"settings": "{}"}, STATE | {"training": 3}])
+@pytest.mark.parametrize(
+    "content",
+    [torch.zeros(3), {"settings": "{}"}, STATE | {"training": 3}, STATE | {"settings": "[]"}],
+)
 def test_what_is_no_state_is_of_another_version(content, tmp_path):
     torch.save(content, tmp_path / "state.pt")
     with pytest.raises(UserError, match=r"state.pt is of another version"):

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.main import get_command
 
+from distill import cli
 from distill.cli import app
 
 BIN = Path(sys.executable).parent
@@ -56,6 +58,16 @@ def test_every_command_and_option_is_explained():
         assert command.help, name
         for parameter in command.params:
             assert parameter.help, f"{name} {parameter.name}"
+
+
+@pytest.mark.parametrize("asks", [lambda: torch.empty(1 << 50), lambda: bytearray(1 << 60)])
+def test_too_little_memory_is_said_in_one_line(asks, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "app", asks)
+    with pytest.raises(SystemExit):
+        cli.main()
+    told = capsys.readouterr().err
+    assert told.startswith("error: not enough memory (")
+    assert told.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,13 @@ def break_from(training, step, until=math.inf):
     )
 
 
+def test_both_learning_rates_are_named_where_there_are_two(tmp_path):
+    training = make(fake_lr=5.0)
+    break_from(training, 0)
+    with pytest.raises(UserError, match=r"smaller --lr than 0\.001 and --fake-lr than 5$"):
+        train(training, tmp_path, FACTS, progress=False)
+
+
 def test_a_run_that_diverges_ends_and_keeps_the_last_good_network(tmp_path, capsys):
     """From step 38 on no step has a gradient: the checkpoint due at step 40 is not written."""
     training = make()

@@ -61,6 +61,20 @@ def test_labels_as_other_tools_write_them(tmp_path, labels):
     assert dataset.labels.tolist() == [0, 1] * 3
 
 
+def test_labels_are_found_with_other_files_beside_the_archives_folder(tmp_path):
+    folder = write(tmp_path, {"labels": LABELS}, zipped=False, prefix="cifar10")
+    (folder / "README.txt").write_text("what this is")
+    assert load_dataset(folder, resolution=8).labels.tolist() == [0, 1] * 3
+
+
+def test_labels_are_found_by_names_that_spell_accents_in_another_way(tmp_path):
+    for name in ("Cafe\u0301.png", "b.png"):
+        (tmp_path / name).write_bytes(png(1))
+    labels = {"labels": [["Caf\u00e9.png", 1], ["b.png", 0]]}
+    (tmp_path / "dataset.json").write_text(json.dumps(labels))
+    assert sorted(load_dataset(tmp_path, resolution=8).labels.tolist()) == [0, 1]
+
+
 @pytest.mark.parametrize("mark", ["utf-8-sig", "utf-16"])
 def test_a_byte_order_mark_is_no_matter(tmp_path, mark):
     content = json.dumps({"labels": LABELS}).encode(mark)

@@ -1,9 +1,12 @@
 """What of a folder or a zip is read as images, and the line that says what was not."""
 
+import contextlib
 import io
 import os
+import random
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -142,6 +145,90 @@ def test_a_macs_zip_that_does_not_say_utf8_keeps_its_letters(tmp_path):
             struct.pack_into("<H", data, start + offset, flags)
     path.write_bytes(data)
     assert load_dataset(path, resolution=8).classes == ("café", "tea")
+
+
+def zip_of(path, *names, compression=zipfile.ZIP_DEFLATED):
+    """A zip of images under those names; bytes stand in it as they are, without an encoding."""
+    stand_ins = [name if isinstance(name, str) else "~" * len(name) for name in names]
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name in stand_ins:
+            archive.writestr(name, png())
+    content = path.read_bytes()
+    for name, stand_in in zip(names, stand_ins, strict=True):
+        if isinstance(name, bytes):
+            content = content.replace(stand_in.encode(), name)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_a_damaged_zip_is_refused_or_read(tmp_path, compression):
+    content = zip_of(tmp_path / "whole.zip", "a/1.png", "b/2", compression=compression).read_bytes()
+    chance = random.Random(0)
+    path = tmp_path / "set.zip"
+    for _ in range(150):
+        damaged = bytearray(content)
+        damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged[: chance.choice([len(damaged), chance.randrange(len(damaged))])])
+        with contextlib.suppress(UserError):  # anything else fails
+            load_dataset(path, resolution=8)
+
+
+def test_a_zip_cut_short_is_called_a_zip(tmp_path):
+    path = zip_of(tmp_path / "set.zip", "a/1.png", "b/1.png")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match="cannot be read as a zip"):
+        load_dataset(path, resolution=8)
+
+
+def test_a_damaged_file_of_a_zip_is_named_without_a_suffix_too(tmp_path):
+    path = zip_of(tmp_path / "set.zip", "a/1.png", "b/photo")
+    content = bytearray(path.read_bytes())
+    start = content.index(b"b/photo") + len(b"b/photo")
+    content[start : start + 20] = b"\xff" * 20
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="b/photo cannot be unpacked"):
+        load_dataset(path, resolution=8)
+
+
+def test_a_file_that_a_zip_holds_twice_is_read_once(tmp_path):
+    with pytest.warns(UserWarning, match="Duplicate"):
+        path = zip_of(tmp_path / "set.zip", "a/1.png", "b/1.png", "a/1.png")
+    dataset = load_dataset(path, resolution=8)
+    assert len(dataset) == 2
+    assert "(1: a/1.png)" in dataset.summary
+
+
+def test_names_whose_encoding_a_zip_does_not_say_are_told(tmp_path):
+    path = zip_of(tmp_path / "set.zip", "кот".encode("cp866") + b"/1.png", "b/1.png")
+    assert "1 names in no stated encoding" in load_dataset(path, resolution=8).summary
+    path = zip_of(tmp_path / "set.zip", "кот".encode() + b"/1.png", "b/1.png")
+    assert "no stated" not in load_dataset(path, resolution=8).summary
+
+
+def test_a_name_in_unicode_beside_one_in_a_code_page_is_the_name(tmp_path):
+    """Info-ZIP's and WinRAR's extra field 0x7075."""
+    legacy, name = "кот".encode("cp866") + b"/1.png", "кот/1.png"
+    info = zipfile.ZipInfo("~" * len(legacy))
+    field = b"\1" + zlib.crc32(legacy).to_bytes(4, "little") + name.encode()
+    info.extra = struct.pack("<HH", 0x7075, len(field)) + field
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(info, png())
+        archive.writestr("b/1.png", png())
+    path.write_bytes(path.read_bytes().replace(info.filename.encode(), legacy))
+    dataset = load_dataset(path, resolution=8)
+    assert dataset.classes == ("b", "кот")
+    assert "no stated" not in dataset.summary
+
+
+def test_classes_txt_may_spell_accents_and_blanks_in_another_way(tmp_path):
+    for name in ("Cafe\u0301", "b "):
+        write_image(tmp_path / name / "1.png")
+    (tmp_path / "classes.txt").write_text("b\nCaf\u00e9\n")
+    assert load_dataset(tmp_path, resolution=8).classes == ("b ", "Cafe\u0301")
 
 
 @pytest.mark.parametrize("prefix", ["", "pets/"])

@@ -1,11 +1,13 @@
 """The noise level at which a generator starts follows the variety of its teacher."""
 
-import json
+import math
 
 import pytest
 import torch
 from torch import nn
 
+from distill.checkpoints import load_network
+from distill.errors import UserError
 from distill.networks import NetworkConfig
 from distill.start_level import fitting_sigma_init, mean_colour_spread
 from tests.distill.test_cli import RECIPE, sid_distill
@@ -53,6 +55,11 @@ def test_the_level_is_the_teachers_spread_times_the_side(classes, spread):
     assert level == pytest.approx(measured * SIDE, rel=0.05)
 
 
+def test_a_teacher_whose_pictures_are_not_finite_is_refused():
+    with pytest.raises(UserError, match="not finite"):
+        fitting_sigma_init(FlatColours(math.nan, 2).eval())
+
+
 def test_run_shows_the_level_and_a_resumed_run_keeps_it(tmp_path):
     (tmp_path / "tiny.toml").write_text(RECIPE)
     images = tmp_path / "images"
@@ -63,10 +70,11 @@ def test_run_shows_the_level_and_a_resumed_run_keeps_it(tmp_path):
     command += ["--features", "none", "--out", tmp_path / "sid"]
     first = sid_distill(*command, "--images", 320)
     assert "sigma_init" in first.stdout
-    origin = json.loads((tmp_path / "sid" / "run.json").read_text())
-    again = sid_distill(*command)
-    assert "sigma_init" not in again.stdout, "it is chosen once"
-    assert (
-        json.loads((tmp_path / "sid" / "run.json").read_text())["sigma_init"]
-        == (origin["sigma_init"])
-    )
+    assert "sigma_init" not in sid_distill(*command).stdout, "it is chosen once"
+    # Nor does a run forget the level that it was told when it began.
+    command += ["--out", tmp_path / "told"]
+    sid_distill(*command, "--images", 320, "--sigma-init", 1.5)
+    (tmp_path / "told" / "run.json").write_text("{cut short")
+    assert "sigma_init" not in sid_distill(*command).stdout
+    _, facts = load_network(tmp_path / "told" / "network.safetensors")
+    assert (facts["images_seen"], facts["sigma_init"]) == (640, 1.5)

@@ -249,6 +249,15 @@ def test_a_run_that_began_before_a_setting_existed_goes_on_with_its_default(tmp_
     assert train(make_sid(longer), tmp_path, {}, progress=False) == 192
 
 
+def test_a_state_without_what_a_training_needs_is_named(tmp_path):
+    config = SID.model_copy(update={"total_images": 64})
+    train(make_sid(config), tmp_path, {}, progress=False)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.save(state | {"training": {}}, tmp_path / "state.pt")
+    with pytest.raises(UserError, match=r"another version of sid-distill .*: delete it"):
+        train(make_sid(config), tmp_path, {}, progress=False)
+
+
 def test_a_run_may_be_given_another_end(tmp_path):
     config = SID.model_copy(update={"total_images": 128})
     train(make_sid(config), tmp_path, {}, progress=False)
