@@ -4,6 +4,7 @@ The publisher of `distill` writes it, the gateway trusts nothing else about a mo
 """
 
 import re
+import unicodedata
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
@@ -131,7 +132,7 @@ class Manifest(BaseModel):
         whether it is a number or its digits, it means the same:
 
         1. a whole number as it is usually written (7, not 07) that is an index: that class;
-        2. else a name, without regard to case and outer blanks;
+        2. else a name, without regard to case, outer blanks and the spelling of accents;
         3. else digits of any form: an index.
 
         So an index is never misread, and answers, addresses and file names hold indices. Names of
@@ -180,4 +181,5 @@ class Manifest(BaseModel):
 
 
 def _key(name: str) -> str:
-    return name.strip().casefold()
+    """What two spellings of one class name share: macOS writes accents as letters of their own."""
+    return unicodedata.normalize("NFC", name).strip().casefold()

@@ -42,8 +42,9 @@ export function askedOf({ model, class_label, seed, toward, step }) {
   return { model, class_label, seed, ...walk };
 }
 
+const key = (name) => name.normalize("NFC").trim().toLowerCase();
 const nameIndex = (classes, wanted) =>
-  classes.findIndex((name) => name.trim().toLowerCase() === wanted.trim().toLowerCase());
+  classes.findIndex((name) => key(name) === key(wanted));
 
 /** The index of a class that an address names, or -1: read as the server reads it. */
 export function classIndex(classes, label) {

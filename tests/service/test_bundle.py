@@ -176,6 +176,7 @@ def named(*classes: str) -> Manifest:
         (["01", "02", "03"], "2", 2),
         (["a", "b", "c"], "02", 2),  # no name either: digits
         (["0.5", "1.0", "2"], "1.0", 1),
+        (["a", "Cafe\u0301", "b"], "caf\u00e9", 1),  # a folder's name as macOS writes it
     ],
 )
 def test_a_number_is_an_index_if_there_is_one_else_a_name(classes, label, index):
