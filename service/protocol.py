@@ -99,6 +99,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._phase = _HEAD
         self._due = inf  # the deadline of the phase
         self._size = 0  # bytes since the phase began, at most; of a body only the framing
+        self._begun = False  # a request of which the parser has not seen the end
         self._running: RequestResponseCycle | None = None
         self._refusal: _Refusal | None = None  # why a callback stopped the parser
         self._beyond = False  # the limit on connections
@@ -121,8 +122,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, and count what is not bounded otherwise."""
-        self._unset_keepalive_if_required()
-        if self._phase is _NOTHING:
+        if idle := self._phase is _NOTHING:
             self._phase, self._size = _HEAD, 0
         self._size += len(data)
         if self._phase is not _NOISE:
@@ -130,6 +130,8 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._parse(data)
             except httptools.HttpParserError:
                 self._refuse(self._refusal or _MALFORMED)
+        if idle and self._phase is _HEAD and not self._begun:
+            self._phase = _NOTHING  # blank lines (RFC 9112, 2.2): it idles on, with the same end
         if self._size > self.head_bytes:
             self._overflow()
         if self._due == inf and self._phase is not _NOTHING:  # seldom: most come in one piece
@@ -142,6 +144,12 @@ class BoundedProtocol(HttpToolsProtocol):
             detail = "the connection was shut down before the answer, which counts as leaving"
             self._answer(_Refusal(400, "half-closed", detail), running)
 
+    def on_message_begin(self) -> None:
+        """Note that this is a request, and not a blank line before one."""
+        super().on_message_begin()
+        self._begun = True
+        self._unset_keepalive_if_required()
+
     def on_headers_complete(self) -> None:
         """Check the head, whose size may have gone beyond the bound, and start the request."""
         self._refusal = self._check_head()
@@ -149,6 +157,7 @@ class BoundedProtocol(HttpToolsProtocol):
             raise ValueError("refused")  # stops the parser; data_received answers
         if self.parser.should_upgrade():
             return  # `_parse` reads it once more, without the offer
+        self._unset_keepalive_if_required()  # an answer before it may have set it since
         if self.parser.get_http_version() == "1.0":
             self.expect_100_continue = False  # its clients do not know what that is
         super().on_headers_complete()
@@ -171,12 +180,14 @@ class BoundedProtocol(HttpToolsProtocol):
         """End the body's phase."""
         if self.parser.should_upgrade():
             return  # the end of its head; see on_headers_complete
+        self._begun = False
         self._keep_alive_after_all()
         super().on_message_complete()
-        if self._phase is _BODY:
-            self._phase, self._due = _NOTHING, inf
-        else:
-            self._enter(_HEAD)
+        if self._phase is _REST:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        self._phase, self._due = _NOTHING, inf
 
     def on_response_complete(self) -> None:
         """Notice an answer that came before the end of its request's body."""
@@ -184,6 +195,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._running = self.pipeline[-1][0]  # the one that starts now
         super().on_response_complete()
         if self._phase is _BODY and self.cycle.response_complete:
+            self._unset_keepalive_if_required()  # it does not idle yet
             self._enter(_REST)
         elif self._due != inf:
             self._set_deadline()  # what is on its way waited for this answer, or may have
