@@ -51,6 +51,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from service.connections import Room
+from service.cors import answer_headers
 from service.errors import problem
 from service.middleware import PROBES, new_request_id
 
@@ -92,6 +93,7 @@ class BoundedProtocol(HttpToolsProtocol):
     rest_bytes = 256 * 1024
     room: Room | None = None  # None: there is no limit on connections
     count_refusal: Callable[[int], None] = staticmethod(lambda _: None)  # status
+    allowed_origins: frozenset[str] = frozenset()  # whose pages may read the answers
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -372,6 +374,9 @@ class BoundedProtocol(HttpToolsProtocol):
         headers = {"Connection": "close", "X-Request-ID": request_id}
         if status == 503:
             headers["Retry-After"] = "1"
+        sent = running.scope["headers"] if running is not None else self.headers or ()
+        origin = dict(sent).get(b"origin", b"").decode("latin-1")
+        headers.update(answer_headers(self.allowed_origins, origin))
         response = problem(status, kind, detail, headers)
         fields = (*self.server_state.default_headers, *response.raw_headers)
         head = b"".join(b"%b: %b\r\n" % field for field in fields)
@@ -383,6 +388,7 @@ def bounded(
     head_bytes: int = BoundedProtocol.head_bytes,
     room: Room | None = None,
     count_refusal: Callable[[int], None] = lambda _: None,
+    allowed_origins: frozenset[str] = frozenset(),
 ) -> type[BoundedProtocol]:
     """The protocol with the bounds that settings change, for uvicorn's `http`.
 
@@ -391,6 +397,7 @@ def bounded(
         head_bytes: how large a head may be.
         room: the limit on connections.
         count_refusal: called with the status of an answer of which the application knows nothing.
+        allowed_origins: whose pages may read the answers (`cors.origins`).
     """
     bounds = {
         "body_seconds": body_seconds,
@@ -398,6 +405,7 @@ def bounded(
         "rest_bytes": max(BoundedProtocol.rest_bytes, 2 * head_bytes),
         "room": room,
         "count_refusal": staticmethod(count_refusal),
+        "allowed_origins": allowed_origins,
     }
     return type("Protocol", (BoundedProtocol,), bounds)
 
