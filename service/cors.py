@@ -49,7 +49,7 @@ def _origin(text: str) -> str:
     found = _ORIGIN.fullmatch(text.lower().removesuffix("/"))
     if text == EVERY_ORIGIN:
         return text
-    if not found:
+    if not found or int(found[3] or 0) > 65535:
         raise ValueError(text)
     scheme, host, port = found.groups()
     return f"{scheme}://{host}" + ("" if port in (None, _DEFAULT_PORTS[scheme]) else f":{port}")

@@ -52,6 +52,7 @@ def check_public_url(url: str) -> str:
     parts = urlsplit(url)
     path = parts.path.rstrip("/")
     host = _HOST.fullmatch(parts.netloc)
+    parts.port  # noqa: B018  # raises ValueError above 65535
     if parts.scheme not in _SCHEMES or not host or parts.query or parts.fragment:
         raise ValueError
     if path and not _PREFIX.fullmatch(path):

@@ -128,7 +128,15 @@ def test_errors_may_be_read_too(settings, tmp_path, monkeypatch, allowed):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["app.example", "ftp://app.example", "https://app.example/path", "https://*.a", "null"]
+    "wrong",
+    [
+        "app.example",
+        "ftp://app.example",
+        "https://app.example/path",
+        "https://*.a",
+        "https://a:65536",
+        "null",
+    ],
 )
 def test_what_is_no_origin_is_named(wrong):
     with pytest.raises(ValidationError, match="origins such as https://"):

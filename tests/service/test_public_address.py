@@ -135,7 +135,15 @@ def test_whatever_is_sent_gives_an_address(headers):
 
 @pytest.mark.parametrize(
     "wrong",
-    ["pictures.example", "ftp://a", "https://", "https://a b", "https://a?b", "https://u@a"],
+    [
+        "pictures.example",
+        "ftp://a",
+        "https://",
+        "https://a b",
+        "https://a?b",
+        "https://u@a",
+        "https://a:65536",
+    ],
 )
 def test_a_public_address_that_is_none_is_named(wrong):
     with pytest.raises(ValidationError, match="an address such as https://"):
