@@ -49,10 +49,27 @@ def _origin(text: str) -> str:
     found = _ORIGIN.fullmatch(text.lower().removesuffix("/"))
     if text == EVERY_ORIGIN:
         return text
-    if not found:
+    if not found or int(found[3] or 0) > 65535:
         raise ValueError(text)
     scheme, host, port = found.groups()
     return f"{scheme}://{host}" + ("" if port in (None, _DEFAULT_PORTS[scheme]) else f":{port}")
+
+
+def answer_headers(allowed: frozenset[str], origin: str | None) -> dict[str, str]:
+    """The headers of any answer to a page of `origin`; none where no origin at all is allowed.
+
+    Args:
+        allowed: origins, as `origins` reads them.
+        origin: the request's Origin header, if it has one.
+    """
+    headers = {}
+    if allowed and EVERY_ORIGIN not in allowed:
+        headers["Vary"] = "Origin"
+    if EVERY_ORIGIN in allowed or origin in allowed:
+        granted = EVERY_ORIGIN if EVERY_ORIGIN in allowed else str(origin)
+        headers["Access-Control-Allow-Origin"] = granted
+        headers["Access-Control-Expose-Headers"] = _EXPOSED
+    return headers
 
 
 class CrossOrigin:
@@ -76,27 +93,21 @@ class CrossOrigin:
             await self._app(scope, receive, send)
             return
         sent = Headers(scope=scope)
-        granted = self._granted(sent.get("origin"))
+        granted = answer_headers(self._allowed, sent.get("origin"))
+        vary = granted.pop("Vary", None)
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(granted)
-                if EVERY_ORIGIN not in self._allowed:
-                    headers.add_vary_header("Origin")
-                if "access-control-allow-origin" in headers:
-                    headers["Access-Control-Expose-Headers"] = _EXPOSED
+                if vary is not None:
+                    headers.add_vary_header(vary)
             await send(message)
 
-        if "access-control-allow-origin" in granted and _is_preflight(scope, sent):
+        if granted and _is_preflight(scope, sent):
             await _answer_preflight(sent, with_headers)
         else:  # a preflight of another origin gets the answer to any OPTIONS: no leave
             await self._app(scope, receive, with_headers)
-
-    def _granted(self, origin: str | None) -> dict[str, str]:
-        if EVERY_ORIGIN in self._allowed:
-            return {"access-control-allow-origin": EVERY_ORIGIN}
-        return {"access-control-allow-origin": origin} if origin in self._allowed else {}
 
 
 def _is_preflight(scope: Scope, sent: Headers) -> bool:

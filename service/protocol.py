@@ -51,6 +51,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from service.connections import Room
+from service.cors import answer_headers
 from service.errors import problem
 from service.middleware import PROBES, new_request_id
 
@@ -92,6 +93,7 @@ class BoundedProtocol(HttpToolsProtocol):
     rest_bytes = 256 * 1024
     room: Room | None = None  # None: there is no limit on connections
     count_refusal: Callable[[int], None] = staticmethod(lambda _: None)  # status
+    allowed_origins: frozenset[str] = frozenset()  # whose pages may read the answers
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -99,6 +101,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._phase = _HEAD
         self._due = inf  # the deadline of the phase
         self._size = 0  # bytes since the phase began, at most; of a body only the framing
+        self._begun = False  # a request of which the parser has not seen the end
         self._running: RequestResponseCycle | None = None
         self._refusal: _Refusal | None = None  # why a callback stopped the parser
         self._beyond = False  # the limit on connections
@@ -121,8 +124,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, and count what is not bounded otherwise."""
-        self._unset_keepalive_if_required()
-        if self._phase is _NOTHING:
+        if idle := self._phase is _NOTHING:
             self._phase, self._size = _HEAD, 0
         self._size += len(data)
         if self._phase is not _NOISE:
@@ -130,6 +132,8 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._parse(data)
             except httptools.HttpParserError:
                 self._refuse(self._refusal or _MALFORMED)
+        if idle and self._phase is _HEAD and not self._begun:
+            self._phase = _NOTHING  # blank lines (RFC 9112, 2.2): it idles on, with the same end
         if self._size > self.head_bytes:
             self._overflow()
         if self._due == inf and self._phase is not _NOTHING:  # seldom: most come in one piece
@@ -142,6 +146,12 @@ class BoundedProtocol(HttpToolsProtocol):
             detail = "the connection was shut down before the answer, which counts as leaving"
             self._answer(_Refusal(400, "half-closed", detail), running)
 
+    def on_message_begin(self) -> None:
+        """Note that this is a request, and not a blank line before one."""
+        super().on_message_begin()
+        self._begun = True
+        self._unset_keepalive_if_required()
+
     def on_headers_complete(self) -> None:
         """Check the head, whose size may have gone beyond the bound, and start the request."""
         self._refusal = self._check_head()
@@ -149,6 +159,7 @@ class BoundedProtocol(HttpToolsProtocol):
             raise ValueError("refused")  # stops the parser; data_received answers
         if self.parser.should_upgrade():
             return  # `_parse` reads it once more, without the offer
+        self._unset_keepalive_if_required()  # an answer before it may have set it since
         if self.parser.get_http_version() == "1.0":
             self.expect_100_continue = False  # its clients do not know what that is
         super().on_headers_complete()
@@ -171,12 +182,14 @@ class BoundedProtocol(HttpToolsProtocol):
         """End the body's phase."""
         if self.parser.should_upgrade():
             return  # the end of its head; see on_headers_complete
+        self._begun = False
         self._keep_alive_after_all()
         super().on_message_complete()
-        if self._phase is _BODY:
-            self._phase, self._due = _NOTHING, inf
-        else:
-            self._enter(_HEAD)
+        if self._phase is _REST:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        self._phase, self._due = _NOTHING, inf
 
     def on_response_complete(self) -> None:
         """Notice an answer that came before the end of its request's body."""
@@ -184,6 +197,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._running = self.pipeline[-1][0]  # the one that starts now
         super().on_response_complete()
         if self._phase is _BODY and self.cycle.response_complete:
+            self._unset_keepalive_if_required()  # it does not idle yet
             self._enter(_REST)
         elif self._due != inf:
             self._set_deadline()  # what is on its way waited for this answer, or may have
@@ -360,6 +374,9 @@ class BoundedProtocol(HttpToolsProtocol):
         headers = {"Connection": "close", "X-Request-ID": request_id}
         if status == 503:
             headers["Retry-After"] = "1"
+        sent = running.scope["headers"] if running is not None else self.headers or ()
+        origin = dict(sent).get(b"origin", b"").decode("latin-1")
+        headers.update(answer_headers(self.allowed_origins, origin))
         response = problem(status, kind, detail, headers)
         fields = (*self.server_state.default_headers, *response.raw_headers)
         head = b"".join(b"%b: %b\r\n" % field for field in fields)
@@ -371,6 +388,7 @@ def bounded(
     head_bytes: int = BoundedProtocol.head_bytes,
     room: Room | None = None,
     count_refusal: Callable[[int], None] = lambda _: None,
+    allowed_origins: frozenset[str] = frozenset(),
 ) -> type[BoundedProtocol]:
     """The protocol with the bounds that settings change, for uvicorn's `http`.
 
@@ -379,6 +397,7 @@ def bounded(
         head_bytes: how large a head may be.
         room: the limit on connections.
         count_refusal: called with the status of an answer of which the application knows nothing.
+        allowed_origins: whose pages may read the answers (`cors.origins`).
     """
     bounds = {
         "body_seconds": body_seconds,
@@ -386,6 +405,7 @@ def bounded(
         "rest_bytes": max(BoundedProtocol.rest_bytes, 2 * head_bytes),
         "room": room,
         "count_refusal": staticmethod(count_refusal),
+        "allowed_origins": allowed_origins,
     }
     return type("Protocol", (BoundedProtocol,), bounds)
 

@@ -18,7 +18,10 @@ _SCHEMES = ("http", "https")
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+;=:@%-]+)+")
 # One parameter of a Forwarded header: a name, and a token or a quoted text.
-_PARAMETER = re.compile(r"\s*([A-Za-z0-9_-]+)=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s;,\"]+))\s*")
+# Without the blanks around it, which are separators like any: a pattern that takes them, tried at
+# each of many, would take a time that grows with the square of their number.
+_PARAMETER = re.compile(r"([A-Za-z0-9_-]+)=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s;,\"]+))")
+_SEPARATORS = ";, \t"
 
 
 @lru_cache(maxsize=8)
@@ -49,6 +52,7 @@ def check_public_url(url: str) -> str:
     parts = urlsplit(url)
     path = parts.path.rstrip("/")
     host = _HOST.fullmatch(parts.netloc)
+    parts.port  # noqa: B018  # raises ValueError above 65535
     if parts.scheme not in _SCHEMES or not host or parts.query or parts.fragment:
         raise ValueError
     if path and not _PREFIX.fullmatch(path):
@@ -105,7 +109,7 @@ def _forwarded(value: str) -> dict[str, str]:
             found.setdefault(name.lower(), text)
             place = parameter.end()
         if place < len(value):
-            if value[place] not in ";, ":
+            if value[place] not in _SEPARATORS:
                 return {}
             place += 1
     return found

@@ -83,7 +83,7 @@ def _mounts(root: Path) -> Iterator[tuple[str, str, Path]]:
     """
     for line in _lines(root / "proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
-        top, place = (_unescaped(field) for field in before.split()[3:5])
+        top, place = (_unescaped(field) for field in before.split(" ")[3:5])
         kind, *_, options = after.split(" ")
         if kind in ("cgroup", "cgroup2"):
             yield options if kind == "cgroup" else "", top, root / place.lstrip("/")
@@ -112,9 +112,11 @@ def _numbers(file: Path, count: int) -> list[int | None]:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        text = file.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:  # no Linux, or nothing that tells
         return []
+    # Not `splitlines`: the kernel leaves whatever else that takes for an end of line in names.
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _unescaped(field: str) -> str:

@@ -21,6 +21,7 @@ from service.app import create_app
 from service.bundle import Bundle, BundleError
 from service.catalogue import Catalogue, load_bundles
 from service.connections import FileWatch, Room, make_room
+from service.cors import origins
 from service.engines import EngineError
 from service.engines.threads import left_behind
 from service.protocol import bounded
@@ -93,7 +94,11 @@ async def _serve(
         config = uvicorn.Config(
             app,
             http=bounded(
-                settings.body_seconds, settings.max_head_bytes, room, telemetry.count_refusal
+                settings.body_seconds,
+                settings.max_head_bytes,
+                room,
+                telemetry.count_refusal,
+                origins(settings.cors_origins),
             ),
             timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]  # or a float
             callback_notify=FileWatch().look,

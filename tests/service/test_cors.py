@@ -3,6 +3,7 @@
 import shutil
 import socket
 
+import httpx
 import pytest
 from playwright.sync_api import sync_playwright
 from pydantic import ValidationError
@@ -127,7 +128,15 @@ def test_errors_may_be_read_too(settings, tmp_path, monkeypatch, allowed):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["app.example", "ftp://app.example", "https://app.example/path", "https://*.a", "null"]
+    "wrong",
+    [
+        "app.example",
+        "ftp://app.example",
+        "https://app.example/path",
+        "https://*.a",
+        "https://a:65536",
+        "null",
+    ],
 )
 def test_what_is_no_origin_is_named(wrong):
     with pytest.raises(ValidationError, match="origins such as https://"):
@@ -139,6 +148,12 @@ def test_origins_are_taken_as_browsers_write_them():
     assert origins(written) == {
         "https://app.example", "http://b", "http://b:8080", "http://[::1]:3000",
     }  # fmt: skip
+
+
+def test_what_is_refused_before_the_application_may_be_read_too(models):
+    with serving(models, SID_CORS_ORIGINS=PAGE) as (_, url):
+        long = httpx.get(f"{url}/models", headers={"origin": PAGE, "x": "y" * 20_000})
+    assert (long.status_code, allowed_origin(long)) == (431, PAGE)
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="needs Chromium (Debian: chromium)")

@@ -319,6 +319,15 @@ def test_line_breaks_between_requests_keep_no_connection_open(peer):
     assert time.monotonic() < deadline
 
 
+def test_nor_do_they_shorten_its_time_or_bring_an_answer_that_nobody_asked_for(peer):
+    """Some clients end a body with one more (RFC 9112, 2.2); the next may come when it likes."""
+    peer.send(POST % (b"echo", 1) + b"a")
+    assert peer.answer()[2] == b"a"
+    peer.send(b"\r\n", every=0.4)  # twice as long as a head may take
+    peer.send(GET % b"a")
+    assert peer.answer()[::2] == (200, b"/a")
+
+
 # Bodies.
 
 
@@ -363,11 +372,50 @@ def test_the_setting_bounds_the_time_of_a_body():
         assert peer.problem() == (408, "request-timeout")
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (POST[:-2] % (b"echo", 10) + b"Origin: %b\r\n\r\n", 408),
+        (GET[:-2] % b"a" + b"Origin: %b\r\nx: " + b"y" * 20_000, 431),
+        (GET[:-2] % b"a" + b"Origin: %b\r\nhost: other\r\n\r\n", 400),
+    ],
+)
+@pytest.mark.parametrize(
+    ("allowed", "origin", "granted"),
+    [
+        ({"https://a.example"}, b"https://a.example", "https://a.example"),
+        ({"https://a.example"}, b"https://b.example", None),
+        ({"*"}, b"https://b.example", "*"),
+        (set(), b"https://a.example", None),
+    ],
+)
+def test_pages_that_may_call_may_read_these_answers_too(sent, status, allowed, origin, granted):
+    with serving(App(), bounded(0.2, allowed_origins=frozenset(allowed))) as address:
+        peer = Peer(address)
+        peer.send(sent % origin)
+        answered, headers, _ = peer.answer()
+    assert answered == status
+    assert headers.get("access-control-allow-origin") == granted
+    assert ("X-Request-ID" in headers.get("access-control-expose-headers", "")) == bool(granted)
+    assert headers.get("vary") == ("Origin" if allowed == {"https://a.example"} else None)
+
+
 def test_after_an_early_answer_a_small_rest_is_skipped_and_the_connection_goes_on(peer):
     peer.send(POST % (b"early", 50_000))
     assert peer.answer()[0] == 404
     peer.send(b"z" * 25_000, b"z" * 25_000, GET % b"a", every=0.01)
     assert peer.answer()[::2] == (200, b"/a")
+
+
+def test_after_an_early_answer_and_its_rest_the_connection_idles_as_after_any(peer):
+    peer.send(POST % (b"early", 50_000))
+    assert peer.answer()[0] == 404
+    started = time.monotonic()
+    peer.send(b"z" * 50_000, every=0.4)  # twice as long as a head may take
+    peer.send(GET % b"a")
+    assert peer.answer()[::2] == (200, b"/a")
+    assert peer.ended()
+    assert time.monotonic() - started > 0.9
 
 
 def test_after_an_early_answer_and_its_rest_a_head_is_bounded_as_ever(peer):

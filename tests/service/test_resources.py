@@ -122,6 +122,16 @@ def test_one_version_for_processors_and_the_other_for_memory(machine):
     assert (available_cpus(root), available_memory(root)) == (3, 50 * MIB)
 
 
+@pytest.mark.parametrize("odd", ["\u2028", "\x85", "\x0c", "\u00a0", "\\040"])
+def test_names_may_hold_what_looks_like_the_end_of_a_line_or_a_field(machine, odd):
+    """Of groups, and of whatever else is mounted; the kernel escapes only ASCII's blanks."""
+    disk = f"25 24 8:2 / /media/my{odd}disk rw - ext4 /dev/sdb1 rw"
+    group = f"a{odd.replace(chr(92) + '040', ' ')}b"
+    files = {f"{group}/cpu.max": "300000 100000"}
+    root = machine([f"0::/{group}"], [disk, V2.format(top="/")], files)
+    assert available_cpus(root) == 3
+
+
 def test_where_there_are_no_groups_the_machine_counts(tmp_path):
     assert available_cpus(tmp_path) == 8
     assert available_memory(tmp_path) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
