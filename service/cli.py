@@ -4,6 +4,7 @@ Heavy imports stand inside the commands, so that `sid --help` answers at once.
 """
 
 import json
+import os
 import shlex
 import signal
 import sys
@@ -31,6 +32,7 @@ ModelsOption = Annotated[
 
 def main() -> None:
     """Run the command line: a user's mistake ends in one line on stderr and exit status 2."""
+    _open_standard_files()
     try:
         app()
     except Exception as error:
@@ -296,6 +298,20 @@ def _end_at_sigterm() -> None:
     By itself it would, but for process 1 of a container, which ignores what nobody handles.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+
+def _open_standard_files() -> None:
+    """Open what the caller closed of standard input, output and error (`sid serve 2>&-`).
+
+    The next file or socket that this process opens would otherwise become, say, standard error,
+    and log lines would be written into it.
+    """
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free: this one
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115
 
 
 def _announce(url: str, catalogue: "Catalogue") -> None:

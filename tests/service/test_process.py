@@ -46,6 +46,21 @@ def serving(
         process.communicate()
 
 
+def test_it_serves_where_standard_error_is_closed(models):
+    """As `sid serve 2>&-`: its log must not go into the first file that it opens."""
+    command = f"exec {sys.executable} -m service.cli serve --port 0 --models {models} 2>&-"
+    process = subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, text=True)
+    try:
+        url = re.search(r"http://[0-9.:]+", process.stdout.readline())[0]
+        for _ in range(3):
+            assert httpx.post(f"{url}/generate", json={"seed": 7}).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_it_starts_serves_and_ends_in_order(models):
     body = {"class_label": "Dress", "seed": 7}
     with serving(models) as (process, url), httpx.Client(base_url=url) as http:
