@@ -4,6 +4,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# Loaded here, for pytest parses each module of hypothesis when it is loaded, and in CPython 3.11
+# ast.parse fails while another thread is in it (python/cpython#106905): hypothesis itself would
+# load this in the middle of a test, beside threads of ours.
+import hypothesis.internal.conjecture.optimiser  # noqa: F401
 import pytest
 
 from service.app import create_app
