@@ -11,9 +11,10 @@ from service.bundle import latents
 
 _CLASSES = 64  # at most, evenly over all: a thousand would take minutes
 # Levels of mean absolute difference, before rounding, below which two pictures are taken for one.
-# Seeds give other pictures wherever anything was learnt; a class may add less than what shows.
+# Seeds give other pictures wherever anything was learnt. What a class adds may be far less than
+# shows after a short training, so only what float32 cannot tell from nothing counts as nothing.
 _SAME_SEEDS = 0.5
-_SAME_CLASSES = 0.03
+_SAME_CLASSES = 1e-4
 
 
 @torch.no_grad()

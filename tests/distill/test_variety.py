@@ -44,7 +44,8 @@ def check(formula, classes=CLASSES):
         (lambda z, c: torch.where(torch.as_tensor(c == 1), -1.0, z), "of class 'b' for every seed"),
         (lambda z, c: (c + 0.3) / 4 + z / 5000, "the same picture of class 'a' for every seed"),
         (lambda z, _c: z, "the same picture for all of its 3 classes"),
-        (lambda z, c: z + c / 10_000, "the same picture for all of its 3 classes"),
+        (lambda z, c: z + c * 1e-7, "the same picture for all of its 3 classes"),
+        (lambda z, c: z.sign() * (2 + c), "the same picture for all of its 3 classes"),
     ],
 )
 def test_pictures_that_do_not_depend_on_what_is_asked_are_refused(formula, said):
@@ -61,6 +62,7 @@ def test_without_classes_the_seed_alone_counts():
 def test_pictures_that_depend_on_both_are_not():
     check(lambda z, c: z + c / 3)
     check(lambda z, c: z + torch.as_tensor(c == 2))  # two classes may look alike
+    check(lambda z, c: z + c / 10_000)  # less than a level, as after a short training
     check(lambda z, _c: z, classes=["only"])
     check(lambda z, c: z + c / 300, classes=[str(number) for number in range(300)])
 
