@@ -35,6 +35,12 @@ def halves(dataset: Dataset, take: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.cat([take(dataset.images[dataset.labels == label]) for label in classes])
 
 
+def some(dataset: Dataset, count: int) -> Dataset:
+    """So many images of a data set, which has them class by class, drawn at random."""
+    drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:count]
+    return Dataset(dataset.name, dataset.images[drawn], dataset.labels[drawn], dataset.classes)
+
+
 def main() -> None:
     """Print distance, precision and recall of both against the held-out images."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -47,12 +53,9 @@ def main() -> None:
     options = parser.parse_args()
     detector = load_detector(options.features)
     side = detector.facts.resolution if detector.facts else 64
-    train = load_dataset(options.data, resolution=side)
-    test = load_dataset(options.test, resolution=side)
-    some = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    some = some[: options.images]
-    train = Dataset(train.name, train.images[some], train.labels[some], train.classes)
-    real = detector.observe(test.images[: options.images]).features
+    train = some(load_dataset(options.data, resolution=side), options.images)
+    test = some(load_dataset(options.test, resolution=side), options.images)
+    real = detector.observe(test.images).features
     whole, half = halves(train, lambda images: images[::2]), halves(train, one_side)
     for name, images in (("all colours", whole), ("half of the colours", half)):
         drawn = detector.observe(images).features
