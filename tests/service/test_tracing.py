@@ -174,20 +174,36 @@ def test_requests_that_share_a_drawing_are_linked_with_its_batch(slow_models, re
     assert [span.links for span in others] == [(batch.id,)] * 2
 
 
-def test_a_request_that_was_answered_before_its_batch_began(slow_models, received, capfd):
+def test_a_request_that_was_answered_before_its_batch_began(models, received, capfd, monkeypatch):
     """It set a deadline, but its picture is still drawn for one that asked for the same."""
-    url = f"/generate?class_label={FAST}&seed="
-    with gateway(slow_models, received.url) as client:
+    engine_is_free, generate = asyncio.Event(), OnnxEngine.generate
+
+    async def generate_when_free(*arguments):
+        await engine_is_free.wait()
+        return await generate(*arguments)
+
+    with gateway(models, received.url) as client:
+        monkeypatch.setattr(OnnxEngine, "generate", generate_when_free)
 
         def ask(seed, **headers):
-            return client.http.get(f"{url}{seed}", headers=headers)
+            return asyncio.create_task(client.http.get(f"/generate?seed={seed}", headers=headers))
 
-        answers = client.run(
-            first_slow_then(client, ask(1), ask(2, **{"X-Deadline-Ms": "50"}), ask(2))
-        )
+        async def ask_four():
+            running = ask(0)
+            await asyncio.sleep(0.05)
+            others = [ask(1)]
+            for headers in ({"X-Deadline-Ms": "400"}, {}):
+                await asyncio.sleep(0.02)
+                others.append(ask(2, **headers))
+            await others[1]
+            engine_is_free.set()
+            await running
+            return await asyncio.gather(*others)
+
+        answers = client.run(ask_four())
     assert [answer.status_code for answer in answers] == [200, 504, 200]
     batch = received.named("batch")[1]
-    first, late, last = sorted(received.named("GET /generate"), key=lambda span: span.start)
+    _, first, late, last = sorted(received.named("GET /generate"), key=lambda span: span.start)
     assert (batch.parent, batch.links) == (first.id, (late.id,))
     assert (late.error, late.attributes["error.type"]) == (True, "504")
     assert (late.links, last.links) == ((), (batch.id,))

@@ -232,7 +232,7 @@ def test_kill_9_under_load_is_503_at_once_and_over_two_seconds_after_its_return(
         if times["killed"] + 0.5 < answer.sent < times["back"] - 1:
             assert answer.status == 503
             down.append(answer.seconds)
-    assert np.median(down) < 0.05, "at once"
+    assert np.median(down) < 0.25, "at once: waiting for Triton would take a second or more"
     assert "Traceback" not in log.read_text()
 
 
