@@ -15,10 +15,10 @@ from typer.main import get_command
 
 import distill.cli
 import service.cli
-from service import errors
 from service.app import create_app
+from service.http import problems
+from service.observability.metrics import Telemetry
 from service.settings import Settings
-from service.telemetry import Telemetry
 
 FOLDER = Path(__file__).parent / "reference"
 ORIGIN = "<!-- Written by `make docs` from {source}; edit that. -->\n\n"
@@ -36,7 +36,7 @@ def pages() -> dict[str, str]:
 
 def http(document: dict[str, Any]) -> str:
     """Every route, from the OpenAPI document that the server shows at /docs."""
-    text = ORIGIN.format(source="service/routes/") + (
+    text = ORIGIN.format(source="service/http/routes/") + (
         "# HTTP reference\n\n"
         "The same to try out, on a running server: `/docs`; for programs: `/openapi.json`.\n"
         "Where the server has API keys, send one as `Authorization: Bearer KEY` or "
@@ -88,7 +88,7 @@ def commands() -> str:
 
 def metrics() -> str:
     """Every metric of our own, from the registry."""
-    text = ORIGIN.format(source="service/telemetry.py") + (
+    text = ORIGIN.format(source="service/observability/metrics.py") + (
         "# Metrics reference\n\n"
         "What `GET /metrics` shows to Prometheus, beside the usual `process_*`. A histogram has "
         "`_bucket`, `_sum`\nand `_count`. What they mean when they move: "
@@ -141,7 +141,7 @@ def _answers(responses: dict[str, Any]) -> str:
     text, failures = "\n", []
     for status, answer in responses.items():
         content = answer.get("content", {})
-        if errors.PROBLEM in content:
+        if problems.PROBLEM in content:
             failures.append(status)
             continue
         forms = [

@@ -7,17 +7,17 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import errors
-from service.catalogue import load_bundles, open_catalogue
-from service.cors import CrossOrigin, origins
 from service.engines.threads import run_aside
-from service.middleware import ApiKeys, BodyLimit, RequestTelemetry
-from service.routes import generate, health, models, openai, playground
-from service.routes.lean import LeanRoute, LeanRoutes
-from service.security import TokenBuckets, load_keys
+from service.http import problems
+from service.http.cors import CrossOrigin, origins
+from service.http.fast_route import LeanRoute, LeanRoutes
+from service.http.middleware import ApiKeys, BodyLimit, RequestTelemetry
+from service.http.routes import generate, health, models, openai, playground
+from service.http.security import TokenBuckets, load_keys
+from service.observability.metrics import Telemetry
+from service.observability.tracing import open_tracing
+from service.serving.catalogue import load_bundles, open_catalogue
 from service.settings import Settings
-from service.telemetry import Telemetry
-from service.tracing import open_tracing
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -56,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.telemetry = telemetry
     app.state.keys = load_keys(settings.keys) if settings.keys else None
     app.state.buckets = TokenBuckets(settings.rate, settings.burst) if settings.rate else None
-    errors.install(app)
+    problems.install(app)
     for router in (
         generate.router,
         generate.cacheable_router,

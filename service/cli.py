@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from service.catalogue import Catalogue
+    from service.serving.catalogue import Catalogue
     from service.settings import Settings
 
 app = typer.Typer(
@@ -58,7 +58,8 @@ def serve(
     All other settings are environment variables SID_*: docs/reference/configuration.md.
     """
     _end_at_sigterm()
-    from service import logs, server
+    from service import server
+    from service.observability import logs
 
     settings = _settings(host=host, port=port, models=models)
     logs.configure(settings.log_format, settings.log_level)
@@ -81,7 +82,9 @@ def triton(
     Installs it (55 MB) when it is not there yet. Linux on x86-64 only; no GPU.
     """
     _end_at_sigterm()
-    from service import logs, server, triton_server
+    from service import server
+    from service.observability import logs
+    from service.tools import triton_server
 
     settings = _settings(port=port, models=models, triton=f"127.0.0.1:{grpc_port}")
     logs.configure(settings.log_format, settings.log_level)
@@ -148,7 +151,7 @@ def generate(
     if url is not None:
         place = url
     else:
-        from service import logs
+        from service.observability import logs
 
         place = _settings(models=models)
         logs.configure(place.log_format, place.log_level)
@@ -285,7 +288,7 @@ def key(
 
     So `sid key alice >> keys` adds the line, and the key is shown this once.
     """
-    from service.security import new_key
+    from service.http.security import new_key
 
     made = new_key(name)
     print(made.line, flush=True)
@@ -354,15 +357,15 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from service.bench import BenchError
     from service.bulk import BulkError
     from service.bundle import BundleError, ClassLabelError, SeedError
-    from service.catalogue import ModelRequiredError, UnknownModelError
     from service.client import ClientError
-    from service.connections import ConnectionsError
     from service.engines import EngineError
-    from service.refusals import ComputeError
-    from service.security import KeysError
+    from service.http.connections import ConnectionsError
+    from service.http.security import KeysError
+    from service.observability.tracing import TracingError
     from service.server import ListenError
-    from service.tracing import TracingError
-    from service.triton_server import TritonServerError
+    from service.serving.catalogue import ModelRequiredError, UnknownModelError
+    from service.serving.exceptions import ComputeError
+    from service.tools.triton_server import TritonServerError
 
     return (
         BenchError,

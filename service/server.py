@@ -16,18 +16,18 @@ import structlog
 import uvicorn
 import uvloop
 
-from service import logs
 from service.app import create_app
 from service.bundle import Bundle, BundleError
-from service.catalogue import Catalogue, load_bundles
-from service.connections import FileWatch, Room, make_room
-from service.cors import origins
 from service.engines import EngineError
 from service.engines.threads import left_behind
-from service.protocol import bounded
-from service.security import Keys, KeysError, load_keys
+from service.http.connections import FileWatch, Room, make_room
+from service.http.cors import origins
+from service.http.protocol import bounded
+from service.http.security import Keys, KeysError, load_keys
+from service.observability import logs
+from service.observability.metrics import Telemetry
+from service.serving.catalogue import Catalogue, load_bundles
 from service.settings import Settings
-from service.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
 

@@ -8,8 +8,8 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.bundle import Precision
-from service.cors import origins
-from service.public_address import check_public_url, networks
+from service.http.cors import origins
+from service.http.public_address import check_public_url, networks
 from service.resources import available_cpus
 
 _BATCHES_A_SERVER = 4  # on two instances: two computed, two on their way (docs/results.md)

@@ -14,7 +14,7 @@ from distill.errors import UserError
 from distill.recipe import RECIPES, load_recipe
 from service.bundle import BundleError, load_manifest
 from service.bundle.text import TextError, decode_text
-from service.security import KeysError, load_keys, new_key
+from service.http.security import KeysError, load_keys, new_key
 from tests.bundles import write_bundle
 
 MARKS = {

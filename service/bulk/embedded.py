@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 from service.bulk.errors import PostponedError
 from service.bulk.plan import Drawn, Piece
 from service.bundle import list_bundles, load_bundle
-from service.catalogue import open_catalogue, pick
-from service.generation import Model
-from service.orders import resolve_orders
-from service.refusals import QueueFullError
+from service.observability.metrics import Telemetry
+from service.serving.catalogue import open_catalogue, pick
+from service.serving.exceptions import QueueFullError
+from service.serving.jobs import resolve_orders
+from service.serving.served_model import Model
 from service.settings import Settings
-from service.telemetry import Telemetry
 
 
 class EmbeddedSource:

@@ -26,7 +26,7 @@ from service.bulk.output import Folder, open_output
 from service.bulk.plan import ALL_CLASSES, Piece, Plan
 from service.client import ClientError
 from service.engines import EngineError
-from service.refusals import ComputeError
+from service.serving.exceptions import ComputeError
 
 
 class Source(Protocol):

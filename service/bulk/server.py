@@ -8,7 +8,6 @@ from typing import cast
 from service.bulk.errors import BulkError, PostponedError
 from service.bulk.plan import Drawn, Piece
 from service.bulk.window import Window
-from service.catalogue import pick
 from service.client import (
     AnswerError,
     AsyncClient,
@@ -19,6 +18,7 @@ from service.client import (
     Picture,
 )
 from service.client.retries import pause
+from service.serving.catalogue import pick
 
 _PIECE = 16
 # Seconds. A wrong address should show at once; a server that restarts under a long run should

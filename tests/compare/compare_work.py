@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 
 from service.bundle import check_seed, latents, load_manifest
-from service.encoding import encode_png
+from service.serving.encoding import encode_png
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "fashion"
 ROUTE = "/generate"

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from service.bundle import load_manifest  # noqa: E402
-from service.triton_server import install, running  # noqa: E402
+from service.tools.triton_server import install, running  # noqa: E402
 
 MODEL = ROOT / "models" / "fashion"
 HTTP, GRPC, METRICS = 8731, 8732, 8733

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service import triton_server
 from service.settings import Settings
+from service.tools import triton_server
 from tests.deploy.files import (
     DOCKERFILE,
     ENV,

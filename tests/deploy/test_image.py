@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 import service.cli
-from service.routes import health
+from service.http.routes import health
 from service.settings import Settings
 from tests.deploy.files import (
     DOCKERFILE,

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.telemetry import ModelMetrics, Telemetry
+from service.observability.metrics import ModelMetrics, Telemetry
 from tests.bundles import FOR_EVER, write_bundle
 from tests.deploy.observed import drive, prometheus
 from tests.deploy.promql import alternatives, conditions, names, operands

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.routes.accept import choose
+from service.http.accept import choose
 
 OFFERED = ("image/png", "application/json")
 

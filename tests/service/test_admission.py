@@ -5,12 +5,12 @@ from time import monotonic
 
 import pytest
 
-from service import supervision
 from service.app import create_app
 from service.bundle import golden
 from service.engines import EngineError
 from service.engines.onnx import OnnxEngine
-from service.security import new_key
+from service.http.security import new_key
+from service.serving import supervision
 from tests.service.client import Client
 
 BODY = {"class_label": 0, "seed": 1}

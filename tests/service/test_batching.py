@@ -11,8 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from service.batching import Batcher
-from service.refusals import ClosedError, ComputeError, QueueFullError
+from service.serving.batching import Batcher
+from service.serving.exceptions import ClosedError, ComputeError, QueueFullError
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):

@@ -27,7 +27,7 @@ from service.bulk.plan import Plan, count_seeds, parse_seeds
 from service.bulk.window import Window
 from service.bundle import SEED_MAX
 from service.client import AsyncClient
-from service.security import new_key
+from service.http.security import new_key
 from tests.bundles import served_tag, write_bundle
 from tests.service import test_cli
 from tests.service.test_process import serving

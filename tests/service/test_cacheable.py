@@ -6,7 +6,7 @@ import pytest
 
 from service.app import create_app
 from service.engines.onnx import OnnxEngine
-from service.security import new_key
+from service.http.security import new_key
 from service.settings import Settings
 from tests.bundles import write_bundle
 from tests.service.client import Client

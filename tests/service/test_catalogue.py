@@ -7,8 +7,8 @@ import pytest
 
 from service.app import create_app
 from service.bundle import BundleError, load_bundle
-from service.catalogue import ModelRequiredError, UnknownModelError, pick
-from service.generation import _REJECTIONS
+from service.serving.catalogue import ModelRequiredError, UnknownModelError, pick
+from service.serving.served_model import _REJECTIONS
 from service.settings import Settings
 from tests.bundles import CLOTHES, write_bundle
 from tests.service.client import Client

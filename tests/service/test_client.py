@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from service.client import AnswerError, AsyncClient, Client, ClientError, UnreachableError
-from service.security import new_key
+from service.http.security import new_key
 from tests.bundles import FOR_EVER, write_bundle
 from tests.service.test_process import run_python, serving
 

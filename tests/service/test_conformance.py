@@ -12,7 +12,7 @@ from service.engines import Engine, EngineError, Terms
 from service.engines.onnx import OnnxEngine
 from service.engines.openvino import OpenVinoEngine
 from service.engines.triton import TritonEngine
-from service.supervision import Supervisor
+from service.serving.supervision import Supervisor
 from tests.bundles import compute
 from tests.service.triton import Repository
 

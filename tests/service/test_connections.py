@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.connections import Room
-from service.protocol import bounded
+from service.http.connections import Room
+from service.http.protocol import bounded
 from tests.service.test_process import serving
 from tests.service.test_protocol import GET, OFFERS, App, Peer, until
 from tests.service.test_protocol import serving as serving_app
@@ -23,7 +23,7 @@ from tests.service.test_protocol import serving as serving_app
 MAKE_ROOM = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
-from service.connections import make_room
+from service.http.connections import make_room
 try:
     print(make_room({wanted}), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 except Exception as error:

@@ -9,8 +9,8 @@ from playwright.sync_api import sync_playwright
 from pydantic import ValidationError
 
 from service.app import create_app
-from service.cors import origins
-from service.security import new_key
+from service.http.cors import origins
+from service.http.security import new_key
 from service.settings import Settings
 from tests.service.client import Client
 from tests.service.test_process import serving
@@ -119,7 +119,7 @@ def test_errors_may_be_read_too(settings, tmp_path, monkeypatch, allowed):
         for method, path, headers, body, status in asked:
             if status == 500:
                 for name in ("generate", "openai"):
-                    monkeypatch.setattr(f"service.routes.{name}.resolve", None)
+                    monkeypatch.setattr(f"service.http.routes.{name}.resolve", None)
             answer = client.request(method, path, headers=headers, json=body)
             assert answer.status_code == status
             assert allowed_origin(answer) == ("*" if allowed == "*" else PAGE), status

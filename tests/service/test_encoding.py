@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.encoding import (
+from service.serving.encoding import (
     ENCODER,
     JPEG,
     NPY,

@@ -10,8 +10,9 @@ import structlog
 from pydantic import ValidationError
 
 from service.bundle import latents, load_bundle, write_manifest
-from service.engines import EngineError, choice
-from service.engines.choice import make_engine
+from service.engines import EngineError
+from service.serving import engine_selection
+from service.serving.engine_selection import make_engine
 from service.settings import Settings
 from tests.bundles import A_WHILE, compute, republished, write_bundle
 
@@ -90,7 +91,7 @@ def test_what_hangs_is_given_up_and_never_taken(tmp_path):
 def test_it_leaves_float32_only_when_told(tmp_path, monkeypatch):
     """However much faster another precision is on this machine: the next one would say so too."""
     monkeypatch.setattr(
-        choice,
+        engine_selection,
         "_images_per_second",
         lambda engine, *_: _rate(2.0 if engine.precision == "int8" else 1.0),
     )

@@ -2,9 +2,9 @@
 
 import pytest
 
-from service.catalogue import Catalogue
-from service.refusals import ClosedError, ComputeError, DeadlineError, QueueFullError
-from service.supervision import EngineDownError
+from service.serving.catalogue import Catalogue
+from service.serving.exceptions import ClosedError, ComputeError, DeadlineError, QueueFullError
+from service.serving.supervision import EngineDownError
 
 FIELDS = {"type", "title", "status", "detail"}
 

@@ -13,7 +13,7 @@ from hypothesis import example, given, note, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from service.protocol import BoundedProtocol
+from service.http.protocol import BoundedProtocol
 
 Request = tuple[str, str, bytes]
 

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from service import logs
-from service.log_writer import LineWriter
+from service.observability import logs
+from service.observability.log_writer import LineWriter
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 # A line break of any kind, terminal escapes of both kinds, text that turns round, half a character.
@@ -276,7 +276,7 @@ def test_a_reader_that_left_is_no_fault(pipe):
 
 CODE = """
 import sys, threading, warnings
-from service import logs
+from service.observability import logs
 import structlog
 logs.configure("human")
 with logs.unblocked():

@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 
 from service.app import create_app
-from service.protocol import BoundedProtocol
+from service.http.protocol import BoundedProtocol
 
 REQUESTS = 50
 

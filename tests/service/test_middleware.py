@@ -10,11 +10,12 @@ import pytest
 import structlog
 from fastapi import FastAPI, Request, Response
 
-from service import errors, logs
-from service.middleware import ApiKeys, BodyLimit, RequestTelemetry
-from service.security import TokenBuckets, charge, load_keys, new_key
-from service.telemetry import Telemetry
-from service.tracing import Tracing
+from service.http import problems
+from service.http.middleware import ApiKeys, BodyLimit, RequestTelemetry
+from service.http.security import TokenBuckets, charge, load_keys, new_key
+from service.observability import logs
+from service.observability.metrics import Telemetry
+from service.observability.tracing import Tracing
 
 LIMIT = 1000
 
@@ -47,7 +48,7 @@ def app(tmp_path, key) -> FastAPI:
     app.state.telemetry = Telemetry()
     app.state.buckets = TokenBuckets(0.5, 4)
     (tmp_path / "keys").write_text(key.line)
-    errors.install(app)
+    problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=LIMIT)
     app.add_middleware(ApiKeys, keys=load_keys(tmp_path / "keys"))
     app.add_middleware(RequestTelemetry, telemetry=app.state.telemetry, tracing=Tracing())

@@ -9,7 +9,7 @@ import pytest
 from service.bundle import Bundle, GoldenImage, Precision, latents, load_bundle
 from service.engines import Engine, EngineError
 from service.engines.onnx import CudaEngine, OnnxEngine
-from service.supervision import Supervisor
+from service.serving.supervision import Supervisor
 from tests.bundles import compute, republished, write_bundle, write_graph
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from service.app import create_app
 from service.bundle import load_bundle
-from service.security import new_key
+from service.http.security import new_key
 from service.settings import Settings
 from tests.bundles import write_bundle
 from tests.service.client import Client

@@ -15,7 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from service.security import new_key
+from service.http.security import new_key
 from tests.bundles import write_bundle
 from tests.service.test_process import serving
 

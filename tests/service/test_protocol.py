@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import pytest
 import uvicorn
 
-from service.middleware import BodyLimit
-from service.protocol import BoundedProtocol, bounded
+from service.http.middleware import BodyLimit
+from service.http.protocol import BoundedProtocol, bounded
 
 GET = b"GET /%b HTTP/1.1\r\nhost: test\r\n\r\n"
 POST = b"POST /%b HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n\r\n"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.app import create_app
-from service.public_address import is_trusted, public_address
+from service.http.public_address import is_trusted, public_address
 from service.settings import Settings
 from tests.service.client import Client
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from service.bundle import load_manifest, write_manifest
-from service.security import new_key
+from service.http.security import new_key
 from tests.bundles import FOR_EVER, served_tag, write_bundle
 from tests.service.test_process import serving
 from tests.service.triton import triton_over, until

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import cli
-from service.security import (
+from service.http.security import (
     BurstError,
     KeysError,
     RateLimitedError,

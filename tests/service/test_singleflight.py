@@ -6,9 +6,9 @@ import traceback
 import pytest
 
 from service.engines import EngineError
-from service.refusals import ComputeError, QueueFullError
-from service.security import RateLimitedError
-from service.singleflight import SingleFlight
+from service.http.security import RateLimitedError
+from service.serving.exceptions import ComputeError, QueueFullError
+from service.serving.singleflight import SingleFlight
 
 
 class Work:

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from service.bundle import latents, load_bundle
-from service.encoding import encode_png
 from service.engines.onnx import open_session
+from service.serving.encoding import encode_png
 from tests.service.test_process import serving
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "8"))

@@ -17,8 +17,8 @@ import pytest
 from service.app import create_app
 from service.engines import EngineError
 from service.engines.onnx import OnnxEngine
+from service.observability.tracing import sent_traceparent
 from service.settings import Settings
-from service.tracing import sent_traceparent
 from tests.bundles import A_WHILE, write_bundle
 from tests.service.client import Client
 from tests.service.otlp import collector, http_collector
@@ -293,7 +293,7 @@ def test_a_collector_that_is_away_costs_one_line_and_no_time(models, address, tm
 def test_a_collector_that_comes_back_gets_what_comes_then(models, monkeypatch, capfd):
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.2")
-    monkeypatch.setattr("service.tracing.spans._QUIET_SECONDS", 0)
+    monkeypatch.setattr("service.observability.tracing.spans._QUIET_SECONDS", 0)
     (port,) = free_ports(1)
     said = ""
 

@@ -14,8 +14,8 @@ import pytest
 from service.app import create_app
 from service.bundle import latents, load_bundle
 from service.engines import EngineBusyError, EngineDeadlineError, EngineError, Terms
-from service.engines.choice import make_engine
 from service.engines.triton import TritonEngine
+from service.serving.engine_selection import make_engine
 from service.settings import Settings
 from tests.bundles import A_WHILE, compute, write_bundle
 from tests.service.client import Client

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.spatial import geometric_slerp
 
 from service.bundle import latents
-from service.interpolation import slerp
+from service.serving.interpolation import slerp
 
 SHAPE = (3, 16, 16)
 seeds = st.integers(0, 2**32 - 1)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 
-from service import triton_server
 from service.bundle import Bundle, load_bundle
+from service.tools import triton_server
 
 
 def free_ports(count: int) -> list[int]:

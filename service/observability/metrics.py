@@ -19,9 +19,9 @@ from prometheus_client import (
     generate_latest,
 )
 
-from service import logs
 from service.bundle import Bundle
 from service.engines import Engine
+from service.observability import logs
 from service.resources import available_memory
 
 # 0.1 ms to 15 s in round numbers, so that a rule can say le="0.3": a share below a bound is exact.

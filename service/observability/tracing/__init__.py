@@ -124,7 +124,9 @@ def open_tracing(collector: str | None) -> Tracing:
     if collector is None:
         return Tracing()
     try:
-        from service.tracing.spans import SpanTracing  # here: a tenth of a second, for its users
+        from service.observability.tracing.spans import (
+            SpanTracing,  # here: a tenth of a second, for its users
+        )
     except ImportError as error:
         raise TracingError(
             f"SID_TRACES needs the extra `tracing`, pip install 'sid-serve[tracing]': {error}"

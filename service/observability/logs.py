@@ -23,7 +23,7 @@ from typing import Any, Literal
 import orjson
 import structlog
 
-from service.log_writer import LineWriter
+from service.observability.log_writer import LineWriter
 
 LogFormat = Literal["human", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from service.bundle import Bundle, list_bundles, load_bundle
 from service.engines import EngineError
-from service.engines.choice import make_engine
 from service.engines.threads import run_aside
-from service.generation import Model
+from service.observability.metrics import ModelMetrics, Telemetry
+from service.serving.engine_selection import make_engine
+from service.serving.served_model import Model
 from service.settings import Settings
-from service.telemetry import ModelMetrics, Telemetry
 
 _LINGER_SECONDS = 1.0
 

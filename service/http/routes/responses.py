@@ -9,11 +9,22 @@ import numpy as np
 from fastapi import Request, Response
 from pydantic import BaseModel, Field
 
-from service.encoding import ENCODER, JPEG, JSON, NPY, PIXELS, PNG, WEBP, ZIP, npy, zip_archive
-from service.errors import ProblemError
-from service.generation import Model
-from service.orders import Order, Picture
-from service.routes.accept import choose
+from service.http.accept import choose
+from service.http.problems import ProblemError
+from service.serving.encoding import (
+    ENCODER,
+    JPEG,
+    JSON,
+    NPY,
+    PIXELS,
+    PNG,
+    WEBP,
+    ZIP,
+    npy,
+    zip_archive,
+)
+from service.serving.jobs import Order, Picture
+from service.serving.served_model import Model
 
 # In order of preference: the first is what a client gets that has none.
 ONE = (PNG, WEBP, JPEG, JSON, NPY, ZIP)

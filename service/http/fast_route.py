@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import ProblemError, internal_error, problem_for
+from service.http.problems import ProblemError, internal_error, problem_for
 
 
 class LeanRoute(APIRoute):

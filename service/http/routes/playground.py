@@ -9,10 +9,10 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi_swagger import patch_fastapi
 
-from service.public_address import public_address
+from service.http.public_address import public_address
 from service.settings import Settings
 
-_FILES = Path(__file__).parents[1] / "playground"
+_FILES = Path(__file__).parents[2] / "playground"
 # Our own scripts and styles, pictures that they were sent, and nothing else.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "

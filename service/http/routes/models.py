@@ -6,9 +6,9 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from service.bundle import Graph, Manifest, Precision, Quality
-from service.catalogue import Catalogue
-from service.errors import responses
-from service.generation import Model
+from service.http.problems import responses
+from service.serving.catalogue import Catalogue
+from service.serving.served_model import Model
 
 router = APIRouter()
 

@@ -11,11 +11,11 @@ import numpy as np
 import structlog
 
 from service.bundle import Bundle, Precision, latents
-from service.canary import Canary
 from service.engines import Engine, EngineError, Images, Inputs, Terms
 from service.engines.embedded import EmbeddedEngine
 from service.engines.onnx import CudaEngine, OnnxEngine
 from service.engines.openvino import OpenVinoEngine
+from service.serving.canary import Canary
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)

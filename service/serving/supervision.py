@@ -10,7 +10,6 @@ from typing import TypeVar
 import structlog
 
 from service.bundle import Bundle
-from service.canary import Canary
 from service.engines import (
     Engine,
     EngineBusyError,
@@ -20,6 +19,7 @@ from service.engines import (
     Inputs,
     Terms,
 )
+from service.serving.canary import Canary
 
 T = TypeVar("T")
 

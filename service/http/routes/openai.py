@@ -21,15 +21,15 @@ from pydantic import (
     TypeAdapter,
 )
 
-from service.catalogue import Catalogue
-from service.encoding import JPEG, PNG, WEBP
-from service.errors import ProblemError, responses
-from service.generation import Model
-from service.orders import Order, Picture
-from service.public_address import public_address
-from service.routes.drawing import deadline_of, draw, resolve
-from service.routes.lean import LeanRoute
-from service.routes.requests import GenerateRequest, WholeNumber
+from service.http.fast_route import LeanRoute
+from service.http.problems import ProblemError, responses
+from service.http.public_address import public_address
+from service.http.routes.handlers import deadline_of, draw, resolve
+from service.http.routes.requests import GenerateRequest, WholeNumber
+from service.serving.catalogue import Catalogue
+from service.serving.encoding import JPEG, PNG, WEBP
+from service.serving.jobs import Order, Picture
+from service.serving.served_model import Model
 from service.settings import Settings
 
 drawing_router = APIRouter(prefix="/v1", route_class=LeanRoute)

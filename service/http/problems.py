@@ -16,11 +16,11 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from service.bundle import ClassLabelError, SeedError
-from service.catalogue import ModelRequiredError, UnknownModelError
-from service.orders import WalkError
-from service.refusals import ClosedError, ComputeError, DeadlineError, QueueFullError
-from service.security import BurstError, RateLimitedError
-from service.supervision import EngineDownError
+from service.http.security import BurstError, RateLimitedError
+from service.serving.catalogue import ModelRequiredError, UnknownModelError
+from service.serving.exceptions import ClosedError, ComputeError, DeadlineError, QueueFullError
+from service.serving.jobs import WalkError
+from service.serving.supervision import EngineDownError
 
 PROBLEM = "application/problem+json"
 OPENAI_PREFIX = "/v1/"

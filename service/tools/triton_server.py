@@ -24,7 +24,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 PACKAGE = "nvidia-pytriton==0.7.0"  # Triton 2.51.0
-_STAND_IN = Path(__file__).parents[1] / "deploy" / "triton" / "backends"
+_STAND_IN = Path(__file__).parents[2] / "deploy" / "triton" / "backends"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _START_SECONDS = 60
 _STOP_SECONDS = 15

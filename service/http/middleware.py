@@ -15,10 +15,10 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import ProblemError, internal_error, problem_for
-from service.security import Keys
-from service.telemetry import Telemetry
-from service.tracing import UNTRACED, Tracing
+from service.http.problems import ProblemError, internal_error, problem_for
+from service.http.security import Keys
+from service.observability.metrics import Telemetry
+from service.observability.tracing import UNTRACED, Tracing
 
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 # What needs no key: probes, and the playground's own files, which ask their user for one.
@@ -138,7 +138,7 @@ class BodyLimit:
     """Read each request's body before anything else does, and refuse one that is too large.
 
     In full, because nothing can be done with a part and `max_bytes` is small. How long it may
-    take is up to service/protocol.py, which needs no timer for each request.
+    take is up to service/http/protocol.py, which needs no timer for each request.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:

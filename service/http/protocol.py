@@ -50,10 +50,10 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from service.connections import Room
-from service.cors import answer_headers
-from service.errors import problem
-from service.middleware import PROBES, new_request_id
+from service.http.connections import Room
+from service.http.cors import answer_headers
+from service.http.middleware import PROBES, new_request_id
+from service.http.problems import problem
 
 log = structlog.get_logger(__name__)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from service.bundle import Manifest, check_seed
 from service.engines import Images
-from service.telemetry import Timings
-from service.tracing import BatchTrace
+from service.observability.metrics import Timings
+from service.observability.tracing import BatchTrace
 
 # Random seeds stay below 2^32: larger ones repeat the same pictures (see bundle.latents), and
 # JavaScript reads whole numbers exactly up to 2^53 only.

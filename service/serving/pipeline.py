@@ -5,11 +5,11 @@ from time import perf_counter
 import numpy as np
 
 from service.bundle import Manifest, latents
-from service.encoding import PIXELS, encode
 from service.engines import Images, Inputs, Latents, Terms
-from service.interpolation import slerp
-from service.orders import Order
-from service.tracing import BatchTrace
+from service.observability.tracing import BatchTrace
+from service.serving.encoding import PIXELS, encode
+from service.serving.interpolation import slerp
+from service.serving.jobs import Order
 
 
 class Drawing:

@@ -6,12 +6,12 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from service.errors import ProblemError
-from service.generation import Model
-from service.orders import Order, Picture, resolve_orders
-from service.routes.disconnect import ClientDisconnectedError, UnlessDisconnected
-from service.routes.requests import GenerateQuery, GenerateRequest
-from service.security import RateLimitedError, charge
+from service.http.disconnect import ClientDisconnectedError, UnlessDisconnected
+from service.http.problems import ProblemError
+from service.http.routes.requests import GenerateQuery, GenerateRequest
+from service.http.security import RateLimitedError, charge
+from service.serving.jobs import Order, Picture, resolve_orders
+from service.serving.served_model import Model
 from service.settings import Settings
 
 T = TypeVar("T")

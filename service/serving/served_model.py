@@ -6,9 +6,7 @@ from time import perf_counter
 
 import structlog
 
-from service.batching import Batcher, Reason
 from service.bundle import Bundle, variant
-from service.drawing import Drawing
 from service.engines import (
     Engine,
     EngineBusyError,
@@ -16,12 +14,14 @@ from service.engines import (
     EngineError,
     Terms,
 )
-from service.orders import Order, Picture
-from service.refusals import ClosedError, ComputeError, DeadlineError, QueueFullError
-from service.singleflight import SingleFlight
-from service.supervision import EngineDownError, Supervisor
-from service.telemetry import ModelMetrics, Timings
-from service.tracing import UNTRACED, Batch, RequestTrace, start_batch
+from service.observability.metrics import ModelMetrics, Timings
+from service.observability.tracing import UNTRACED, Batch, RequestTrace, start_batch
+from service.serving.batching import Batcher, Reason
+from service.serving.exceptions import ClosedError, ComputeError, DeadlineError, QueueFullError
+from service.serving.jobs import Order, Picture
+from service.serving.pipeline import Drawing
+from service.serving.singleflight import SingleFlight
+from service.serving.supervision import EngineDownError, Supervisor
 
 log = structlog.get_logger(__name__)
 

@@ -5,17 +5,23 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
 
-from service.encoding import JPEG, NPY, PNG, WEBP, ZIP
-from service.errors import responses
-from service.generation import Model
-from service.orders import Order, Picture
-from service.refusals import DeadlineError
-from service.routes.answers import GenerateResponse, answer, choose_form, entity_tag, file_type
-from service.routes.drawing import charge_for, deadline_of, draw, resolve, unless_left
-from service.routes.lean import LeanRoute
-from service.routes.requests import GenerateQuery, GenerateRequest
+from service.http.fast_route import LeanRoute
+from service.http.problems import responses
+from service.http.routes.handlers import charge_for, deadline_of, draw, resolve, unless_left
+from service.http.routes.requests import GenerateQuery, GenerateRequest
+from service.http.routes.responses import (
+    GenerateResponse,
+    answer,
+    choose_form,
+    entity_tag,
+    file_type,
+)
+from service.observability.tracing import RequestTrace
+from service.serving.encoding import JPEG, NPY, PNG, WEBP, ZIP
+from service.serving.exceptions import DeadlineError
+from service.serving.jobs import Order, Picture
+from service.serving.served_model import Model
 from service.settings import Settings
-from service.tracing import RequestTrace
 
 router = APIRouter(route_class=LeanRoute)
 cacheable_router = APIRouter()

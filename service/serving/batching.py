@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Generic, Literal, TypeVar
 
-from service.refusals import ClosedError, ComputeError, DeadlineError, QueueFullError
+from service.serving.exceptions import ClosedError, ComputeError, DeadlineError, QueueFullError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -1,4 +1,4 @@
-"""API keys and what each may ask for: pure logic, no HTTP (service/middleware.py has that).
+"""API keys and what each may ask for: pure logic, no HTTP (service/http/middleware.py has that).
 
 A key is 256 random bits, so the file holds its plain SHA-256: nobody can guess such a key, with
 or without the hash. Slow hashes (bcrypt, argon2) protect passwords, which people choose and others

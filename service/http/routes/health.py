@@ -6,9 +6,9 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
-from service.catalogue import Catalogue
-from service.errors import ProblemError, responses
-from service.telemetry import Telemetry
+from service.http.problems import ProblemError, responses
+from service.observability.metrics import Telemetry
+from service.serving.catalogue import Catalogue
 
 router = APIRouter()
 

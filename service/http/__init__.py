@@ -1,0 +1,1 @@
+"""The HTTP side of the server: protocol, middleware, errors and routes."""

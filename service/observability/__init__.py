@@ -1,0 +1,1 @@
+"""What the server reports on itself: metrics, log lines and traces."""
