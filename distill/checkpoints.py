@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from distill.errors import UserError, first_line
+from distill.importing.released import read_released
 from distill.licences import licence_of
 from distill.networks import Denoiser, NetworkConfig
-from distill.pickles.released import read_released
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -86,7 +86,7 @@ def save_network(
 def load_network(path: Path) -> tuple[Denoiser, dict[str, Any]]:
     """Read a denoiser, in eval mode, and the facts saved with it, its licence where it is known.
 
-    A released .pkl is read as well, safely, with what can be known of it (`distill.pickles`).
+    A released .pkl is read as well, safely, with what can be known of it (`distill.importing`).
 
     Raises:
         UserError: the file is missing, damaged, or not one of `save_network` nor a released one;
@@ -137,7 +137,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read a training state (`distill.training`) onto the CPU, executing nothing in it.
+    """Read a training state (`distill.training.loop`) onto the CPU, executing nothing in it.
 
     Raises:
         UserError: the file is damaged, cannot be read, or is no such state; the message names it

@@ -7,10 +7,10 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distill.errors import UserError
-from distill.losses import Weighting
+from distill.methods.losses import Weighting
 from distill.networks import NetworkConfig
-from distill.precision import Precision
 from distill.text_files import read_text
+from distill.training.precision import Precision
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -34,11 +34,11 @@ class LoopConfig(_Section):
         batch: images a step, of all processes together.
         microbatch: images a network call, at most; gradients add up over as many calls as the
             batch takes. It decides the random draws, the number of processes does not.
-        precision: see `distill.precision`.
+        precision: see `distill.training.precision`.
         lr: Adam's learning rate.
         betas: Adam's decay rates of the two moments.
         adam_eps: added to the root of the second moment; None means 1e-8, with fp16 1e-6.
-        augment: the probability of each augmentation, see `distill.augment`.
+        augment: the probability of each augmentation, see `distill.data.augment`.
         ema_halflife: images after which a weight's share in the average has halved.
         noise_mean: mean of ln sigma of the noise levels at which a denoiser learns; -1.2 is EDM's
             for CIFAR-10. What a picture shares over all its pixels, such as its mean colour, is
@@ -99,12 +99,12 @@ class SidConfig(LoopConfig):
     The defaults are the paper's for CIFAR-10, but for alpha: 1.2 there, here the safe start.
 
     Attributes:
-        alpha: see `distill.losses.generator_loss`; 1.0 is the safe start on new data.
+        alpha: see `distill.methods.losses.generator_loss`; 1.0 is the safe start on new data.
         t_max: see `distill.schedules.generator_sigmas`.
-        weighting: see `distill.losses.generator_loss`.
+        weighting: see `distill.methods.losses.generator_loss`.
         sigma_init: noise level at which the generator denoises pure noise; 2.5 is the paper's.
             For a recipe that names none 'sid-distill run' computes a fitting one, see
-            `distill.start_level`.
+            `distill.training.start_level`.
         dropout: of the fake score and the generator while they learn; None keeps the teacher's.
         class_frequencies: how often each class is drawn, up to a factor; None means alike.
         generator_betas: Adam's for the generator; None means `betas`.

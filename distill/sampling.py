@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from distill.data import one_hot
+from distill.data.datasets import one_hot
 from distill.networks import Denoiser, NetworkConfig
 from distill.schedules import sampler_sigmas
 

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
-from distill.data import FASHION_CLASSES
+from distill.data.datasets import FASHION_CLASSES
 from distill.evaluation.features import load_detector
 from distill.evaluation.frechet import frechet_distance, statistics
 from distill.export.triton import triton_config

@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from distill.analysis.curve import Array
 from distill.analysis.run_folder import Networks
-from distill.data import one_hot
+from distill.data.datasets import one_hot
+from distill.data.images import to_pixels
 from distill.evaluation.detector import Detector
-from distill.images import to_pixels
 from distill.sampling import heun, one_step
 from service.bundle import latents
 

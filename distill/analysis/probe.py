@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.analysis.terms import Gram, gram, image_gradients
-from distill.losses import (
+from distill.methods.losses import (
     Weighting,
     fake_score_loss,
     generator_loss_parts,

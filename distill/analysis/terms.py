@@ -1,6 +1,7 @@
 """What each part of the generator's loss asks of a picture. Pure functions.
 
-The loss is linear in alpha (`distill.losses.generator_loss_parts`): identity - alpha squared, with
+The loss is linear in alpha (`distill.methods.losses.generator_loss_parts`): identity - alpha
+squared, with
 
     identity = (a - b) (a - x) / w      what the score identity gives
     squared  = (a - b)^2 / w            the squared score gap

@@ -31,7 +31,7 @@ def avatars(
     """
     from tqdm import tqdm
 
-    from distill.avatars import PER_TASK, STYLES, write_dataset
+    from distill.data.avatars import PER_TASK, STYLES, write_dataset
     from service.bundle import sha256_file
 
     count = count or (1_000 if test else 5_000)

@@ -85,11 +85,11 @@ def evaluate(
     where 'publish' finds them. Started by torchrun, every process draws its share.
     """
     from distill.checkpoints import load_network
-    from distill.distributed import join_world
     from distill.evaluation.evaluate import heun_sampler, observe_pictures, one_step_sampler
     from distill.evaluation.measurement import save_measurement
     from distill.evaluation.observed import figures
     from distill.evaluation.protocol import PROTOCOLS
+    from distill.training.distributed import join_world
     from service.bundle import sha256_file
 
     denoiser, facts = load_network(network)

@@ -40,7 +40,7 @@ def features(
     ] = None,
 ) -> None:
     """Train the classifier whose features the Fréchet distance compares."""
-    from distill.data import has_test_split
+    from distill.data.datasets import has_test_split
     from distill.evaluation.classifier import save_classifier, train_detector
 
     train_set = read_images(data, resolution, background)

@@ -9,7 +9,7 @@ import typer
 from distill.errors import UserError
 
 if TYPE_CHECKING:
-    from distill.pickles.released import Released, Role
+    from distill.importing.released import Released, Role
 
 
 def import_(
@@ -58,8 +58,8 @@ def import_(
 
     from distill.checkpoints import save_network, write_atomically
     from distill.export.publish import publish
+    from distill.importing.released import read_released
     from distill.licences import checked_licence
-    from distill.pickles.released import read_released
     from service.bundle.manifest import Name
 
     try:

@@ -11,9 +11,9 @@ from distill.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from distill.data import Dataset
-    from distill.distributed import World
+    from distill.data.datasets import Dataset
     from distill.recipe import LoopConfig
+    from distill.training.distributed import World
 
 RecipeOption = Annotated[
     str, typer.Option(help="A shipped recipe's name, or a .toml file: network, length and rates.")
@@ -82,7 +82,7 @@ def read_images(
     The line goes to stderr, for some commands print results to be read by programs. Of several
     processes that torchrun started, the first says it.
     """
-    from distill.data import load_dataset
+    from distill.data.datasets import load_dataset
 
     dataset = load_dataset(data, split, resolution, background)
     if os.environ.get("RANK", "0") == "0":

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distill.allocator import keep_freed_memory
 from distill.commands.options import (
     AugmentOption,
     BatchOption,
@@ -25,11 +24,12 @@ from distill.commands.options import (
     report,
 )
 from distill.errors import UserError
+from distill.training.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
-    from distill.distributed import World
     from distill.networks import Denoiser, NetworkConfig
     from distill.recipe import SidConfig
+    from distill.training.distributed import World
 
 
 def run(
@@ -103,14 +103,14 @@ def run(
     """
     keep_freed_memory()
     from distill.checkpoints import load_network
-    from distill.distributed import join_world
     from distill.evaluation.evaluate import measure, one_step_sampler
     from distill.evaluation.features import load_detector
     from distill.evaluation.observed import checked_reference
     from distill.evaluation.reference import load_references, own_reference
+    from distill.methods.sid import SidTraining
     from distill.recipe import load_recipe, override
-    from distill.sid import SidTraining
-    from distill.training import train
+    from distill.training.distributed import join_world
+    from distill.training.loop import train
 
     chosen = load_recipe(recipe)
     network, origin = load_network(teacher)
@@ -210,7 +210,7 @@ def _with_fitting_level(
     """
     from distill.checkpoints import load_settings
     from distill.recipe import override
-    from distill.start_level import fitting_sigma_init
+    from distill.training.start_level import fitting_sigma_init
 
     state, level = out / "state.pt", None
     if world.is_main and state.is_file():

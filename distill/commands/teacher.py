@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from distill.allocator import keep_freed_memory
 from distill.commands.options import (
     AugmentOption,
     BackgroundOption,
@@ -23,6 +22,7 @@ from distill.commands.options import (
     report,
 )
 from distill.errors import UserError
+from distill.training.allocator import keep_freed_memory
 
 
 def teacher(
@@ -47,11 +47,11 @@ def teacher(
     resolution. The result is OUT/network.safetensors.
     """
     keep_freed_memory()
-    from distill.augment import AUGMENT_DIM
-    from distill.distributed import join_world
+    from distill.data.augment import AUGMENT_DIM
+    from distill.methods.teacher import TeacherTraining
     from distill.recipe import load_recipe, override
-    from distill.teacher import TeacherTraining
-    from distill.training import train
+    from distill.training.distributed import join_world
+    from distill.training.loop import train
 
     chosen = load_recipe(recipe)
     if chosen.teacher is None:

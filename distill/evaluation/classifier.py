@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from distill.checkpoints import write_atomically
-from distill.data import Dataset
+from distill.data.datasets import Dataset
 from distill.errors import UserError, first_line
 from distill.evaluation.detector import Detector, DetectorFacts, FeatureModule
 from distill.evaluation.frechet import Statistics, frechet_distance, statistics

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.evaluation.frechet import Array, Statistics
 from distill.networks import Denoiser
-from distill.precision import full_float32
+from distill.training.precision import full_float32
 
 Floats = NDArray[np.float32]
 

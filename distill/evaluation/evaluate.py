@@ -8,15 +8,15 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.data import one_hot
-from distill.distributed import World
+from distill.data.datasets import one_hot
+from distill.data.images import to_pixels
 from distill.evaluation.detector import Detector
 from distill.evaluation.observed import Observed, checked_reference, figures
 from distill.evaluation.reference import Reference, own_reference
-from distill.images import to_pixels
 from distill.networks import Denoiser
-from distill.precision import full_float32
 from distill.sampling import heun, one_step
+from distill.training.distributed import World
+from distill.training.precision import full_float32
 from service.bundle import latents
 
 Sampler = Callable[[Tensor, Tensor | None], Tensor]

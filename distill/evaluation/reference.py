@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from distill.checkpoints import write_atomically
-from distill.data import Dataset
+from distill.data.datasets import Dataset
 from distill.errors import UserError
 from distill.evaluation.detector import Detector, Floats
 from distill.evaluation.frechet import Statistics

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.images import to_pixels
+from distill.data.images import to_pixels
 from distill.networks import Denoiser
 from distill.networks.block import UNetBlock
 from distill.sampling import one_step

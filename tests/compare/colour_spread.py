@@ -12,9 +12,9 @@ import torch
 from torch.nn import functional as F
 
 from distill.checkpoints import load_network
-from distill.data import one_hot
+from distill.data.datasets import one_hot
 from distill.sampling import heun, one_step
-from distill.start_level import mean_colour_spread
+from distill.training.start_level import mean_colour_spread
 
 PER_CLASS, CELL, STEPS = 16, 8, 12
 

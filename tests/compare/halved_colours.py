@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill.data import Dataset, load_dataset
+from distill.data.datasets import Dataset, load_dataset
 from distill.evaluation.features import load_detector
 from distill.evaluation.frechet import frechet_distance, statistics
 from distill.evaluation.precision_recall import precision_recall

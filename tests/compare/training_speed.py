@@ -102,7 +102,7 @@ def answer(worker: subprocess.Popen[str]) -> dict[str, float]:
 def work(given: argparse.Namespace) -> None:
     """A worker: take a first step, then as many as each line of stdin says."""
     if given.worker == "ours":
-        from distill.allocator import keep_freed_memory
+        from distill.training.allocator import keep_freed_memory
 
         keep_freed_memory()
     import torch
@@ -127,8 +127,8 @@ def ours(name: str, batch: int) -> Callable[[int], object]:
     """A step of the real training."""
     import torch
 
-    from distill.distributed import World
-    from distill.sid import SidTraining
+    from distill.methods.sid import SidTraining
+    from distill.training.distributed import World
 
     network, config = subject(name, batch)
     return SidTraining(network, config, World(torch.device("cpu"))).step
@@ -138,7 +138,7 @@ def transcription(name: str, batch: int) -> Callable[[int], object]:
     """A step of the plain transcription, with the same settings."""
     from functools import partial
 
-    from distill.augment import augment
+    from distill.data.augment import augment
     from tests.compare.transcription import Settings, Transcription
 
     network, config = subject(name, batch)
@@ -194,11 +194,11 @@ def curve(name: str, iterations: int) -> list[tuple[float, float]]:
     """Fake-score loss and score gap of each iteration."""
     import torch
 
-    from distill.distributed import World
+    from distill.methods.sid import SidTraining
     from distill.networks import Denoiser, NetworkConfig
     from distill.networks.layers import Conv2d
     from distill.recipe import SidConfig
-    from distill.sid import SidTraining
+    from distill.training.distributed import World
 
     network = Denoiser(
         NetworkConfig(

@@ -31,11 +31,11 @@ def measure(batch: int, seconds: float) -> None:
     """Step for so many seconds, after one step to warm up, and print images a second."""
     import torch
 
-    from distill.allocator import keep_freed_memory
-    from distill.distributed import World
+    from distill.methods.sid import SidTraining
     from distill.networks import Denoiser
     from distill.recipe import load_recipe, override
-    from distill.sid import SidTraining
+    from distill.training.allocator import keep_freed_memory
+    from distill.training.distributed import World
 
     keep_freed_memory()
     torch.manual_seed(0)

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from distill.errors import UserError
+from distill.importing import load_network
+from distill.importing.machine import DTYPE, MODULE_DICT, Name, Node, read_pickle
+from distill.importing.snapshot import NAMES
 from distill.networks import Denoiser
-from distill.pickles import load_network
-from distill.pickles.machine import DTYPE, MODULE_DICT, Name, Node, read_pickle
-from distill.pickles.snapshot import NAMES
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

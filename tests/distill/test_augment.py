@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from distill.augment import AUGMENT_DIM, augment
+from distill.data.augment import AUGMENT_DIM, augment
 
 
 def blob(x, y, size=32):

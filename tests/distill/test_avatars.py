@@ -6,9 +6,9 @@ import zipfile
 import pytest
 from typer.testing import CliRunner
 
-from distill.avatars import STYLES, Task, check_size, draw, licences
 from distill.cli import app
-from distill.data import load_dataset
+from distill.data.avatars import STYLES, Task, check_size, draw, licences
+from distill.data.datasets import load_dataset
 from distill.errors import UserError
 
 pytest.importorskip("dicebear")

@@ -7,7 +7,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from distill.cli import app
-from distill.data import load_dataset, natural_order
+from distill.data.datasets import load_dataset, natural_order
 from tests.bundles import write_bundle
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.data import FASHION_CLASSES, load_dataset
+from distill.data.datasets import FASHION_CLASSES, load_dataset
 from distill.errors import UserError
 
 

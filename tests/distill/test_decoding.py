@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.data import load_dataset
+from distill.data.datasets import load_dataset
 from distill.errors import UserError
 
 RAMP = np.linspace(0, 65535, 64).reshape(8, 8)

@@ -12,11 +12,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distill.checkpoints import load_network, load_state, save_network
-from distill.distributed import World
 from distill.errors import UserError
-from distill.microbatches import share_of_batch
 from distill.networks import Denoiser, NetworkConfig
 from distill.recipe import SidConfig
+from distill.training.distributed import World
+from distill.training.microbatches import share_of_batch
 
 BIN = Path(sys.executable).parent
 RECIPE = """

@@ -7,13 +7,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distill.checkpoints import load_network, load_state
-from distill.distributed import World
-from distill.divergence import Tally, fault_of_pictures, fault_of_steps, fault_of_weights
 from distill.errors import UserError
+from distill.methods.sid import SidTraining
 from distill.networks import Denoiser, NetworkConfig
 from distill.recipe import SidConfig
-from distill.sid import SidTraining
-from distill.training import train
+from distill.training.distributed import World
+from distill.training.divergence import Tally, fault_of_pictures, fault_of_steps, fault_of_weights
+from distill.training.loop import train
 
 CPU = World(torch.device("cpu"))
 NETWORK = NetworkConfig(

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 from PIL import Image
 
-from distill.data import load_dataset
+from distill.data.datasets import load_dataset
 from distill.errors import UserError
 
 

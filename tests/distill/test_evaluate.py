@@ -14,7 +14,8 @@ from PIL import Image
 from distill.checkpoints import save_network
 from distill.commands import evaluate as commands
 from distill.commands.reference import reference
-from distill.data import load_dataset
+from distill.data.datasets import load_dataset
+from distill.data.images import to_pixels
 from distill.errors import UserError
 from distill.evaluation.classifier import save_classifier, train_detector
 from distill.evaluation.detector import Detector, FeatureModule
@@ -24,7 +25,6 @@ from distill.evaluation.inception import SHA256
 from distill.evaluation.measurement import Measurement, load_measurement, save_measurement
 from distill.evaluation.protocol import PROTOCOLS, summary
 from distill.evaluation.reference import make_reference
-from distill.images import to_pixels
 from distill.networks import Denoiser, NetworkConfig
 from service.bundle import latents, sha256_file
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.data import Dataset
+from distill.data.datasets import Dataset
 from distill.errors import UserError
 from distill.evaluation import efficientnet, features
 from distill.evaluation.classifier import save_classifier, train_detector

@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from distill.cli import app
-from distill.data import load_dataset
+from distill.data.datasets import load_dataset
 from distill.errors import UserError
 from tests.distill.test_cli import RECIPE
 

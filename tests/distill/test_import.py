@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from distill.checkpoints import load_network
 from distill.cli import app
 from distill.errors import UserError
-from distill.pickles import load_network as load_pickle
+from distill.importing import load_network as load_pickle
 from service.bundle import latents, load_bundle, sha256_file
 from service.engines import Terms
 from service.engines.onnx import OnnxEngine

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.losses import fake_score_loss, generator_loss
+from distill.methods.losses import fake_score_loss, generator_loss
 from distill.schedules import generator_sigmas, sampler_sigmas, training_sigmas
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill.importing import load_network
 from distill.networks import Denoiser, NetworkConfig
 from distill.networks.layers import BINOMIAL, Conv2d, self_attention, zeros
-from distill.pickles import load_network
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 ARCHITECTURES = ["ddpmpp", "ncsnpp", "adm"]

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-from distill.data import Dataset
-from distill.distributed import World
-from distill.losses import fake_score_loss, generator_loss
+from distill.data.datasets import Dataset
+from distill.methods.losses import fake_score_loss, generator_loss
+from distill.methods.sid import SidTraining
+from distill.methods.teacher import TeacherTraining
 from distill.networks import Denoiser, NetworkConfig
 from distill.recipe import SidConfig, TeacherConfig
-from distill.sid import SidTraining
-from distill.teacher import TeacherTraining
+from distill.training.distributed import World
 
 CPU = World(torch.device("cpu"))
 NETWORK = NetworkConfig(

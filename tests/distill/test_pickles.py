@@ -28,9 +28,9 @@ from hostile import (
 )
 
 from distill.errors import UserError
+from distill.importing import load_network, read_snapshot
+from distill.importing.machine import MODULE_DICT, Name, Node
 from distill.networks import Denoiser
-from distill.pickles import load_network, read_snapshot
-from distill.pickles.machine import MODULE_DICT, Name, Node
 
 
 @pytest.fixture(autouse=True)

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from distill.checkpoints import load_network, save_network
-from distill.distributed import World
 from distill.evaluation.detector import Detector, FeatureModule
 from distill.evaluation.evaluate import measure, one_step_sampler
 from distill.evaluation.frechet import statistics
 from distill.evaluation.reference import Reference
+from distill.methods.sid import SidTraining
 from distill.networks import Denoiser, NetworkConfig
-from distill.precision import full_float32
 from distill.recipe import SidConfig
-from distill.sid import SidTraining
+from distill.training.distributed import World
+from distill.training.precision import full_float32
 
 NETWORK = NetworkConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=8, channel_mult=(1,),

@@ -5,8 +5,8 @@ import torch
 
 from distill.errors import UserError
 from distill.networks import Denoiser
-from distill.precision import compute_dtype
 from distill.recipe import RECIPES, load_recipe, override
+from distill.training.precision import compute_dtype
 
 # facts of the paper's runs (arXiv 2404.04057, table of hyperparameters; EDM's networks):
 # alpha, batch, lr, precision, dropout, augment, million images, million parameters, classes

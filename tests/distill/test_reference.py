@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.data import Dataset
+from distill.data.datasets import Dataset
 from distill.errors import UserError
 from distill.evaluation.detector import Detector, FeatureModule
 from distill.evaluation.frechet import statistics

@@ -10,12 +10,12 @@ import torch
 
 from distill.checkpoints import save_network
 from distill.commands.run import run
-from distill.distributed import World
 from distill.errors import UserError
+from distill.methods.sid import SidTraining
 from distill.networks import Denoiser, NetworkConfig
 from distill.recipe import SidConfig
-from distill.sid import SidTraining
-from distill.training import train
+from distill.training.distributed import World
+from distill.training.loop import train
 
 NETWORK = NetworkConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=8, channel_mult=(1,),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from distill.images import to_pixels
+from distill.data.images import to_pixels
 from distill.networks import NetworkConfig
 from distill.sampling import heun, one_step, sample_inputs
 

@@ -7,13 +7,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-import distill.distributed
-from distill.data import Dataset
-from distill.distributed import World
+import distill.training.distributed
+from distill.data.datasets import Dataset
+from distill.methods.sid import SidTraining
+from distill.methods.teacher import TeacherTraining
 from distill.networks import Denoiser, NetworkConfig
 from distill.recipe import SidConfig, TeacherConfig
-from distill.sid import SidTraining
-from distill.teacher import TeacherTraining
+from distill.training.distributed import World
 
 NETWORK = NetworkConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=8, channel_mult=(1, 1),
@@ -50,7 +50,7 @@ def test_networks_are_built_and_sharded_one_after_the_other(make, world, monkeyp
 
     gc.collect()
     before, counted, sites = whole_networks(), [], []
-    shard = distill.distributed.shard
+    shard = distill.training.distributed.shard
 
     def counting(network, device):
         gc.collect()
@@ -58,7 +58,7 @@ def test_networks_are_built_and_sharded_one_after_the_other(make, world, monkeyp
         sites.append({parameter.device.type for parameter in network.parameters()})
         return shard(network, device)
 
-    monkeypatch.setattr(distill.distributed, "shard", counting)
+    monkeypatch.setattr(distill.training.distributed, "shard", counting)
     training = make(world)
     assert len(counted) == 1 + len(training.learners) + (make is make_sid)
     assert max(counted) <= 2, "the one that is copied, and its copy"

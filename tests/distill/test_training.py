@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from distill.checkpoints import load_network, load_state
-from distill.data import Dataset
-from distill.distributed import World
+from distill.data.datasets import Dataset
+from distill.data.images import to_pixels
 from distill.errors import UserError
 from distill.evaluation.frechet import frechet_distance, statistics
-from distill.images import to_pixels
-from distill.learner import ema_beta
+from distill.methods.sid import SidTraining, learning_rate_share
+from distill.methods.teacher import TeacherTraining, learning_rate
 from distill.networks import Denoiser, NetworkConfig
 from distill.recipe import SidConfig, TeacherConfig
 from distill.sampling import heun, one_step
-from distill.sid import SidTraining, learning_rate_share
-from distill.teacher import TeacherTraining, learning_rate
-from distill.training import train
+from distill.training.distributed import World
+from distill.training.learner import ema_beta
+from distill.training.loop import train
 
 CPU = World(torch.device("cpu"))
 NETWORK = NetworkConfig(

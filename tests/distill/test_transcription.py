@@ -6,12 +6,12 @@ from functools import partial
 import pytest
 import torch
 
-from distill.augment import AUGMENT_DIM, augment
-from distill.distributed import World
-from distill.microbatches import seed_draws
+from distill.data.augment import AUGMENT_DIM, augment
+from distill.methods.sid import SidTraining
 from distill.networks import Denoiser, NetworkConfig
 from distill.recipe import SidConfig
-from distill.sid import SidTraining
+from distill.training.distributed import World
+from distill.training.microbatches import seed_draws
 from tests.compare.transcription import Draws, Settings, Transcription
 
 SEED, STEPS, LR = 5, 4, 1e-3

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distill.distributed import World
+from distill.methods.sid import SidTraining
 from distill.networks import Denoiser, NetworkConfig, winograd
 from distill.networks.layers import BINOMIAL, Conv2d, kaiming, use_winograd
 from distill.recipe import SidConfig
-from distill.sid import SidTraining
+from distill.training.distributed import World
 
 WIDE = NetworkConfig(
     img_resolution=8, img_channels=1, model_channels=64, channel_mult=(1, 2), num_blocks=1,

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from distill.data import load_dataset
+from distill.data.datasets import load_dataset
 from service.bulk.errors import BulkError
 from service.bulk.output import Folder, open_output
 from service.bulk.plan import Plan, count_seeds, parse_seeds

@@ -6,8 +6,8 @@ and takes from it numbers, names and shapes, each checked (docs/design.md).
 
 from pathlib import Path
 
+from distill.importing.snapshot import Snapshot, read_snapshot
 from distill.networks import Denoiser
-from distill.pickles.snapshot import Snapshot, read_snapshot
 
 __all__ = ["Snapshot", "load_network", "read_snapshot"]
 

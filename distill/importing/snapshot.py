@@ -9,10 +9,8 @@ from typing import Any
 import torch
 
 from distill.errors import UserError
-from distill.networks import Denoiser, NetworkConfig
-from distill.networks.layers import Conv2d, filter_of
-from distill.pickles.arguments import configuration, plain_arguments
-from distill.pickles.machine import (
+from distill.importing.arguments import configuration, plain_arguments
+from distill.importing.machine import (
     DTYPE,
     EASY_DICT,
     MODULE_DICT,
@@ -21,7 +19,7 @@ from distill.pickles.machine import (
     RefusedError,
     read_pickle,
 )
-from distill.pickles.tensors import (
+from distill.importing.tensors import (
     PARAMETER,
     STORAGE,
     TENSOR,
@@ -29,6 +27,8 @@ from distill.pickles.tensors import (
     read_tensor,
     tensor_record,
 )
+from distill.networks import Denoiser, NetworkConfig
+from distill.networks.layers import Conv2d, filter_of
 
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 NAMES = frozenset(

@@ -4,9 +4,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from distill.importing.machine import RefusedError
 from distill.networks import NetworkConfig
 from distill.networks.config import Architecture
-from distill.pickles.machine import RefusedError
 
 _MAX_LENGTH = 64  # of names in messages, and of lists
 

@@ -9,9 +9,9 @@ order in which sums are rounded, and a resumed run is the same run.
 import numpy as np
 import torch
 
-from distill.distributed import World
 from distill.errors import UserError
 from distill.recipe import LoopConfig
+from distill.training.distributed import World
 
 
 def share_of_batch(config: LoopConfig, world: World) -> range:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.distributed import local
-from distill.images import to_pixels
-from distill.learner import Learner
+from distill.data.images import to_pixels
 from distill.networks import Denoiser
+from distill.training.distributed import local
+from distill.training.learner import Learner
 
 # So many steps skipped one after the other are no accident.
 TOO_MANY_IN_A_ROW = 10

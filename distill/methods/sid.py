@@ -12,28 +12,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.augment import AUGMENT_DIM, augment
 from distill.checkpoints import sha256_of_weights
-from distill.data import one_hot
-from distill.distributed import World
+from distill.data.augment import AUGMENT_DIM, augment
+from distill.data.datasets import one_hot
 from distill.errors import UserError
-from distill.learner import Learner, Loss, ema_beta, load_weights, update_ema, whole_weights
-from distill.losses import fake_score_loss, generator_loss_parts, sample_weight
-from distill.microbatches import seed_draws, share_of_batch
+from distill.methods.losses import fake_score_loss, generator_loss_parts, sample_weight
 from distill.networks import Denoiser
 from distill.networks.layers import use_winograd
-from distill.nonfinite import mean_without, nonfinite_samples, share, sum_without, zeroed
-from distill.precision import compute_dtype
 from distill.recipe import SidConfig
 from distill.sampling import one_step, sample_inputs
 from distill.schedules import generator_sigmas, training_sigmas
-from distill.training import channels_last
+from distill.training.distributed import World
+from distill.training.learner import (
+    Learner,
+    Loss,
+    ema_beta,
+    load_weights,
+    update_ema,
+    whole_weights,
+)
+from distill.training.loop import channels_last
+from distill.training.microbatches import seed_draws, share_of_batch
+from distill.training.nonfinite import mean_without, nonfinite_samples, share, sum_without, zeroed
+from distill.training.precision import compute_dtype
 
 FAKE_SCORE_PHASE, GENERATOR_PHASE = 0, 1
 
 
 class SidTraining:
-    """The distillation of one teacher; see `distill.training.Training`.
+    """The distillation of one teacher; see `distill.training.loop.Training`.
 
     Attributes:
         teacher: phi, in eval mode, its weights frozen.

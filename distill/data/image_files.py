@@ -19,7 +19,7 @@ from typing import IO
 
 from PIL import Image
 
-from distill.data_notes import Notes, printable
+from distill.data.notes import Notes, printable
 from distill.errors import UserError
 
 # Formats that Pillow knows by name but cannot decode by itself. (EPS is a program, which it would

@@ -9,7 +9,7 @@ import re
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
-from distill.data_notes import Notes
+from distill.data.notes import Notes
 from distill.errors import UserError
 
 PHOTOMETRIC = 262  # TIFF's tag that says what 0 means: 0 white, 1 black

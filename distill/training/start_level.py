@@ -9,7 +9,7 @@ D(s z; s) starts without variety, and SiD, which seeks modes, keeps it so for lo
 import torch
 from torch import Tensor
 
-from distill.data import one_hot
+from distill.data.datasets import one_hot
 from distill.errors import UserError
 from distill.networks import Denoiser
 from distill.sampling import heun

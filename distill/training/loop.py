@@ -19,13 +19,19 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from distill.checkpoints import load_state, save_network, save_state, write_atomically
-from distill.distributed import World
-from distill.divergence import Tally, fault_of_pictures, fault_of_steps, fault_of_weights, tallies
+from distill.data.images import save_grid, to_pixels
 from distill.errors import UserError, first_line
-from distill.images import save_grid, to_pixels
-from distill.learner import Learner, whole_weights
 from distill.networks import Denoiser
 from distill.recipe import LoopConfig
+from distill.training.distributed import World
+from distill.training.divergence import (
+    Tally,
+    fault_of_pictures,
+    fault_of_steps,
+    fault_of_weights,
+    tallies,
+)
+from distill.training.learner import Learner, whole_weights
 
 LOG_EVERY = 50  # steps between two points of the TensorBoard curves
 
@@ -92,7 +98,7 @@ def train(
     another end: more images, or a cooldown from where it is.
 
     A step without a finite gradient is skipped, and shown; a run that has diverged
-    (`distill.divergence`) ends with an error, and what the folder holds stays as it is.
+    (`distill.training.divergence`) ends with an error, and what the folder holds stays as it is.
 
     Of several processes all must call this, with one folder that all of them see; process 0
     writes.

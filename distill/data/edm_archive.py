@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from distill.data_notes import Notes, printable
+from distill.data.image_files import SourceFile
+from distill.data.notes import Notes, printable
 from distill.errors import UserError
-from distill.image_files import SourceFile
 from service.bundle.text import TextError, decode_text
 
 LABELS_FILE = "dataset.json"

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.pickles.machine import ORDERED_DICT, Name, Node, RefusedError, read_pickle
+from distill.importing.machine import ORDERED_DICT, Name, Node, RefusedError, read_pickle
 
 PARAMETER = "torch._utils._rebuild_parameter"
 TENSOR = "torch._utils._rebuild_tensor_v2"

@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-from distill.distributed import World, local
 from distill.networks import Denoiser
+from distill.training.distributed import World, local
 
 # Weights as one process without sharding would hold them, whatever the number of processes.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -27,7 +27,7 @@ class Loss(NamedTuple):
 
     Attributes:
         total: the loss, summed over the samples and scaled.
-        left_out: the share of samples that are not in it, see `distill.nonfinite`.
+        left_out: the share of samples that are not in it, see `distill.training.nonfinite`.
         logged: what else there is to show.
     """
 

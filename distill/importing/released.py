@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill.errors import UserError
+from distill.importing.snapshot import read_snapshot
 from distill.licences import RELEASED
 from distill.networks import Denoiser
-from distill.pickles.snapshot import read_snapshot
 from service.bundle import sha256_file
 
 Role = Literal["teacher", "generator"]
@@ -50,7 +50,7 @@ def read_released(
         sigma_init: the noise level at which a generator denoises; not in the file either.
 
     Raises:
-        UserError: the file is refused (see `distill.pickles`), or has another number of classes.
+        UserError: the file is refused (see `distill.importing`), or has another number of classes.
     """
     snapshot = read_snapshot(path)
     reason = None

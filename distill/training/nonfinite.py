@@ -27,7 +27,7 @@ def sum_without(left_out: Tensor, loss: Tensor, output: Tensor) -> Tensor:
     Whatever lies between `output` and `loss` may be NaN in a sample that is left out: its
     gradient at `output` is 0 all the same, and every other sample's is what it would be without.
     (If the learning network holds NaN inside, before its `output`, then its weights have no finite
-    gradient and `distill.learner` skips the step.)
+    gradient and `distill.training.learner` skips the step.)
 
     Args:
         left_out: bool [N, 1, 1, 1].

@@ -17,18 +17,18 @@ import torch
 from PIL import UnidentifiedImageError
 from torch import Tensor
 
-from distill.data_notes import Notes, printable
-from distill.decoding import decode, parse_colour
-from distill.edm_archive import (
+from distill.data.decoding import decode, parse_colour
+from distill.data.edm_archive import (
     LABELS_FILE,
     counts_thousands,
     find_labels_file,
     labels_of,
     read_labels,
 )
+from distill.data.idx_files import read_idx
+from distill.data.image_files import is_image, open_image, open_sources
+from distill.data.notes import Notes, printable
 from distill.errors import UserError
-from distill.idx_files import read_idx
-from distill.image_files import is_image, open_image, open_sources
 from service.bundle.text import TextError, decode_text
 
 FASHION_CLASSES = (

@@ -8,24 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.augment import augment
-from distill.data import Dataset
-from distill.distributed import World
-from distill.learner import Learner, Loss, ema_beta, load_weights, update_ema, whole_weights
-from distill.losses import fake_score_loss
-from distill.microbatches import seed_draws, share_of_batch
+from distill.data.augment import augment
+from distill.data.datasets import Dataset
+from distill.methods.losses import fake_score_loss
 from distill.networks import Denoiser, NetworkConfig
 from distill.networks.layers import use_winograd
-from distill.nonfinite import mean_without, nonfinite_samples, share, sum_without
-from distill.precision import compute_dtype
 from distill.recipe import TeacherConfig
 from distill.sampling import heun, sample_inputs
 from distill.schedules import training_sigmas
-from distill.training import channels_last
+from distill.training.distributed import World
+from distill.training.learner import (
+    Learner,
+    Loss,
+    ema_beta,
+    load_weights,
+    update_ema,
+    whole_weights,
+)
+from distill.training.loop import channels_last
+from distill.training.microbatches import seed_draws, share_of_batch
+from distill.training.nonfinite import mean_without, nonfinite_samples, share, sum_without
+from distill.training.precision import compute_dtype
 
 
 class TeacherTraining:
-    """A denoiser learning the images of a data set; see `distill.training.Training`."""
+    """A denoiser learning the images of a data set; see `distill.training.loop.Training`."""
 
     def __init__(
         self, network: NetworkConfig, config: TeacherConfig, dataset: Dataset, world: World

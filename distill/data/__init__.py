@@ -1,0 +1,1 @@
+"""Images to learn from: data sets as they lie on disk, pixels and augmentation."""

@@ -1,0 +1,1 @@
+"""What every method stands on: the loop, optimiser steps, processes and precision."""
