@@ -82,9 +82,9 @@ def _draw(seeds: Words, scratch: Words, out: npt.NDArray[np.float32]) -> None:
 
         (high(p1) ^ c1 ^ k0, low(p1), high(p0) ^ c3 ^ k1, low(p0)),  p0 = c0 M0, p1 = c2 M1
 
-    and tests/service/test_seeds.py has it in that plain form. Here it takes as few passes over
-    memory as give the same words, and no temporary: the first two rounds leave out what is zero
-    in them, the last two what the result does not need. Words are 32 bits in uint64, which
+    and tests/service/bundle/test_seeds.py has it in that plain form. Here it takes as few passes
+    over memory as give the same words, and no temporary: the first two rounds leave out what is
+    zero in them, the last two what the result does not need. Words are 32 bits in uint64, which
     leaves room for the products.
     """
     words, lows, products = scratch

@@ -108,7 +108,7 @@ class _Session:
 
         OpenVINO could stop between two nodes. But some of them then keep the size of the batch
         that was stopped, and the stream's next batch, of another size, fails or comes out wrong
-        (2026.4.1; tests/service/test_openvino.py).
+        (2026.4.1; tests/service/engines/test_openvino.py).
         """
 
 

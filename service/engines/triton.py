@@ -224,7 +224,7 @@ class TritonEngine:
     def _translated(self, deadline: float | None = None) -> Iterator[None]:
         """Raise what a call raises as what it means.
 
-        The statuses are those of Triton 2.51 (tests/service/test_triton.py).
+        The statuses are those of Triton 2.51 (tests/service/engines/test_triton.py).
         """
         model = self._bundle.manifest.name
         try:

@@ -118,7 +118,7 @@ def load_keys(path: Path) -> Keys:
 class TokenBuckets:
     """One bucket of tokens for each client; a token is an image, and tokens come back in time.
 
-    Whole nanoseconds and no floats, so that the promises hold exactly (tests/service/
+    Whole nanoseconds and no floats, so that the promises hold exactly (tests/service/http/
     test_security.py): in any window of t seconds a client is granted at most burst + rate * t
     images; a refusal takes nothing; after the wait that a refusal names, the same is granted. A
     clock that goes backwards only makes clients wait for it.

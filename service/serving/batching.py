@@ -4,7 +4,7 @@ There is no window and no timer: a batch is whatever waits when the engine has r
 limit. Alone, a request starts at once; under load, batches grow by themselves. What waits is
 shared between the places that the engine has free.
 
-What holds, whatever is cancelled, late or broken (tests/service/test_batching.py):
+What holds, whatever is cancelled, late or broken (tests/service/serving/test_batching.py):
 every submit ends exactly once, with its own results or one exception; first in, first out; a
 cancelled or expired item that still waits is never computed, and never touches its batch-mates;
 a batch that nobody waits for any more is cancelled, and never exceeds the limit; the queue is

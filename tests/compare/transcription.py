@@ -3,7 +3,7 @@
 A plain transcription of facts/sid.md, section 2 (arXiv 2404.04057, algorithm 1; the noise levels
 of EDM, arXiv 2206.00364): eager float32, torch.optim.Adam as it comes, the average by a Python
 loop, no tricks. It shares the network's class and nothing else with `distill.methods.sid`, and
-serves twice: as the baseline of training_speed.py, and as the oracle of tests/distill/
+serves twice: as the baseline of training_speed.py, and as the oracle of tests/distill/methods/
 test_transcription.py, which hands it the same random draws.
 """
 

@@ -10,7 +10,7 @@ from distill.checkpoints import save_network
 from distill.evaluation.classifier import save_classifier, train_detector
 from distill.networks import Denoiser, NetworkConfig
 from tests.compare import colour_spread, halved_colours
-from tests.distill.test_features import discs
+from tests.distill.evaluation.test_features import discs
 
 COLOURS = [(230, 40, 40), (40, 200, 60), (50, 70, 230), (230, 210, 60)]
 

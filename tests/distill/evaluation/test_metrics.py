@@ -30,7 +30,7 @@ from distill.evaluation.kernel_distance import kernel_distance, squared_mmd
 from distill.evaluation.moments import Moments
 from distill.evaluation.precision_recall import precision_recall
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "fixtures" / "torch_fidelity.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[2] / "fixtures" / "torch_fidelity.json").read_text())
 
 
 def clouds():

@@ -18,7 +18,7 @@ from distill.data.datasets import load_dataset
 from distill.errors import UserError
 from tests.distill.test_cli import RECIPE
 
-COMMANDS = Path(__file__).parents[2] / "distill" / "commands"
+COMMANDS = Path(__file__).parents[3] / "distill" / "commands"
 
 
 def write_image(path, form="png", colour=(200, 0, 9), size=(8, 8)):

@@ -10,8 +10,8 @@ from distill.checkpoints import load_network
 from distill.errors import UserError
 from distill.networks import NetworkConfig
 from distill.training.start_level import fitting_sigma_init, mean_colour_spread
+from tests.distill.data.test_data import write_images
 from tests.distill.test_cli import RECIPE, sid_distill
-from tests.distill.test_data import write_images
 
 SIDE = 16
 

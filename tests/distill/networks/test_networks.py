@@ -19,7 +19,7 @@ from distill.importing import load_network
 from distill.networks import Denoiser, NetworkConfig
 from distill.networks.layers import BINOMIAL, Conv2d, self_attention, zeros
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 ARCHITECTURES = ["ddpmpp", "ncsnpp", "adm"]
 TINY = {
     "img_resolution": 8, "img_channels": 2, "label_dim": 3, "augment_dim": 9, "model_channels": 64,

@@ -13,7 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hostile import (
+
+from distill.errors import UserError
+from distill.importing import load_network, read_snapshot
+from distill.importing.machine import MODULE_DICT, Name, Node
+from distill.networks import Denoiser
+from tests.distill.hostile import (
     FIXTURES,
     model_of,
     mutated_bytes,
@@ -26,11 +31,6 @@ from hostile import (
     take_apart,
     tensor_of,
 )
-
-from distill.errors import UserError
-from distill.importing import load_network, read_snapshot
-from distill.importing.machine import MODULE_DICT, Name, Node
-from distill.networks import Denoiser
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import torch
 from distill.methods.losses import fake_score_loss, generator_loss
 from distill.schedules import generator_sigmas, sampler_sigmas, training_sigmas
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ import pytest
 
 from service.http.connections import Room
 from service.http.protocol import bounded
+from tests.service.http.test_protocol import GET, OFFERS, App, Peer, until
+from tests.service.http.test_protocol import serving as serving_app
 from tests.service.test_process import serving
-from tests.service.test_protocol import GET, OFFERS, App, Peer, until
-from tests.service.test_protocol import serving as serving_app
 
 # The limit on open files.
 

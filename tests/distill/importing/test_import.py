@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hostile import FIXTURES, put_together, take_apart
 from typer.testing import CliRunner
 
 from distill.checkpoints import load_network
@@ -17,6 +16,7 @@ from distill.importing import load_network as load_pickle
 from service.bundle import latents, load_bundle, sha256_file
 from service.engines import Terms
 from service.engines.onnx import OnnxEngine
+from tests.distill.hostile import FIXTURES, put_together, take_apart
 
 
 def sid_import(*arguments):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import FIXTURES
 from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -19,6 +18,7 @@ from distill.export.onnx import export_onnx
 from distill.networks import Denoiser, NetworkConfig
 from distill.recipe import RECIPES, load_recipe
 from service.bundle import load_bundle
+from tests.distill.hostile import FIXTURES
 
 RELEASED = "CC-BY-NC-SA-4.0"
 PRETRAINED = Path(distill.__file__).parent / "pretrained"
