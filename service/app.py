@@ -7,9 +7,10 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.addresses import origins
 from service.engines.threads import run_aside
 from service.http import problems
-from service.http.cors import CrossOrigin, origins
+from service.http.cors import CrossOrigin
 from service.http.fast_route import LeanRoute, LeanRoutes
 from service.http.middleware import ApiKeys, BodyLimit, RequestTelemetry
 from service.http.routes import generate, health, models, openai, playground

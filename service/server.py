@@ -16,12 +16,12 @@ import structlog
 import uvicorn
 import uvloop
 
+from service.addresses import origins
 from service.app import create_app
 from service.bundle import Bundle, BundleError
 from service.engines import EngineError
 from service.engines.threads import left_behind
 from service.http.connections import FileWatch, Room, make_room
-from service.http.cors import origins
 from service.http.protocol import bounded
 from service.http.security import Keys, KeysError, load_keys
 from service.observability import logs

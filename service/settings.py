@@ -7,9 +7,8 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.addresses import check_public_url, networks, origins
 from service.bundle import Precision
-from service.http.cors import origins
-from service.http.public_address import check_public_url, networks
 from service.resources import available_cpus
 
 _BATCHES_A_SERVER = 4  # on two instances: two computed, two on their way (docs/results.md)

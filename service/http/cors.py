@@ -6,16 +6,13 @@ may keep our pictures for a year, would hand such an answer to a page that then 
 it refuses in plain text.
 """
 
-import re
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-EVERY_ORIGIN = "*"
+from service.addresses import EVERY_ORIGIN
 
-_ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
-_DEFAULT_PORTS = {"http": "80", "https": "443"}
 _METHODS = "GET, HEAD, POST"
 _PREFLIGHT_SECONDS = 7200  # the longest that Chromium heeds
 # What a page may read of an answer, besides what it always may (Content-Type, Cache-Control, ...).
@@ -36,30 +33,11 @@ _EXPOSED = ", ".join(
 )
 
 
-def origins(text: str) -> frozenset[str]:
-    """Read origins with commas between them, as browsers write them.
-
-    Raises:
-        ValueError: one is none; the message quotes it.
-    """
-    return frozenset(_origin(part.strip()) for part in text.split(",") if part.strip())
-
-
-def _origin(text: str) -> str:
-    found = _ORIGIN.fullmatch(text.lower().removesuffix("/"))
-    if text == EVERY_ORIGIN:
-        return text
-    if not found or int(found[3] or 0) > 65535:
-        raise ValueError(text)
-    scheme, host, port = found.groups()
-    return f"{scheme}://{host}" + ("" if port in (None, _DEFAULT_PORTS[scheme]) else f":{port}")
-
-
 def answer_headers(allowed: frozenset[str], origin: str | None) -> dict[str, str]:
     """The headers of any answer to a page of `origin`; none where no origin at all is allowed.
 
     Args:
-        allowed: origins, as `origins` reads them.
+        allowed: origins, as `service.addresses.origins` reads them.
         origin: the request's Origin header, if it has one.
     """
     headers = {}
@@ -80,7 +58,7 @@ class CrossOrigin:
 
     Args:
         app: the rest of the application.
-        allowed: origins, as `origins` reads them.
+        allowed: origins, as `service.addresses.origins` reads them.
     """
 
     def __init__(self, app: ASGIApp, allowed: Iterable[str]) -> None:

@@ -5,33 +5,18 @@ who may come in and what is drawn never depend on it.
 """
 
 import re
-from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from urllib.parse import urlsplit
+from ipaddress import ip_address
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-EVERYBODY = "*"
+from service.addresses import EVERYBODY, HOST, PREFIX, SCHEMES, networks
 
-_SCHEMES = ("http", "https")
-_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+;=:@%-]+)+")
 # One parameter of a Forwarded header: a name, and a token or a quoted text.
 # Without the blanks around it, which are separators like any: a pattern that takes them, tried at
 # each of many, would take a time that grows with the square of their number.
 _PARAMETER = re.compile(r"([A-Za-z0-9_-]+)=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s;,\"]+))")
 _SEPARATORS = ";, \t"
-
-
-@lru_cache(maxsize=8)
-def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    """Read addresses and networks with commas between them; raises ValueError naming a wrong one.
-
-    `*`, which stands for every address, gives none: see `is_trusted`.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    return tuple(ip_network(part) for part in parts if part not in ("", EVERYBODY))
 
 
 def is_trusted(peer: str, trusted: str) -> bool:
@@ -47,19 +32,6 @@ def is_trusted(peer: str, trusted: str) -> bool:
     return any(address in network for network in networks(trusted))
 
 
-def check_public_url(url: str) -> str:
-    """Return an address without its last slash; raises ValueError for what is none."""
-    parts = urlsplit(url)
-    path = parts.path.rstrip("/")
-    host = _HOST.fullmatch(parts.netloc)
-    parts.port  # noqa: B018  # raises ValueError above 65535
-    if parts.scheme not in _SCHEMES or not host or parts.query or parts.fragment:
-        raise ValueError
-    if path and not _PREFIX.fullmatch(path):
-        raise ValueError
-    return f"{parts.scheme}://{parts.netloc}{path}"
-
-
 def public_address(scope: Scope, public_url: str | None, trusted: str) -> str:
     """The server's address as the client of a request knows it, without a slash at its end.
 
@@ -70,8 +42,9 @@ def public_address(scope: Scope, public_url: str | None, trusted: str) -> str:
 
     Args:
         scope: of the request (ASGI).
-        public_url: the address, where the operator has said it (`check_public_url`).
-        trusted: addresses and networks of proxies (see `networks`).
+        public_url: the address, where the operator has said it, as
+            `service.addresses.check_public_url` returns it.
+        trusted: addresses and networks of proxies (see `service.addresses.networks`).
     """
     if public_url is not None:
         return public_url
@@ -82,8 +55,8 @@ def public_address(scope: Scope, public_url: str | None, trusted: str) -> str:
         schemes = [standard.get("proto", ""), _first(headers, "proto"), *schemes]
         hosts = [standard.get("host", ""), _first(headers, "host"), *hosts]
         prefix = _prefix(headers)
-    scheme = next(one.lower() for one in schemes if one.lower() in _SCHEMES)
-    host = next(filter(_HOST.fullmatch, hosts), None) or _own(scope)
+    scheme = next(one.lower() for one in schemes if one.lower() in SCHEMES)
+    host = next(filter(HOST.fullmatch, hosts), None) or _own(scope)
     return f"{scheme}://{host}{prefix}"
 
 
@@ -95,7 +68,7 @@ def _first(headers: Headers, name: str) -> str:
 def _prefix(headers: Headers) -> str:
     values = ",".join(headers.getlist("x-forwarded-prefix")).split(",")
     prefix = "".join(value.strip().rstrip("/") for value in values)
-    return prefix if _PREFIX.fullmatch(prefix) else ""
+    return prefix if PREFIX.fullmatch(prefix) else ""
 
 
 def _forwarded(value: str) -> dict[str, str]:

@@ -8,8 +8,8 @@ import pytest
 from playwright.sync_api import sync_playwright
 from pydantic import ValidationError
 
+from service.addresses import origins
 from service.app import create_app
-from service.http.cors import origins
 from service.http.security import new_key
 from service.settings import Settings
 from tests.service.client import Client
