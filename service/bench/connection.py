@@ -6,12 +6,33 @@ missing from the result.
 
 import asyncio
 from time import perf_counter
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpResponseParser
 
-if TYPE_CHECKING:
-    from service.bench.base import Load
+from service.bench.samples import Samples
+from service.bench.target import Target
+
+
+class Owner(Protocol):
+    """What a connection asks of the load that it belongs to (`service.bench.base.Load`).
+
+    Attributes:
+        target: what is sent.
+        samples: where answers are noted.
+    """
+
+    target: Target
+    samples: Samples
+
+    def opened(self, connection: "Connection") -> None:
+        """The connection is there."""
+
+    def free(self, connection: "Connection", now: float) -> None:
+        """The connection has its answer, and is free for the next request."""
+
+    def lost(self, connection: "Connection", failure: str) -> None:
+        """The connection is at its end; a request under way on it ends with `failure`."""
 
 
 class Connection(asyncio.Protocol):
@@ -22,7 +43,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = ("_complete", "_keep", "_load", "_parser", "_timing", "_transport", "due", "sent")
 
-    def __init__(self, load: "Load") -> None:
+    def __init__(self, load: Owner) -> None:
         self._load = load
         self._parser = HttpResponseParser(self)
         self._complete = False
