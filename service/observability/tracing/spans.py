@@ -37,7 +37,13 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import Scope
 
-from service.observability.tracing import Batch, BatchTrace, RequestTrace, Tracing, sent_traceparent
+from service.observability.tracing.off import (
+    Batch,
+    BatchTrace,
+    RequestTrace,
+    Tracing,
+    sent_traceparent,
+)
 
 log = structlog.get_logger(__name__)
 
