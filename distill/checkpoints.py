@@ -7,9 +7,8 @@ that a kill at any moment leaves the previous file.
 
 import hashlib
 import json
-import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -20,30 +19,11 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from torch import Tensor
 
+from distill.atomic_files import write_atomically
 from distill.errors import UserError, first_line
 from distill.importing.released import read_released
 from distill.licences import licence_of
 from distill.networks import Denoiser, NetworkConfig
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, flush it to disk and move it to `path`.
-
-    Raises:
-        OSError: it cannot be written, say on a full disk; the error names the file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:  # a full disk, Ctrl-C: leave nothing half written about
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(path)) from error  # write() names none
-        raise
 
 
 class Facts(BaseModel):

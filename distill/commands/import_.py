@@ -56,7 +56,8 @@ def import_(
     """
     from pydantic import TypeAdapter, ValidationError
 
-    from distill.checkpoints import save_network, write_atomically
+    from distill.atomic_files import write_atomically
+    from distill.checkpoints import save_network
     from distill.export.publish import publish
     from distill.importing.released import read_released
     from distill.licences import checked_licence

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from distill.checkpoints import write_atomically
+from distill.atomic_files import write_atomically
 from distill.data.datasets import Dataset
 from distill.errors import UserError, first_line
 from distill.evaluation.detector import Detector, DetectorFacts, FeatureModule

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from distill.checkpoints import write_atomically
+from distill.atomic_files import write_atomically
 from distill.errors import UserError
 from distill.evaluation import inception
 from distill.evaluation.protocol import Name

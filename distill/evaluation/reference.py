@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from distill.checkpoints import write_atomically
+from distill.atomic_files import write_atomically
 from distill.data.datasets import Dataset
 from distill.errors import UserError
 from distill.evaluation.detector import Detector, Floats

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from distill.checkpoints import write_atomically
+from distill.atomic_files import write_atomically
 from distill.errors import UserError
 from distill.evaluation.detector import Detector
 from distill.evaluation.frechet import frechet_distance, statistics

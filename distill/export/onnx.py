@@ -10,7 +10,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from distill.checkpoints import write_atomically
+from distill.atomic_files import write_atomically
 from distill.export.cpu import cancel_transposes, rewrite_wide_layers, split_group_norms
 from distill.export.one_step import FoldedGenerator
 from distill.networks import Denoiser

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from distill.checkpoints import write_atomically
+from distill.atomic_files import write_atomically
 from distill.export.onnx import example_inputs, export_onnx, strip_metadata
 from distill.networks import Denoiser
 from service.bundle import Precision, latents

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from distill.checkpoints import write_atomically
+from distill.atomic_files import write_atomically
 from distill.errors import UserError
 from distill.export.triton import MAX_BATCH_SIZE
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from distill.checkpoints import load_state, save_network, save_state, write_atomically
+from distill.atomic_files import write_atomically
+from distill.checkpoints import load_state, save_network, save_state
 from distill.data.images import save_grid, to_pixels
 from distill.errors import UserError, first_line
 from distill.networks import Denoiser
