@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.errors import UserError
+from distill.importing.released import RELEASED
 from distill.recipe import RECIPES, load_recipe
-
-RELEASED = "CC-BY-NC-SA-4.0"  # of EDM's and SiD's released networks, and so of their students
 
 
 def licence_of(facts: Mapping[str, Any]) -> str | None:

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from distill.errors import UserError
 from distill.importing.snapshot import read_snapshot
-from distill.licences import RELEASED
 from distill.networks import Denoiser
 from service.bundle import sha256_file
 
 Role = Literal["teacher", "generator"]
 
+RELEASED = "CC-BY-NC-SA-4.0"  # licence of EDM's and SiD's released networks, and so of students
 SIGMA_INIT = 2.5  # every SiD generator's; it is not in the files
 
 
