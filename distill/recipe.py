@@ -2,18 +2,19 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distill.errors import UserError
-from distill.methods.losses import Weighting
 from distill.networks import NetworkConfig
 from distill.text_files import read_text
-from distill.training.precision import Precision
 
 RECIPES = Path(__file__).parent / "recipes"
 
+# What these words do: `distill.training.precision` and `distill.methods.losses`.
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Weighting = Literal["sid", "none"]
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Frequency = Annotated[float, Field(ge=0)]

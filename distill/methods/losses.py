@@ -5,11 +5,9 @@ image, b = D_psi(y) that of the fake-score network, which learns the generator's
 Both losses are returned per element; the caller reduces them.
 """
 
-from typing import Literal
-
 from torch import Tensor
 
-Weighting = Literal["sid", "none"]
+from distill.recipe import Weighting
 
 
 def fake_score_loss(

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 
 from distill.errors import UserError
 from distill.networks import Denoiser
-
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+from distill.recipe import Precision
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
