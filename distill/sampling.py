@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distill.data.datasets import one_hot
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser, NetworkLayout
 from distill.schedules import sampler_sigmas
 
 
@@ -68,7 +68,7 @@ def one_step(
 
 
 def sample_inputs(
-    network: NetworkConfig, device: torch.device, count: int | None = None
+    network: NetworkLayout, device: torch.device, count: int | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Latents and one-hot labels of a fixed sheet of pictures: ten columns, a class a row.
 

@@ -27,7 +27,7 @@ from distill.errors import UserError
 from distill.training.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
-    from distill.networks import Denoiser, NetworkConfig
+    from distill.networks import Denoiser, NetworkLayout
     from distill.recipe import SidConfig
     from distill.training.distributed import World
 
@@ -191,7 +191,7 @@ def _numbers(text: str) -> list[float]:
         ) from None
 
 
-def _difference(recipe: "NetworkConfig", teacher: "NetworkConfig") -> str | None:
+def _difference(recipe: "NetworkLayout", teacher: "NetworkLayout") -> str | None:
     """In what a teacher is of another kind than the recipe is for, if in anything."""
     for name, what in (("img_resolution", "pixels a side"), ("label_dim", "classes")):
         meant, given = getattr(recipe, name), getattr(teacher, name)

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from distill.importing.machine import RefusedError
 from distill.networks import NetworkConfig
-from distill.networks.config import Architecture
+from distill.networks.layout import Architecture
 
 _MAX_LENGTH = 64  # of names in messages, and of lists
 

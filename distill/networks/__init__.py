@@ -2,5 +2,6 @@
 
 from distill.networks.config import NetworkConfig
 from distill.networks.denoiser import Denoiser
+from distill.networks.layout import NetworkLayout
 
-__all__ = ["Denoiser", "NetworkConfig"]
+__all__ = ["Denoiser", "NetworkConfig", "NetworkLayout"]

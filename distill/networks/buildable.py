@@ -7,12 +7,11 @@ so layers refuse what they could not compute (see `PositionalEmbedding` and `UNe
 """
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from distill.networks.config import NetworkConfig
+from distill.networks.denoiser import Denoiser
+from distill.networks.layout import NetworkLayout
 
 # Every architecture takes multiples of this, so a search for a width that works ends there.
 ALWAYS_WORKS = 64
@@ -20,7 +19,7 @@ ALWAYS_WORKS = 64
 ENOUGH_BLOCKS = 2
 
 
-def why_not_buildable(config: "NetworkConfig") -> str | None:
+def why_not_buildable(config: NetworkLayout) -> str | None:
     """What is wrong with a configuration, and which widths would do; None if it can be built."""
     reason = _trial(_shape_of(config, config.model_channels))
     if reason is None:
@@ -33,7 +32,7 @@ def why_not_buildable(config: "NetworkConfig") -> str | None:
     )
 
 
-def _shape_of(config: "NetworkConfig", model_channels: int) -> "NetworkConfig":
+def _shape_of(config: NetworkLayout, model_channels: int) -> NetworkLayout:
     """The smallest configuration that can be built if and only if this one can."""
     return config.model_copy(
         update={
@@ -47,10 +46,8 @@ def _shape_of(config: "NetworkConfig", model_channels: int) -> "NetworkConfig":
 
 
 @lru_cache(maxsize=1024)
-def _trial(config: "NetworkConfig") -> str | None:
+def _trial(config: NetworkLayout) -> str | None:
     """Build a network; what was said if that fails."""
-    from distill.networks.denoiser import Denoiser
-
     try:
         with torch.device("meta"):
             Denoiser(config)
@@ -59,7 +56,7 @@ def _trial(config: "NetworkConfig") -> str | None:
     return None
 
 
-def _nearest_widths(config: "NetworkConfig") -> tuple[int | None, int | None]:
+def _nearest_widths(config: NetworkLayout) -> tuple[int | None, int | None]:
     """The next smaller and the next larger multiple of 4 that works as `model_channels`."""
     start = config.model_channels // 4 * 4
     below = range(start if start < config.model_channels else start - 4, 3, -4)[:16]

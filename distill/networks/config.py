@@ -1,77 +1,16 @@
-"""What a network is built from: the record that is stored beside its weights."""
+"""The layout of a network that can be built: the record that is stored beside its weights."""
 
-from typing import Any, Literal
-
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import model_validator
 
 from distill.networks.buildable import why_not_buildable
-
-Architecture = Literal["ddpmpp", "ncsnpp", "adm"]
-
-# ADM's blocks have one attention head for so many channels, and none below that.
-ADM_CHANNELS_PER_HEAD = 64
+from distill.networks.layout import NetworkLayout
 
 
-class NetworkConfig(BaseModel):
-    """What it takes to build a network anew; the defaults are DDPM++'s for CIFAR-10.
+class NetworkConfig(NetworkLayout):
+    """A layout that was tried: one that cannot be built raises pydantic's ValidationError.
 
-    A configuration that cannot be built raises pydantic's ValidationError, saying why.
-
-    Attributes:
-        architecture: DDPM++ or NCSN++ of Song et al. (arXiv 2011.13456), or ADM of Dhariwal and
-            Nichol (arXiv 2105.05233), each as EDM configures it (arXiv 2206.00364, table 7).
-        img_resolution: height and width in pixels, divisible by patch_size 2^(levels - 1).
-        img_channels: colour channels of input and output.
-        patch_size: side of the square patches of pixels that the U-Net sees as channels: with 2 a
-            64x64x3 image is a 32x32x12 feature map. 1 means that it sees the pixels themselves.
-        label_dim: number of classes, 0 for an unconditional network.
-        augment_dim: width of the augmentation labels, 0 for none.
-        model_channels: channels at the highest resolution, before `channel_mult`.
-        channel_mult: one factor per level, from the highest resolution down.
-        num_blocks: residual blocks per level on the way down (one more on the way up).
-        attn_resolutions: resolutions whose blocks attend over all pixels.
-        dropout: probability of dropping an activation inside the blocks.
+    The attributes are those of `NetworkLayout`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    architecture: Architecture = "ddpmpp"
-    img_resolution: int = Field(ge=4)
-    img_channels: int = Field(ge=1)
-    patch_size: int = Field(default=1, ge=1)
-    label_dim: int = Field(default=0, ge=0)
-    augment_dim: int = Field(default=0, ge=0)
-    model_channels: int = Field(default=128, ge=4)
-    channel_mult: tuple[int, ...] = Field(default=(2, 2, 2), min_length=1)
-    num_blocks: int = Field(default=4, ge=1)
-    attn_resolutions: tuple[int, ...] = (16,)
-    dropout: float = Field(default=0.10, ge=0, lt=1)
-
-    @property
-    def resolutions(self) -> list[int]:
-        """The resolution of every level's feature maps, from the highest down."""
-        highest = self.img_resolution // self.patch_size
-        return [highest >> level for level in range(len(self.channel_mult))]
-
-    @property
-    def patch_channels(self) -> int:
-        """Channels of the U-Net's input and output: all values of one patch."""
-        return self.img_channels * self.patch_size**2
-
-    @model_serializer(mode="wrap")
-    def _without_default_patch(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Runs that began before there were patches are resumed: their record must compare equal.
-        fields: dict[str, Any] = serialize(self)
-        if self.patch_size == 1:
-            del fields["patch_size"]
-        return fields
 
     @model_validator(mode="after")
     def _buildable(self) -> "NetworkConfig":
@@ -98,8 +37,3 @@ class NetworkConfig(BaseModel):
         if reason := why_not_buildable(self):
             raise ValueError(reason)
         return self
-
-
-def group_count(channels: int) -> int:
-    """Groups of at least four channels, at most 32."""
-    return min(32, channels // 4)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from distill.networks.config import NetworkConfig
 from distill.networks.dhariwal import DhariwalUNet
+from distill.networks.layout import NetworkLayout
 from distill.networks.song import SongUNet
 
 
@@ -20,7 +20,7 @@ class Denoiser(nn.Module):
 
     sigma_data = 0.5
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NetworkLayout) -> None:
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None

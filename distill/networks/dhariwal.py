@@ -4,7 +4,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.networks.block import BlockStyle, UNetBlock
-from distill.networks.config import ADM_CHANNELS_PER_HEAD, NetworkConfig
 from distill.networks.layers import (
     BOX,
     Conv2d,
@@ -14,6 +13,7 @@ from distill.networks.layers import (
     kaiming,
     zeros,
 )
+from distill.networks.layout import ADM_CHANNELS_PER_HEAD, NetworkLayout
 from distill.networks.unet import UNet, build_decoder, build_encoder, decode, encode
 
 ADM = BlockStyle(
@@ -32,7 +32,7 @@ ADM = BlockStyle(
 class DhariwalUNet(UNet):
     """The raw network F(c_in x, c_noise, labels) inside the EDM preconditioning."""
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NetworkLayout) -> None:
         super().__init__(config)
         channels = config.model_channels
         emb_channels = 4 * channels

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.networks import winograd
-from distill.networks.config import group_count
+from distill.networks.layout import group_count
 
 BOX = (1, 1)  # mean of 2x2 pixels, repetition
 BINOMIAL = (1, 3, 3, 1)

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.networks.block import BlockStyle, UNetBlock
-from distill.networks.config import NetworkConfig
 from distill.networks.layers import (
     BINOMIAL,
     BOX,
@@ -19,6 +18,7 @@ from distill.networks.layers import (
     PositionalEmbedding,
     glorot,
 )
+from distill.networks.layout import NetworkLayout
 from distill.networks.unet import UNet, build_decoder, build_encoder, decode, encode
 
 # A projection that starts near zero makes its residual branch start as the identity.
@@ -45,7 +45,7 @@ class SongUNet(UNet):
     smoother filter resamples, and a reduced image is added at every level on the way down.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NetworkLayout) -> None:
         super().__init__(config)
         ncsnpp = config.architecture == "ncsnpp"
         style = NCSNPP if ncsnpp else DDPMPP

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.networks.block import UNetBlock
-from distill.networks.config import NetworkConfig
+from distill.networks.layout import NetworkLayout
 
 
 class UNet(nn.Module, ABC):
@@ -20,10 +20,10 @@ class UNet(nn.Module, ABC):
     feature maps of `config.resolutions[0]` pixels a side and `config.patch_channels` channels.
 
     Attributes:
-        patch_size: see `NetworkConfig`.
+        patch_size: see `NetworkLayout`.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NetworkLayout) -> None:
         super().__init__()
         self.patch_size = config.patch_size
 
@@ -65,7 +65,7 @@ class MakeBlock(Protocol):
 
 
 def build_encoder(
-    config: NetworkConfig,
+    config: NetworkLayout,
     first: nn.Module,
     width: int,
     block: MakeBlock,
@@ -107,7 +107,7 @@ def build_encoder(
 
 
 def build_decoder(
-    config: NetworkConfig, skips: list[int], block: MakeBlock, attention_in_all: bool
+    config: NetworkLayout, skips: list[int], block: MakeBlock, attention_in_all: bool
 ) -> tuple[nn.ModuleDict, int]:
     """Build the way up.
 
