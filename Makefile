@@ -52,7 +52,7 @@ test-newest:
 soak: setup-dev
 	SOAK_SECONDS=$(or $(SECONDS),180) $(BIN)/pytest -s tests/service/test_storm.py
 
-# Check style, types and the two import walls
+# Check style, types, and the walls and floors of imports
 lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
