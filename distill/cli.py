@@ -12,6 +12,7 @@ from distill.commands.features import features
 from distill.commands.import_ import import_
 from distill.commands.publish import publish
 from distill.commands.reference import reference
+from distill.commands.regress import regress
 from distill.commands.run import run
 from distill.commands.teacher import teacher
 from distill.errors import UserError, first_line
@@ -23,7 +24,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (teacher, run, evaluate, analyze, features, reference, avatars, export, publish):
+training = (teacher, regress, run)
+afterwards = (evaluate, analyze, features, reference, avatars, export, publish)
+for command in training + afterwards:
     app.command()(command)
 app.command("import")(import_)
 

@@ -94,6 +94,20 @@ class TeacherConfig(LoopConfig):
     warmup: int = Field(default=10_000, ge=0)
 
 
+class RegressionConfig(TeacherConfig):
+    """How a generator starts: one step learns the teacher's noise-image pairs (arXiv 2101.02388).
+
+    Attributes:
+        pairs: how many the teacher draws.
+        steps: of Heun's method a pair takes: 2 steps - 1 evaluations.
+        sigma_init: the noise level at which they begin, and at which the generator denoises.
+    """
+
+    pairs: int = Field(default=20_000, gt=0)
+    steps: int = Field(default=10, gt=1)
+    sigma_init: float = Field(default=40.0, gt=0.002)
+
+
 class SidConfig(LoopConfig):
     """How to distil it (SiD, arXiv 2404.04057).
 
@@ -145,6 +159,8 @@ class Recipe(_Section):
             published under it; None: whatever the recipe is used for.
         network: the teacher's shape.
         teacher: how the teacher is trained; None where it is released and imported.
+        regression: how the generator starts, for 'sid-distill regress'; None where it starts from
+            the teacher's weights.
     """
 
     description: str
@@ -153,6 +169,7 @@ class Recipe(_Section):
     data: str | None = None
     network: NetworkConfig
     teacher: TeacherConfig | None = None
+    regression: RegressionConfig | None = None
     sid: SidConfig
 
     def licence_for(self, data: str) -> str | None:

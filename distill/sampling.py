@@ -13,7 +13,11 @@ from distill.schedules import sampler_sigmas
 
 @torch.no_grad()
 def heun(
-    denoiser: Denoiser, latents: Tensor, class_labels: Tensor | None, steps: int = 18
+    denoiser: Denoiser,
+    latents: Tensor,
+    class_labels: Tensor | None,
+    steps: int = 18,
+    sigma_max: float = 80,
 ) -> Tensor:
     """Integrate the probability-flow ODE with Heun's second-order method (EDM, algorithm 1).
 
@@ -24,11 +28,12 @@ def heun(
         latents: standard normal [N, C, H, W].
         class_labels: one-hot [N, classes], or None.
         steps: noise levels visited before 0.
+        sigma_max: the first of them.
 
     Returns:
         float32 images [N, C, H, W], pixels in [-1, 1]; the state is kept in float64.
     """
-    sigmas = sampler_sigmas(steps).to(latents.device).tolist()
+    sigmas = sampler_sigmas(steps, sigma_max=sigma_max).to(latents.device).tolist()
 
     def slope(x: Tensor, sigma: float) -> Tensor:
         level = torch.full((1,), sigma, device=x.device)  # one for all: it broadcasts

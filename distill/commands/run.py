@@ -36,6 +36,14 @@ def run(
     out: OutFolder,
     teacher: Annotated[Path, typer.Option(help="The teacher: a network.safetensors.")],
     recipe: RecipeOption = "fashion",
+    generator: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the generator starts: a network.safetensors of 'sid-distill regress' or of "
+            "another run of the same teacher's. Left out: the teacher.",
+            show_default=False,
+        ),
+    ] = None,
     features: Annotated[
         str | None,
         typer.Option(
@@ -118,6 +126,9 @@ def run(
         raise UserError(f"{teacher} is a {origin.get('role')}: --teacher takes a teacher")
     if difference := _difference(chosen.network, network.config):
         typer.echo(f"note: {difference}; its rates may not suit", err=True)
+    start = None if generator is None else _start(generator, network, origin, sigma_init)
+    if start is not None:
+        sigma_init = start[1]
     given = override(
         chosen.sid,
         total_images=images,
@@ -168,12 +179,38 @@ def run(
             measured = measure(sampler, generator, detector, reference=real, world=drawn_by)
             return {"features": detector.name, **measured}
 
-        training = SidTraining(network, config, world)
+        training = SidTraining(network, config, world, None if start is None else start[0])
         if detector is not None:
             detector.network.to(world.device)
         evaluate = None if detector is None else distance
         seen = train(training, out, facts, evaluate, origin=started_from)
         report(seen, config, out, world)
+
+
+def _start(
+    file: Path, teacher: "Denoiser", origin: dict[str, Any], sigma_init: float | None
+) -> tuple["Denoiser", float]:
+    """The network in which a generator starts, and its noise level."""
+    from distill.checkpoints import load_network
+
+    network, facts = load_network(file)
+    if facts["role"] != "generator" or "sigma_init" not in facts:
+        raise UserError(
+            f"{file} is no generator with a sigma_init: --generator takes a network of "
+            "'sid-distill regress' or of a run"
+        )
+    shape = network.config.model_copy(update={"dropout": teacher.config.dropout})
+    if shape != teacher.config or facts["classes"] != origin["classes"]:
+        raise UserError(
+            f"{file} is of another shape or of other classes than the teacher: --generator takes "
+            "one that began with this teacher"
+        )
+    if sigma_init not in (None, facts["sigma_init"]):
+        raise UserError(
+            f"{file} denoises at sigma_init {facts['sigma_init']:g}, not at {sigma_init:g}: leave "
+            "--sigma-init out"
+        )
+    return network, facts["sigma_init"]
 
 
 def _numbers(text: str) -> list[float]:

@@ -1,8 +1,8 @@
-"""The two losses of Score identity Distillation (arXiv 2404.04057). Pure functions.
+"""The losses of Score identity Distillation (arXiv 2404.04057) and of its warm start. Pure.
 
 Notation: x the generator's image, y = x + sigma eps, a = D_phi(y) the teacher's denoised
 image, b = D_psi(y) that of the fake-score network, which learns the generator's own images.
-Both losses are returned per element; the caller reduces them.
+All losses are returned per element; the caller reduces them.
 """
 
 from torch import Tensor
@@ -29,6 +29,23 @@ def fake_score_loss(
     """
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
     return weight * (denoised - images) ** 2
+
+
+def regression_loss(drawn: Tensor, images: Tensor, softness: float = 0.05) -> Tensor:
+    """sqrt(d^2 + c^2) - c of the difference d: Charbonnier's loss, |d| but smooth near 0.
+
+    Where several images are possible it leads to their median and not to their mean, which is
+    sharper in pictures of flat colours.
+
+    Args:
+        drawn: what the generator drew [N, C, H, W].
+        images: what the teacher drew from the same noises, shaped like `drawn`.
+        softness: c.
+
+    Returns:
+        [N, C, H, W].
+    """
+    return ((drawn - images) ** 2 + softness**2).sqrt() - softness
 
 
 def generator_loss(

@@ -42,6 +42,13 @@ FAKE_SCORE_PHASE, GENERATOR_PHASE = 0, 1
 class SidTraining:
     """The distillation of one teacher; see `distill.training.loop.Training`.
 
+    Args:
+        teacher: what is distilled.
+        config: how.
+        world: this process among those of the run.
+        start: the generator's first weights, of a network of the teacher's shape; None takes the
+            teacher's. The fake score starts from the teacher in any case.
+
     Attributes:
         teacher: phi, in eval mode, its weights frozen.
         fake_score: psi, trained in its own phase, frozen in the generator's.
@@ -49,7 +56,13 @@ class SidTraining:
         ema: the running average of theta, which is what gets exported.
     """
 
-    def __init__(self, teacher: Denoiser, config: SidConfig, world: World) -> None:
+    def __init__(
+        self,
+        teacher: Denoiser,
+        config: SidConfig,
+        world: World,
+        start: Denoiser | None = None,
+    ) -> None:
         self.config, self.world = config, world
         self.microbatches = share_of_batch(config, world)
         frequencies = _frequencies(config, teacher.config.label_dim)
@@ -58,16 +71,18 @@ class SidTraining:
         )
         _check_augmentation(config, teacher)
         self._identity = {"teacher": sha256_of_weights(teacher)}
+        if start is not None:
+            self._identity["generator"] = sha256_of_weights(start)
         teacher = _with_dropout(teacher, config.dropout).to(world.building_site)
         teacher = channels_last(teacher).eval()
         teacher.compute_dtype = compute_dtype(config.precision, world.device)
         # One after the other, so that of networks to be sharded no more than two are whole.
-        self.ema = world.fixed(copy.deepcopy(teacher).requires_grad_(False))
+        self.ema = world.fixed(_copy_from(start, teacher).requires_grad_(False))
         if world.device.type == "cpu" and config.precision == "fp32":
             use_winograd(teacher)  # not the average, which draws the pictures and is exported
         self.fake_score = self._learner(copy.deepcopy(teacher), config.betas)
         betas = config.generator_betas or config.betas
-        self.generator = self._learner(copy.deepcopy(teacher), betas)
+        self.generator = self._learner(_copy_from(start, teacher), betas)
         self.teacher = world.fixed(teacher.requires_grad_(False))
 
     def _learner(self, network: Denoiser, betas: tuple[float, float]) -> Learner:
@@ -225,6 +240,14 @@ def _check_augmentation(config: SidConfig, teacher: Denoiser) -> None:
             f"{teacher.config.augment_dim or 'no'} augmentation labels instead of {AUGMENT_DIM}: "
             "say --augment 0"
         )
+
+
+def _copy_from(start: Denoiser | None, teacher: Denoiser) -> Denoiser:
+    """A copy of the teacher, with the weights of `start` if there is one."""
+    network = copy.deepcopy(teacher)
+    if start is not None:
+        network.load_state_dict(start.state_dict())
+    return network
 
 
 def _with_dropout(teacher: Denoiser, dropout: float | None) -> Denoiser:

@@ -1,0 +1,95 @@
+"""`sid-distill regress`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distill.commands.options import (
+    BatchOption,
+    DeviceOption,
+    HalflifeOption,
+    ImagesOption,
+    LrOption,
+    MicrobatchOption,
+    OutFolder,
+    PrecisionOption,
+    RecipeOption,
+    SeedOption,
+    chosen_device,
+    recipes_own,
+    report,
+)
+from distill.errors import UserError
+from distill.training.allocator import keep_freed_memory
+
+
+def regress(
+    out: OutFolder,
+    teacher: Annotated[Path, typer.Option(help="The teacher: a network.safetensors.")],
+    recipe: RecipeOption = "avatars",
+    pairs: Annotated[
+        int | None, recipes_own("How many pictures the teacher draws to learn from.")
+    ] = None,
+    steps: Annotated[
+        int | None, recipes_own("Heun's steps a picture takes: 2 STEPS - 1 evaluations.")
+    ] = None,
+    sigma_init: Annotated[
+        float | None, recipes_own("Noise level at which they begin, and the generator denoises.")
+    ] = None,
+    images: ImagesOption = None,
+    batch: BatchOption = None,
+    microbatch: MicrobatchOption = None,
+    precision: PrecisionOption = None,
+    lr: LrOption = None,
+    ema_halflife: HalflifeOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Let one step learn what a teacher makes of each noise in many: a start for 'run --generator'.
+
+    The teacher draws its pictures into OUT/pairs first, which takes most of the time. The result
+    is OUT/network.safetensors: blurred, but of the teacher's whole variety.
+    """
+    keep_freed_memory()
+    from distill.checkpoints import load_network
+    from distill.methods.pairs import draw_pairs
+    from distill.methods.regression import RegressionTraining
+    from distill.recipe import load_recipe, override
+    from distill.training.distributed import join_world
+    from distill.training.loop import train
+
+    chosen = load_recipe(recipe)
+    if chosen.regression is None:
+        raise UserError(
+            f"the recipe {recipe} has no [regression] section: its generator starts from the "
+            "teacher's weights; add one to a copy of the recipe"
+        )
+    network, origin = load_network(teacher)
+    if origin["role"] != "teacher":
+        raise UserError(f"{teacher} is a {origin['role']}: --teacher takes a teacher")
+    config = override(
+        chosen.regression,
+        pairs=pairs,
+        steps=steps,
+        sigma_init=sigma_init,
+        total_images=images,
+        batch=batch,
+        microbatch=microbatch,
+        precision=precision,
+        lr=lr,
+        ema_halflife=ema_halflife,
+        seed=seed,
+    )
+    facts = origin | {
+        "role": "generator",
+        "recipe": recipe,
+        "method": "regression",
+        "pairs": config.pairs,
+        "sigma_init": config.sigma_init,
+        "teacher_images_seen": origin.get("images_seen"),
+    }
+    with join_world(chosen_device(device)) as world:
+        drawn = draw_pairs(network.to(world.device), config, out / "pairs", world)
+        seen = train(RegressionTraining(network, drawn, config, world), out, facts)
+        report(seen, config, out, world)

@@ -1,0 +1,144 @@
+"""What a teacher makes of a noise: pairs for a generator to learn from before it is distilled.
+
+A pair's noise and class are functions of its number, so that only the images are kept: in parts
+of `PAIRS_PER_PART`, files of a folder, which several processes draw beside one another and an
+interrupted drawing goes on from.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from distill.atomic_files import write_atomically
+from distill.checkpoints import sha256_of_weights
+from distill.data.datasets import one_hot
+from distill.errors import UserError, first_line
+from distill.networks import Denoiser, NetworkLayout
+from distill.recipe import RegressionConfig
+from distill.sampling import heun
+from distill.training.distributed import World
+from distill.training.precision import compute_dtype
+
+PAIRS_PER_PART = 256
+_SEEDS = 1 << 32  # a seed's pairs have the generators' seeds from seed * _SEEDS on
+_ABOUT = "pairs.json"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Noises and what a teacher drew from them.
+
+    Attributes:
+        network: of the teacher: shape and classes.
+        seed: start of the noises.
+        images: uint8 [N, C, H, W].
+    """
+
+    network: NetworkLayout
+    seed: int
+    images: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, numbers: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Latents [n, C, H, W], one-hot labels (None without classes), images in [-1, 1]."""
+        z, labels = pair_inputs(self.network, self.seed, numbers.tolist())
+        return z, labels, self.images[numbers].float() / 127.5 - 1
+
+
+def pair_inputs(
+    network: NetworkLayout, seed: int, numbers: list[int]
+) -> tuple[Tensor, Tensor | None]:
+    """The standard normal latents and one-hot labels of pairs: class i mod classes for pair i."""
+    shape = (network.img_channels, network.img_resolution, network.img_resolution)
+    generators = (torch.Generator().manual_seed(seed * _SEEDS + i) for i in numbers)
+    z = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    if not network.label_dim:
+        return z, None
+    return z, one_hot(torch.tensor(numbers) % network.label_dim, network.label_dim)
+
+
+def draw_pairs(
+    teacher: Denoiser, config: RegressionConfig, folder: Path, world: World, progress: bool = True
+) -> Pairs:
+    """Draw `config.pairs` pairs into a folder, or what is missing there, and read them all.
+
+    Args:
+        teacher: in eval mode, on `world.device`; it is left in `config.precision`.
+        config: how many pairs, from which level, in how many of Heun's steps.
+        folder: of the parts; all processes must see it.
+        world: its processes share the work.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: the folder holds another teacher's pairs, or a damaged part.
+    """
+    about = {
+        "teacher": sha256_of_weights(teacher),
+        "steps": config.steps,
+        "sigma_init": config.sigma_init,
+        "seed": config.seed,
+        "precision": config.precision,
+    }
+    _claim(folder / _ABOUT, about, world)
+    teacher.compute_dtype = compute_dtype(config.precision, world.device)
+    parts = -(-config.pairs // PAIRS_PER_PART)
+    files = [folder / f"{i:06}.npy" for i in range(parts)]
+    missing = [i for i in range(parts) if not files[i].is_file()][world.rank :: world.size]
+    for i in tqdm(missing, unit="part", desc="pairs", disable=not (progress and world.is_main)):
+        numbers = list(range(i * PAIRS_PER_PART, (i + 1) * PAIRS_PER_PART))
+        drawn = [
+            _draw(teacher, config, numbers[j : j + config.microbatch])
+            for j in range(0, PAIRS_PER_PART, config.microbatch)
+        ]
+        _write(files[i], torch.cat(drawn).numpy())
+    world.any(False)  # wait for the others' parts
+    images = torch.from_numpy(np.concatenate([_read(file) for file in files]))[: config.pairs]
+    return Pairs(teacher.config, config.seed, images)
+
+
+def _draw(teacher: Denoiser, config: RegressionConfig, numbers: list[int]) -> Tensor:
+    device = next(teacher.parameters()).device
+    z, labels = pair_inputs(teacher.config, config.seed, numbers)
+    z = z.to(device, memory_format=torch.channels_last)
+    labels = None if labels is None else labels.to(device)
+    images = heun(teacher, z, labels, config.steps, config.sigma_init)
+    return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def _claim(file: Path, about: dict[str, object], world: World) -> None:
+    """Note what the folder's pairs are of; raise UserError if they are of something else."""
+    held = json.loads(file.read_text()) if file.is_file() else about
+    different = sorted(name for name in about if held.get(name) != about[name])
+    if world.any(bool(different)):
+        raise UserError(
+            f"{file.parent} holds pairs that were drawn with another {', '.join(different)}: "
+            "choose another folder, or remove this one to draw them again"
+        )
+    if world.is_main:
+        write_atomically(file, lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
+
+
+def _write(file: Path, images: np.ndarray) -> None:
+    def save(path: Path) -> None:
+        with path.open("wb") as stream:  # np.save would add .npy to the temporary file's name
+            np.save(stream, images)
+
+    write_atomically(file, save)
+
+
+def _read(file: Path) -> np.ndarray:
+    try:
+        images: np.ndarray = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(
+            f"{file} is damaged ({first_line(error)}): remove it, and the same command draws it "
+            "again"
+        ) from None
+    return images
