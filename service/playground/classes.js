@@ -43,9 +43,9 @@ export class ClassList {
     this.#entries = [any, ...named];
     $("class-list").replaceChildren(...this.#entries.map(({ item }) => item));
     for (const { item } of named) {
-      const image = document.createElement("img");
-      image.alt = ""; // the name beside it says it
-      item.prepend(image);
+      const place = document.createElement("span");
+      place.className = "place";
+      item.prepend(place);
       this.#observer.observe(item);
     }
     $("class-search").value = "";
@@ -111,9 +111,11 @@ export class ClassList {
     };
     try {
       const { blob } = await draw(asked, { signal });
-      const url = URL.createObjectURL(blob);
-      this.#urls.push(url);
-      item.querySelector("img").src = url;
+      const image = document.createElement("img");
+      image.src = URL.createObjectURL(blob);
+      image.alt = ""; // the name beside it says it
+      this.#urls.push(image.src);
+      item.querySelector(".place").replaceChildren(image);
       this.#observer.unobserve(item);
     } catch {
       // The stage asks for the same kind of thing, and tells what is wrong.
