@@ -13,7 +13,7 @@ import httpx
 import pytest
 from playwright.sync_api import sync_playwright
 
-from distill.avatars import STYLES
+from distill.data.avatars import STYLES
 from tests.bundles import write_bundle
 from tests.service.test_process import serving
 
