@@ -9,7 +9,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 TARGET = Path(__file__).parent / "images" / "playground.png"
-SHOWN = "?class_label=Ankle+boot&seed=6&toward=21&mix=0.5&n=24"
+SHOWN = "?model=fashion&class_label=Ankle+boot&seed=6&toward=21&mix=0.5&n=24"
 
 
 def main() -> None:
@@ -25,9 +25,10 @@ def main() -> None:
             chromium = shutil.which("chromium")
             browser = playwright.chromium.launch(executable_path=chromium)
             for _ in range(2):  # the second visitor finds everything warm
-                page = browser.new_page(viewport={"width": 1200, "height": 920})
+                page = browser.new_page(viewport={"width": 1200, "height": 1180})
                 page.goto(f"{announced[0]}/{SHOWN}")
                 page.wait_for_selector("#tiles li:last-child img")
+                page.wait_for_selector("#class-list label:last-child img")
             page.screenshot(path=TARGET)
             browser.close()
     finally:

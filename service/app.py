@@ -17,15 +17,15 @@ from service.http.routes import generate, health, models, openai, playground
 from service.http.security import TokenBuckets, load_keys
 from service.observability.metrics import Telemetry
 from service.observability.tracing import open_tracing
-from service.serving.catalogue import load_bundles, open_catalogue
+from service.serving.catalogue import load_contents, open_catalogue
 from service.settings import Settings
 
 
 def create_app(settings: Settings) -> FastAPI:
     """Make the application; its lifespan loads, opens and closes the models.
 
-    The lifespan raises BundleError or EngineError when a model cannot be served, TracingError when
-    traces were asked for and cannot be made.
+    The lifespan raises BundleError or EngineError when a model cannot be served, DefaultModelError
+    when the default is none of them, TracingError when traces were asked for and cannot be made.
 
     Raises:
         KeysError: the file of API keys cannot be used.
@@ -35,10 +35,10 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        bundles = await run_aside(load_bundles, settings.models)
+        contents = await run_aside(load_contents, settings)
         async with (
             aclosing(open_tracing(settings.traces)) as app.state.tracing,
-            open_catalogue(bundles, settings, telemetry) as app.state.catalogue,
+            open_catalogue(contents, settings, telemetry) as app.state.catalogue,
         ):
             yield
 

@@ -122,7 +122,10 @@ def generate(
             "Default: picture.png.",
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Which model, where there are several.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Which model. Default: the one that `sid models` or a server marks so."),
+    ] = None,
     models: ModelsOption = None,
     seeds: Annotated[
         str | None,
@@ -173,17 +176,22 @@ def generate(
 
 @app.command("models")
 def list_models(models: ModelsOption = None) -> None:
-    """List the models of a folder."""
+    """List the models of a folder, and which of them is the default."""
     from rich.console import Console
     from rich.table import Table
 
     from service.bundle import list_bundles, load_manifest
+    from service.serving.default_model import choose_default, stated_default
 
+    settings = _settings(models=models)
+    folders = list_bundles(settings.models)
+    names = [folder.name for folder in folders]
+    default = choose_default(names, stated_default(settings, names))
     table = Table("name", "version", "size", "classes", "licence", "description", box=None)
-    for folder in list_bundles(_settings(models=models).models):
+    for folder in folders:
         manifest = load_manifest(folder)
         table.add_row(
-            manifest.name,
+            f"{manifest.name} (default)" if manifest.name == default else manifest.name,
             str(manifest.version),
             "x".join(str(size) for size in manifest.image_shape),
             ", ".join(manifest.classes) or "-",
@@ -225,7 +233,9 @@ def bench(
     timeout: Annotated[
         float, typer.Option(help="Seconds that unanswered requests are waited for at the end.")
     ] = 10.0,
-    model: Annotated[str | None, typer.Option(help="Which model to ask for.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Which model to ask for. Default: the server's.")
+    ] = None,
     class_label: Annotated[
         str | None,
         typer.Option(help="Class name or index; left out: by seed."),
@@ -319,11 +329,12 @@ def _open_standard_files() -> None:
 
 def _announce(url: str, catalogue: "Catalogue") -> None:
     """Say where the server is, with a request that works on what it serves."""
-    name, model = next(iter(catalogue.models.items()))
+    name = catalogue.default or next(iter(catalogue.models))
+    model = catalogue.models[name]
     body: dict[str, Any] = {"seed": 7}
     if classes := (manifest := model.bundle.manifest).classes:
         body = {"class_label": manifest.unmistakable(len(classes) - 1), **body}
-    if len(catalogue.models) > 1:
+    if name != catalogue.default:
         body = {"model": name, **body}
     print(
         f"SiD Serve is ready on {url} (open it in a browser); Ctrl-C stops it. Try:\n"
@@ -364,6 +375,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from service.observability.tracing import TracingError
     from service.server import ListenError
     from service.serving.catalogue import ModelRequiredError, UnknownModelError
+    from service.serving.default_model import DefaultModelError
     from service.serving.exceptions import ComputeError
     from service.tools.triton_server import TritonServerError
 
@@ -376,6 +388,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         CommandError,
         ComputeError,
         ConnectionsError,
+        DefaultModelError,
         EngineError,
         KeysError,
         ListenError,

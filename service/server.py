@@ -18,7 +18,7 @@ import uvloop
 
 from service.addresses import origins
 from service.app import create_app
-from service.bundle import Bundle, BundleError
+from service.bundle import BundleError
 from service.engines import EngineError
 from service.engines.threads import left_behind
 from service.http.connections import FileWatch, Room, make_room
@@ -26,7 +26,8 @@ from service.http.protocol import bounded
 from service.http.security import Keys, KeysError, load_keys
 from service.observability import logs
 from service.observability.metrics import Telemetry
-from service.serving.catalogue import Catalogue, load_bundles
+from service.serving.catalogue import Catalogue, Contents, load_contents
+from service.serving.default_model import DefaultModelError
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -72,6 +73,7 @@ async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) 
         ListenError: the address is taken or not ours.
         ConnectionsError: more connections are wanted than this process may open.
         BundleError, EngineError: a model cannot be served.
+        DefaultModelError: the default is none of the models.
         TracingError: traces were asked for and cannot be made.
     """
     with _starting() as signals:
@@ -246,23 +248,32 @@ class _Server(uvicorn.Server):
         """Serve what the folder of models and the file of keys hold now: both, or all as before."""
         refused = "reload refused, all is served as before"
         keys: Keys | None = None
+        stated: str | None = None
 
-        def load() -> list[Bundle]:
-            nonlocal keys
+        def load() -> Contents:
+            nonlocal keys, stated
             if self._settings.keys is not None:
                 keys = load_keys(self._settings.keys)
-            return load_bundles(self._settings.models)
+            contents = load_contents(self._settings)
+            stated = contents.default
+            return contents
 
         try:
             served = await self._catalogue.replace(load)
-        except (BundleError, EngineError, KeysError) as error:
+        except (BundleError, DefaultModelError, EngineError, KeysError) as error:
             log.error(refused, reason=str(error))
         except Exception:
             log.exception(refused)
         else:
             if self._keys is not None and keys is not None:
                 self._keys.replace(keys)
-            log.warning("reloaded", models=served, keys=len(self._keys or ()))
+            default = self._catalogue.default or "none"
+            log.warning("reloaded", models=served, default=default, keys=len(self._keys or ()))
+            if stated is None and self._catalogue.default and len(served) > 1:
+                log.warning(
+                    "the default is only remembered: SID_DEFAULT_MODEL keeps it over a restart",
+                    default=default,
+                )
 
     def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._stopping:  # asked twice: do not wait for anything

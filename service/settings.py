@@ -51,6 +51,12 @@ class Settings(BaseSettings):
     models: Path = Field(
         default=Path("models"), description="Folder of the models, to serve others than ours."
     )
+    default_model: str | None = Field(
+        default=None,
+        description="Name of the model that a request gets which names none. Default: what the "
+        "file DEFAULT in the folder of models says; else, of several, the one that was alone when "
+        "the server started; else none, and each request has to name its model.",
+    )
     engine: Literal["auto", "onnxruntime", "openvino", "cuda", "triton"] | None = Field(
         default=None,
         description="What computes. Default: onnxruntime, on the processors; or triton where "

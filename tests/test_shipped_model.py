@@ -13,6 +13,8 @@ from distill.evaluation.features import load_detector
 from distill.evaluation.frechet import frechet_distance, statistics
 from distill.export.triton import triton_config
 from service.bundle import Bundle, latents, load_bundle
+from service.serving.catalogue import load_contents
+from service.settings import Settings
 
 FOLDER = Path(__file__).parents[1] / "models" / "fashion"
 
@@ -39,6 +41,13 @@ def test_the_golden_images_are_drawn_again(bundle, draw):
     for reference in golden.images:
         (pixels,) = draw([reference.seed], [reference.class_label])
         assert golden.mismatch(reference, pixels) is None
+
+
+def test_a_request_without_a_model_gets_avatars_if_they_are_there():
+    there = (FOLDER.parent / "avatars").is_dir()
+    assert load_contents(Settings(models=FOLDER.parent)).default == (
+        "avatars" if there else "fashion"
+    )
 
 
 def test_triton_is_told_what_publish_writes_today(bundle):

@@ -33,7 +33,7 @@ def generate(
     Args:
         place: a server's address, or the settings of this process.
         key: the server's API key.
-        model: its name; None: the only one.
+        model: its name; None: the default.
         class_label: index or name, for many pictures `all` too; None: by seed.
         seed: of one picture; None: random.
         seeds: of many pictures; None: draw one.

@@ -7,7 +7,8 @@ from service.bulk.errors import PostponedError
 from service.bulk.plan import Drawn, Piece
 from service.bundle import list_bundles, load_bundle
 from service.observability.metrics import Telemetry
-from service.serving.catalogue import open_catalogue, pick
+from service.serving.catalogue import Contents, open_catalogue, pick
+from service.serving.default_model import stated_default
 from service.serving.exceptions import QueueFullError
 from service.serving.jobs import resolve_orders
 from service.serving.served_model import Model
@@ -67,6 +68,7 @@ async def open_embedded(
 
     Raises:
         BundleError, UnknownModelError, ModelRequiredError, EngineError: it cannot be opened.
+        DefaultModelError: the default was asked for, and it is not there.
     """
     # The limit protects a server's clients from each other; here is but one.
     settings = settings.model_copy(update={"queue_size": 2**31})
@@ -93,6 +95,7 @@ async def draw_one(
 @asynccontextmanager
 async def _open_model(settings: Settings, name: str | None) -> AsyncIterator[Model]:
     folders = {folder.name: folder for folder in list_bundles(settings.models)}
-    bundle = load_bundle(folders[pick(folders, name)])
-    async with open_catalogue([bundle], settings, Telemetry()) as catalogue:
+    default = stated_default(settings, folders) if name is None else None
+    bundle = load_bundle(folders[pick(folders, name, default)])
+    async with open_catalogue(Contents([bundle]), settings, Telemetry()) as catalogue:
         yield catalogue.resolve(None)

@@ -24,7 +24,7 @@ def run(
     Args:
         place: a server's address, or the settings of this process.
         key: the server's API key.
-        model: its name; None: the only one.
+        model: its name; None: the default.
         class_label: index or name; None: the seed modulo the number of classes.
         seed: None: a random one.
         path: the file.

@@ -118,11 +118,12 @@ async def open_server(
 
 
 async def find_model(url: str, key: str | None, wanted: str | None) -> ModelCard:
-    """The card of a server's model: by name, by tag or the weights of a tag, or the only one."""
+    """The card of a server's model: by name, by tag or the weights of a tag, or the default."""
     async with AsyncClient(url, key=key, patience=_FIRST_PATIENCE) as client:
         cards = {card.name: card for card in await client.models()}
     name, _, pinned = (wanted or "").partition(":")
-    card = cards[pick(cards, name if wanted is not None else None)]
+    default = next((card.name for card in cards.values() if card.default), None)
+    card = cards[pick(cards, name if wanted is not None else None, default)]
     if pinned and wanted not in (card.tag, f"{card.name}:{card.version}:{card.digest}"):
         raise BulkError(f"{wanted} is not served: {name} is {card.tag} now")
     return card

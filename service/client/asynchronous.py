@@ -100,7 +100,7 @@ class AsyncClient:
         Args:
             class_label: class index or name; None: the seed modulo the number of classes.
             seed: 0 to 2^64-1; None: a random one, which the picture names.
-            model: its name, needed where several are served; or name:version:digest:graph, as a
+            model: its name; None: the server's default. Or name:version:digest:graph, as a
                 picture names it, which is this very graph or an error.
             toward: a second seed, to draw a step of the walk there.
             mix: how far along that walk, 0 to 1; None: halfway.

@@ -80,6 +80,7 @@ class ModelCard:
         channels: 1 is grey, 3 is RGB.
         licence: of the weights.
         description: what it draws.
+        default: whether a request that names no model gets it.
     """
 
     name: str
@@ -91,6 +92,7 @@ class ModelCard:
     channels: int
     licence: str
     description: str
+    default: bool = False  # which older servers do not say
 
 
 def read_picture(response: httpx.Response) -> Picture:
@@ -134,7 +136,10 @@ def read_models(response: httpx.Response) -> list[ModelCard]:
     """The catalogue of a good answer; raises AnswerError if it is none."""
     known = [field.name for field in fields(ModelCard)]
     try:
-        cards = [{name: card[name] for name in known} for card in response.json()["models"]]
+        cards = [
+            {name: card[name] for name in known if name in card}
+            for card in response.json()["models"]
+        ]
         return [ModelCard(**card | {"classes": tuple(card["classes"])}) for card in cards]
     except (ValueError, KeyError, TypeError):
         raise _unexpected(response) from None

@@ -1,6 +1,7 @@
 // The playground: wires the controls to the stage, the walk and the gallery.
 
 import { Refused, draw, listModels, rememberKey } from "./api.js";
+import { ClassList } from "./classes.js";
 import { Gallery } from "./gallery.js";
 import { asCurl, asPython, copy, download } from "./snippets.js";
 import * as states from "./state.js";
@@ -17,6 +18,7 @@ let shown; // the picture on the stage
 let gallerySettles = 0;
 
 const gallery = new Gallery($("tiles"), (index) => zoom.open(gallery.pictures, index));
+const classList = new ClassList((label) => change({ class_label: label }));
 const walk = new Walk(showStep, showBusy);
 const zoom = new Zoom({
   describe,
@@ -27,7 +29,8 @@ const zoom = new Zoom({
   },
 });
 
-const model = () => models.find(({ name }) => name === state.model) ?? models[0];
+const model = () =>
+  models.find(({ name }) => name === state.model) ?? models.find((one) => one.default) ?? models[0];
 
 /** What a picture shows, in words. */
 function describe({ classLabel }) {
@@ -51,7 +54,7 @@ function change(chosen, { gallery: withGallery = true } = {}) {
 
 function showControls() {
   $("model").value = state.model;
-  $("class-label").value = state.class_label;
+  classList.choose(state.class_label);
   $("count").value = state.n;
   for (const id of ["seed", "toward"]) {
     if (document.activeElement !== $(id)) $(id).value = state[id];
@@ -71,11 +74,7 @@ function showModels() {
   $("model").replaceChildren(...models.map(({ name }) => option(name, name)));
   const { name, classes } = model();
   state.model = name;
-  $("class-label").replaceChildren(
-    option("", classes.length ? "Any, by seed" : "No classes"),
-    ...classes.map((text, index) => option(states.unmistakable(classes, index), text)),
-  );
-  $("class-label").disabled = !classes.length;
+  classList.show(model());
   const index = states.classIndex(classes, state.class_label);
   state.class_label = index === -1 ? "" : states.unmistakable(classes, index);
   showAbout();
@@ -249,7 +248,6 @@ function wire() {
     showModels();
     change({});
   };
-  $("class-label").onchange = () => change({ class_label: $("class-label").value });
   $("count").onchange = () => change({ n: Number($("count").value) });
   $("dice").onclick = () => change({ seed: states.randomSeed() });
   $("scrubber").oninput = () =>

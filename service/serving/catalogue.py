@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
+from dataclasses import dataclass
 
 from service.bundle import Bundle, list_bundles, load_bundle
 from service.engines import EngineError
 from service.engines.threads import run_aside
 from service.observability.metrics import ModelMetrics, Telemetry
+from service.serving.default_model import choose_default, stated_default
 from service.serving.engine_selection import make_engine
 from service.serving.served_model import Model
 from service.settings import Settings
@@ -24,26 +25,49 @@ class ModelRequiredError(ValueError):
     """Several models are served and the request names none; the message names them."""
 
 
-def pick(names: Iterable[str], wanted: str | None) -> str:
-    """Return the model that a request means: the named one, or the only one.
+def pick(names: Iterable[str], wanted: str | None, default: str | None = None) -> str:
+    """Return the model that a request means: the named one, or the default, or the only one.
 
     Raises:
         UnknownModelError: there is no model `wanted`.
-        ModelRequiredError: `wanted` is None and there are several models.
+        ModelRequiredError: `wanted` is None, and so is `default`, and there are several models.
     """
     names = sorted(names)
     if wanted is None:
-        if len(names) != 1:
-            raise ModelRequiredError(f"say which model: {', '.join(names)}")
-        return names[0]
+        wanted = choose_default(names, default)
+    if wanted is None:
+        raise ModelRequiredError(
+            f"say which model: {', '.join(names)} (SID_DEFAULT_MODEL of the server can name one "
+            "for requests that do not)"
+        )
     if wanted not in names:
         raise UnknownModelError(f"no model is named {wanted!r}: there is {', '.join(names)}")
     return wanted
 
 
-def load_bundles(models: Path) -> list[Bundle]:
-    """Load and verify every bundle in a folder; raises BundleError for the first that fails."""
-    return [load_bundle(folder) for folder in list_bundles(models)]
+@dataclass(frozen=True)
+class Contents:
+    """What a folder of models holds.
+
+    Attributes:
+        bundles: its models, verified.
+        default: the name of the one that is stated to be the default; None: nothing is stated.
+    """
+
+    bundles: Sequence[Bundle]
+    default: str | None = None
+
+
+def load_contents(settings: Settings) -> Contents:
+    """Load and verify every bundle in the folder of models.
+
+    Raises:
+        BundleError: the folder holds none, or one of them fails.
+        DefaultModelError: the default that is stated is not among them.
+    """
+    folders = list_bundles(settings.models)
+    default = stated_default(settings, [folder.name for folder in folders])
+    return Contents([load_bundle(folder) for folder in folders], default)
 
 
 class Catalogue:
@@ -52,12 +76,18 @@ class Catalogue:
     Args:
         open_model: opens a bundle's engine; raises EngineError when it cannot be served.
         grace_seconds: how long a model's accepted work may take to finish when it is closed.
+
+    Attributes:
+        models: by name.
+        default: the name of the model that a request gets which names none; None: it has to.
+        draining: whether the server is shutting down.
     """
 
     def __init__(
         self, open_model: Callable[[Bundle], Awaitable[Model]], grace_seconds: float
     ) -> None:
         self.models: dict[str, Model] = {}
+        self.default: str | None = None
         self.draining = False
         self._open_model = open_model
         self._grace_seconds = grace_seconds
@@ -65,7 +95,7 @@ class Catalogue:
         self._replacing = asyncio.Lock()
         self._retiring: dict[Model, asyncio.Task[None]] = {}
 
-    async def serve(self, bundles: Sequence[Bundle]) -> None:
+    async def serve(self, contents: Contents) -> None:
         """Open the first models, one by one.
 
         A failing canary does not stop the server: it is logged, and readiness stays red.
@@ -73,12 +103,13 @@ class Catalogue:
         Raises:
             EngineError: a graph cannot be loaded or breaks the bundle's contract.
         """
-        for bundle in bundles:
+        for bundle in contents.bundles:
             model = self.models[bundle.manifest.name] = await self._open_model(bundle)
             model.enlist()
+        self.default = choose_default(self.models, contents.default)
 
-    async def replace(self, load: Callable[[], Sequence[Bundle]]) -> list[str]:
-        """Go over to the bundles that `load` returns without refusing a request: all, or none.
+    async def replace(self, load: Callable[[], Contents]) -> list[str]:
+        """Go over to the contents that `load` returns without refusing a request: all, or none.
 
         What is new or has changed is opened beside what is served, and has to draw its canary
         image. Then requests go there, and the models that were replaced finish what they have.
@@ -87,15 +118,15 @@ class Catalogue:
             The tags of what is served now.
 
         Raises:
-            BundleError: a bundle cannot be read.
+            BundleError, DefaultModelError: a bundle cannot be read, or the default is not there.
             EngineError: a new bundle cannot be served, or draws another picture than published.
         """
         async with self._replacing:
-            bundles = await run_aside(load)
+            contents = await run_aside(load)
             served = {model.bundle.tag: model for model in self.models.values()}
             opened: list[Model] = []
             try:
-                for bundle in bundles:
+                for bundle in contents.bundles:
                     if bundle.tag not in served:
                         opened.append(await self._open_model(bundle))
                         opened[-1].supervisor.require_up()
@@ -104,7 +135,8 @@ class Catalogue:
                     await model.close(0)
                 raise
             after = {model.bundle.tag: model for model in opened} | served
-            self.models = {b.manifest.name: after[b.tag] for b in bundles}
+            self.models = {b.manifest.name: after[b.tag] for b in contents.bundles}
+            self.default = choose_default(self.models, contents.default, self.default)
             for model in opened:
                 model.enlist()
             for model in served.values():
@@ -130,13 +162,13 @@ class Catalogue:
             del self._retiring[model]
 
     def resolve(self, name: str | None) -> Model:
-        """The model of that name, or the only one; raises like `pick`.
+        """The model of that name, or the default; raises like `pick`.
 
         `name:version:digest:graph`, as X-Model reports it, is that very graph or none, and
         `name:version:digest` any graph of that bundle.
         """
         wanted, _, pinned = (name or "").partition(":")
-        model = self.models[pick(self.models, wanted if name is not None else None)]
+        model = self.models[pick(self.models, wanted if name is not None else None, self.default)]
         if pinned and name not in (model.tag, model.bundle.tag):
             raise UnknownModelError(f"{name} is not served: {wanted} is {model.tag} now")
         return model
@@ -171,7 +203,7 @@ class Catalogue:
 
 @asynccontextmanager
 async def open_catalogue(
-    bundles: Sequence[Bundle], settings: Settings, telemetry: Telemetry
+    contents: Contents, settings: Settings, telemetry: Telemetry
 ) -> AsyncIterator[Catalogue]:
     """Open every bundle's engine, draw each canary once (which warms it up), close all at the end.
 
@@ -197,7 +229,7 @@ async def open_catalogue(
 
     catalogue = Catalogue(open_model, settings.grace_seconds)
     try:
-        await catalogue.serve(bundles)
+        await catalogue.serve(contents)
         yield catalogue
     finally:
         await catalogue.close()

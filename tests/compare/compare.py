@@ -77,7 +77,7 @@ def servers() -> dict[str, Server]:
     rows = {
         "ours": Server(
             [str(OURS / "sid"), "serve", "--port", "{port}", "--models", "models"],
-            {"SID_LOG_LEVEL": "warning"},
+            {"SID_LOG_LEVEL": "warning", "SID_DEFAULT_MODEL": "fashion"},
             ROOT,
         ),
         "litserve": litserve,

@@ -98,7 +98,8 @@ def bench(url: str, connections: int, seconds: float) -> Figures:
 def gateway(**environment: str) -> Iterator[str]:
     """A gateway in a process of its own; yields its URL."""
     sid = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--models", MODEL.parent]
-    env = os.environ | {"SID_LOG_LEVEL": "warning"} | environment
+    ours = {"SID_LOG_LEVEL": "warning", "SID_DEFAULT_MODEL": MODEL.name}
+    env = os.environ | ours | environment
     process = subprocess.Popen(sid, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

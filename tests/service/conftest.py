@@ -11,6 +11,7 @@ import hypothesis.internal.conjecture.optimiser  # noqa: F401
 import pytest
 
 from service.app import create_app
+from service.serving.default_model import DEFAULT_NAME
 from service.settings import Settings
 from tests.bundles import write_bundle
 from tests.service.client import Client
@@ -51,6 +52,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     write_bundle(models, "grey")
     write_bundle(models, "colour", channels=3, resolution=16)
     write_bundle(models, "plain", classes=[])
+    (models / DEFAULT_NAME).write_text("grey")  # Triton passes the file by
     return Repository(models)
 
 

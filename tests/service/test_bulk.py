@@ -32,7 +32,7 @@ from tests.bundles import served_tag, write_bundle
 from tests.service import test_cli
 from tests.service.test_process import serving
 
-FASHION = Path(__file__).parents[2] / "models"
+SHIPPED = Path(__file__).parents[2] / "models"
 sid, assert_user_error = test_cli.sid, test_cli.assert_user_error
 
 
@@ -421,7 +421,7 @@ def test_a_key_with_a_rate_and_a_small_burst_gets_all_its_pictures(models, tmp_p
 
 
 def test_it_is_as_fast_as_a_plain_loop_and_others_are_served_meanwhile(tmp_path):
-    """On the shipped model: 1200 pictures by eight loops, then by a bulk run beside a client."""
+    """On models/fashion: 1200 pictures by eight loops, then by a bulk run beside a client."""
 
     async def plainly(url: str) -> float:
         async with AsyncClient(url) as client:
@@ -445,7 +445,8 @@ def test_it_is_as_fast_as_a_plain_loop_and_others_are_served_meanwhile(tmp_path)
                 await asyncio.sleep(0.02)
         return seconds
 
-    with serving(FASHION, log=tmp_path / "log") as (_, url):
+    fashion = {"SID_DEFAULT_MODEL": "fashion"}
+    with serving(SHIPPED, log=tmp_path / "log", **fashion) as (_, url):
         plain = asyncio.run(plainly(url))
         process = start("--url", url, "--seeds", "0-1199", "-o", tmp_path / "out")
         waited = asyncio.run(beside(url, process))

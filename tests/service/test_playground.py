@@ -7,13 +7,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 from service.http.security import new_key
 from tests.bundles import write_bundle
@@ -22,12 +22,16 @@ from tests.service.test_process import serving
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium (Debian: chromium)")
 
-STAGE_PIXELS = """() => {
-    const image = document.getElementById("stage-image");
+PIXELS = """async (image) => {
+    await image.decode();
     const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight).getContext("2d");
     canvas.drawImage(image, 0, 0);
     return Array.from(canvas.getImageData(0, 0, image.naturalWidth, image.naturalHeight).data);
 }"""
+
+
+OPENING_SEED = 248
+WORDS = [f"{one}{two}" for one in "abcdefghijklmnopqrstuvwxyz" for two in range(40)][:1000]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_bundle(models, "colour", channels=3, resolution=16)
     write_bundle(models, "plain", classes=[])
     write_bundle(models, "digits", classes=["1", "2", "3"])
+    write_bundle(models, "words", classes=WORDS)
+    (models / "DEFAULT").write_text("tiny")
     with serving(models, log=folder / "log") as (_, url):
         yield url
 
@@ -83,8 +89,17 @@ def drawn(url: str, **asked: object) -> bytes:
 
 def assert_staged(page: Page, file: bytes) -> None:
     """The large picture is that of a PNG file, pixel for pixel."""
+    assert_shows(page.locator("#stage-image"), file)
+
+
+def assert_shows(image: Locator, file: bytes) -> None:
     expected = list(Image.open(io.BytesIO(file)).convert("RGBA").tobytes())
-    assert page.evaluate(STAGE_PIXELS) == expected
+    assert image.evaluate(PIXELS) == expected
+
+
+def radio(page: Page, name: str) -> Locator:
+    """The entry of a class in the list."""
+    return page.get_by_role("radio", name=name, exact=True)
 
 
 def opened(page: Page, url: str, query: str = "") -> Page:
@@ -107,13 +122,13 @@ def test_it_opens_on_pictures_and_says_what_they_took(page, url):
         page.inner_text("#stage-timing"),
         re.S,
     )
-    assert_staged(page, drawn(url, model="tiny", seed=0))
+    assert_staged(page, drawn(url, model="tiny", seed=OPENING_SEED))
 
 
 def test_class_seed_and_model_are_picked_and_stand_in_the_address(page, url):
     opened(page, url)
     page.select_option("#model", "tiny")
-    page.select_option("#class-label", "O'Brien & sons")
+    radio(page, "O'Brien & sons").check()
     page.fill("#seed", "18446744073709551615")
     expect(page.locator("#stage-caption")).to_have_text("O'Brien & sons, seed 18446744073709551615")
     assert_staged(page, drawn(url, model="tiny", class_label=1, seed=2**64 - 1))
@@ -123,28 +138,87 @@ def test_class_seed_and_model_are_picked_and_stand_in_the_address(page, url):
     expect(other.locator("#stage-caption")).to_have_text(
         "O'Brien & sons, seed 18446744073709551615"
     )
-    assert other.input_value("#class-label") == "O'Brien & sons"
+    expect(radio(other, "O'Brien & sons")).to_be_checked()
 
 
 def test_classes_named_by_digits_stay_what_was_chosen_over_a_reload(page, url):
     opened(page, url, "?model=digits&seed=5")
     for index, name in enumerate(["1", "2", "3"]):
-        page.select_option("#class-label", label=name)
+        radio(page, name).check()
         expect(page.locator("#stage-caption")).to_have_text(f"{name}, seed 5")
         assert_staged(page, drawn(url, model="digits", class_label=index, seed=5))
         page.reload()
         expect(page.locator("#stage-caption")).to_have_text(f"{name}, seed 5")
-        assert page.locator("#class-label option:checked").inner_text() == name
+        expect(radio(page, name)).to_be_checked()
         opened(page, url, f"?model=digits&seed=5&class_label={index}")
         expect(page.locator("#stage-caption")).to_have_text(f"{name}, seed 5")
 
 
+def test_it_starts_on_the_default_model_and_its_opening_picture(page, url):
+    opened(page, url)
+    assert page.input_value("#model") == "tiny"
+    assert "model=tiny" in page.url
+    assert_staged(page, drawn(url, seed=OPENING_SEED))
+
+
+def test_each_class_has_a_small_picture_that_the_browser_keeps(page, url):
+    answers = []
+    page.on("response", lambda answer: answers.append(answer))
+    opened(page, url, "?model=tiny&seed=3")
+    tag = httpx.get(f"{url}/models/tiny").json()["tag"]
+    for index, name in enumerate(["Trouser", "O'Brien & sons", "Dress"]):
+        image = page.locator("#class-list label", has=radio(page, name)).locator("img")
+        expect(image).to_have_attribute("src", re.compile("^blob:"))
+        expected = drawn(url, class_label=index, seed=OPENING_SEED)
+        assert_shows(image, expected)
+    pinned = [one for one in answers if parse_qs(urlsplit(one.url).query).get("model") == [tag]]
+    assert len(pinned) == 3
+    assert {one.headers["cache-control"] for one in pinned} == {
+        "public, max-age=31536000, immutable"
+    }
+    radio(page, "Dress").check()
+    page.fill("#seed", str(OPENING_SEED))  # the small picture, large
+    expect(page.locator("#stage-caption")).to_have_text(f"Dress, seed {OPENING_SEED}")
+    assert_staged(page, expected)
+
+
+def test_classes_are_chosen_by_keyboard(page, url):
+    opened(page, url, "?model=tiny&seed=5")
+    radio(page, "Any, by seed").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(radio(page, "O'Brien & sons")).to_be_focused()
+    expect(page.locator("#stage-caption")).to_have_text("O'Brien & sons, seed 5")
+    expect(page.get_by_role("group", name="Class")).to_be_visible()
+
+
+def test_a_thousand_classes_are_drawn_as_they_come_into_view_and_found_by_name(page, url):
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    opened(page, url, "?model=words&class_label=m7&seed=5&n=12")
+    expect(radio(page, "m7")).to_be_in_viewport()  # though it stands in the middle
+    image = page.locator("#class-list label", has=radio(page, "m7")).locator("img")
+    expect(image).to_have_attribute("src", re.compile("^blob:"))
+    last = page.locator("#class-list label").last
+    page.locator("#class-list").evaluate("list => list.scrollTo(0, list.scrollHeight)")
+    expect(last.locator("img")).to_have_attribute("src", re.compile("^blob:"))
+    assert sum("/generate?" in one for one in asked) < 150
+
+    page.fill("#class-search", " Q3")
+    expect(page.locator("#class-found")).to_have_text("11 of 1000 classes")  # q3, q30 to q39
+    radio(page, "q33").check()
+    expect(page.locator("#stage-caption")).to_have_text("q33, seed 5")
+    page.fill("#class-search", "nothing like it")
+    expect(page.locator("#class-found")).to_have_text("0 of 1000 classes")
+    expect(radio(page, "Any, by seed")).to_be_visible()
+
+
 def test_a_model_without_classes_and_one_in_colour_are_drawn_too(page, url):
     opened(page, url, "?model=plain")
-    assert page.locator("#class-label").is_disabled()
-    assert_staged(page, drawn(url, model="plain", seed=0))
+    expect(page.locator("#classes")).to_be_hidden()
+    assert_staged(page, drawn(url, model="plain", seed=OPENING_SEED))
     page.select_option("#model", "colour")
-    expect(page.locator("#class-label")).to_be_enabled()
+    expect(page.locator("#classes")).to_be_visible()
     expect(page.locator("#about")).to_contain_text("onnxruntime")
 
 
@@ -154,8 +228,8 @@ def test_a_model_without_classes_and_one_in_colour_are_drawn_too(page, url):
 )
 def test_an_address_that_makes_no_sense_opens_on_what_there_is(page, url, query):
     opened(page, url, query)
-    assert page.input_value("#seed") == "0"
-    assert page.input_value("#class-label") == ""
+    assert page.input_value("#seed") == str(OPENING_SEED)
+    expect(radio(page, "Any, by seed")).to_be_checked()
 
 
 def test_fast_scrubbing_ends_on_the_last_picture(page, url):
@@ -350,7 +424,7 @@ def test_a_server_with_keys_asks_for_one(context, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1200, 390, 320])
+@pytest.mark.parametrize("width", [1280, 768, 375, 320])
 def test_anybody_can_use_it(browser, url, scheme, width):
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
     page = opened(context.new_page(), url, "?model=tiny&seed=3&toward=8&n=12")

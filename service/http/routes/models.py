@@ -33,20 +33,22 @@ class ModelCard(BaseModel):
     quality: Quality | None
     engine: str = Field(description="What draws it, with its version.")
     precision: Precision = Field(description="In which the engine computes the network.")
+    default: bool = Field(description="Whether a request that names no model gets this one.")
     graph: Graph | None = Field(
         description="The graph that is served: how far its pictures may be from float32 torch's, "
         "and how far they were; null where the manifest does not say."
     )
 
     @classmethod
-    def of(cls, model: Model) -> "ModelCard":
-        """Describe a model."""
+    def of(cls, model: Model, catalogue: Catalogue) -> "ModelCard":
+        """Describe a model of a catalogue."""
         manifest, engine = model.bundle.manifest, model.engine
         return cls(
             digest=model.bundle.digest,
             tag=model.tag,
             engine=f"{engine.name} {engine.version}",
             precision=engine.precision,
+            default=model.name == catalogue.default,
             graph=manifest.graphs.get(engine.filename),
             **manifest.model_dump(
                 include=set(cls.model_fields) & set(Manifest.model_fields),
@@ -64,11 +66,11 @@ class ModelList(BaseModel):
 async def list_models(request: Request) -> ModelList:
     """Every served model: its classes, its licence, how it was trained and how good it is."""
     catalogue: Catalogue = request.app.state.catalogue
-    return ModelList(models=[ModelCard.of(model) for model in catalogue.models.values()])
+    return ModelList(models=[ModelCard.of(one, catalogue) for one in catalogue.models.values()])
 
 
 @router.get("/models/{name}", summary="Describe a model", responses=responses(404, 422))
 async def describe_model(request: Request, name: str) -> ModelCard:
     """One served model."""
     catalogue: Catalogue = request.app.state.catalogue
-    return ModelCard.of(catalogue.resolve(name))
+    return ModelCard.of(catalogue.resolve(name), catalogue)

@@ -52,7 +52,7 @@ class ImagesRequest(BaseModel):
         examples=["Dress"],
     )
     model: StrictStr | None = Field(
-        default=None, description="Which model; needed only where several are served."
+        default=None, description="Which model. Left out: the default, which GET /models tells."
     )
     n: WholeNumber | None = Field(default=None, ge=1, description="How many pictures; 1.")
     size: StrictStr | None = Field(

@@ -51,7 +51,7 @@ class GenerateRequest(BaseModel):
 
     model: StrictStr | None = Field(
         default=None,
-        description="Which model; needed only where several are served. "
+        description="Which model. Left out: the default, which GET /models tells. "
         "`name:version:digest:graph`, as X-Model reports it, means this very graph of these very "
         "weights or none; `name:version:digest` these weights, by whichever graph is served.",
     )

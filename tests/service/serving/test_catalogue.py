@@ -161,7 +161,7 @@ def test_the_openapi_document_resolves_every_reference(client):
 
 
 def test_the_only_model_is_the_default():
-    assert pick(["a"], None) == pick(["a", "b"], "a") == "a"
+    assert pick(["a"], None) == pick(["a", "b"], "a") == pick(["b", "a"], None, "a") == "a"
     with pytest.raises(ModelRequiredError, match="a, b"):
         pick(["b", "a"], None)
     with pytest.raises(UnknownModelError, match="'c': there is a, b"):
