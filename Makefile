@@ -62,6 +62,7 @@ lint: setup-dev
 # Write the references in docs/reference/ and the playground's picture anew
 docs: setup-dev
 	$(BIN)/python -m docs.generate
+	$(BIN)/python -m docs.avatars_picture
 	$(BIN)/python -m docs.screenshot
 
 $(VENV)/.python:

@@ -9,7 +9,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 TARGET = Path(__file__).parent / "images" / "playground.png"
-SHOWN = "?model=fashion&class_label=Ankle+boot&seed=6&toward=21&mix=0.5&n=24"
+SHOWN = "?model=avatars&class_label=Critter&seed=16&toward=25&mix=0.5&n=24"
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from distill.sampling import heun
 from distill.training.distributed import World
 from distill.training.precision import compute_dtype
 
-PAIRS_PER_PART = 256
+PAIRS_PER_PART = 64
 _SEEDS = 1 << 32  # a seed's pairs have the generators' seeds from seed * _SEEDS on
 _ABOUT = "pairs.json"
 

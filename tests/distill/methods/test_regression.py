@@ -1,9 +1,12 @@
 """The warm start of a tiny network: what pairs are, that one step learns them, where SiD begins."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+import distill
 from distill.checkpoints import load_network, save_network
 from distill.cli import main
 from distill.errors import UserError
@@ -18,6 +21,7 @@ from distill.training.distributed import World
 from distill.training.loop import train
 
 CPU = World(torch.device("cpu"))
+AVATARS_TEACHER = Path(distill.__file__).parent / "pretrained" / "avatars-teacher.safetensors"
 NETWORK = NetworkConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=16, channel_mult=(1, 2),
     num_blocks=1, attn_resolutions=(),
@@ -166,3 +170,20 @@ def test_from_pairs_to_a_generator_by_the_commands(teacher_file, tmp_path, monke
         assert end.value.code == 0
     _, facts = load_network(tmp_path / "run" / "network.safetensors")
     assert (facts["role"], facts["sigma_init"]) == ("generator", 20.0)
+
+
+def test_the_avatars_recipe_goes_from_its_teacher_to_a_generator(tmp_path, monkeypatch):
+    """What docs/results.md says of models/avatars, at toy size."""
+    start = tmp_path / "start" / "network.safetensors"
+    common = ["--recipe", "avatars", "--teacher", AVATARS_TEACHER, "--images", 64]
+    for arguments in (
+        ["regress", *common, "--pairs", 64, "--steps", 2, "--out", start.parent],
+        ["run", *common, "--features", "none", "--generator", start, "--out", tmp_path / "run"],
+    ):
+        monkeypatch.setattr("sys.argv", ["sid-distill", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0
+    _, facts = load_network(tmp_path / "run" / "network.safetensors")
+    assert (facts["images_seen"], facts["sigma_init"]) == (64, 40.0)
+    assert facts["licence"] == "CC0-1.0"
