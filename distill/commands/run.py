@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -128,7 +128,7 @@ def run(
         typer.echo(f"note: {difference}; its rates may not suit", err=True)
     start = None if generator is None else _start(generator, network, origin, sigma_init)
     if start is not None:
-        sigma_init = start[1]
+        sigma_init = start.sigma_init
     given = override(
         chosen.sid,
         total_images=images,
@@ -170,6 +170,8 @@ def run(
                 "teacher_images_seen": origin.get("images_seen"),
             }
         )
+        if start is not None:
+            facts["started_from"] = start.described
 
         def distance(generator: "Denoiser") -> dict[str, Any]:
             assert detector is not None
@@ -179,7 +181,7 @@ def run(
             measured = measure(sampler, generator, detector, reference=real, world=drawn_by)
             return {"features": detector.name, **measured}
 
-        training = SidTraining(network, config, world, None if start is None else start[0])
+        training = SidTraining(network, config, world, None if start is None else start.network)
         if detector is not None:
             detector.network.to(world.device)
         evaluate = None if detector is None else distance
@@ -187,10 +189,16 @@ def run(
         report(seen, config, out, world)
 
 
+class _Start(NamedTuple):
+    network: "Denoiser"
+    sigma_init: float
+    described: str
+
+
 def _start(
     file: Path, teacher: "Denoiser", origin: dict[str, Any], sigma_init: float | None
-) -> tuple["Denoiser", float]:
-    """The network in which a generator starts, and its noise level."""
+) -> _Start:
+    """Read the network in which a generator starts, and check that it fits."""
     from distill.checkpoints import load_network
 
     network, facts = load_network(file)
@@ -210,7 +218,8 @@ def _start(
             f"{file} denoises at sigma_init {facts['sigma_init']:g}, not at {sigma_init:g}: leave "
             "--sigma-init out"
         )
-    return network, facts["sigma_init"]
+    described = f"{facts.get('images_seen')} images of {facts.get('method', 'SiD')}"
+    return _Start(network, facts["sigma_init"], described)
 
 
 def _numbers(text: str) -> list[float]:

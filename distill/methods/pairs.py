@@ -25,7 +25,6 @@ from distill.training.distributed import World
 from distill.training.precision import compute_dtype
 
 PAIRS_PER_PART = 64
-_SEEDS = 1 << 32  # a seed's pairs have the generators' seeds from seed * _SEEDS on
 _ABOUT = "pairs.json"
 
 
@@ -57,7 +56,8 @@ def pair_inputs(
 ) -> tuple[Tensor, Tensor | None]:
     """The standard normal latents and one-hot labels of pairs: class i mod classes for pair i."""
     shape = (network.img_channels, network.img_resolution, network.img_resolution)
-    generators = (torch.Generator().manual_seed(seed * _SEEDS + i) for i in numbers)
+    words = (np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0] for i in numbers)
+    generators = (torch.Generator().manual_seed(int(word) >> 1) for word in words)
     z = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     if not network.label_dim:
         return z, None

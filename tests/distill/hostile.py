@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-from pathlib import Path
 
 import torch
 
@@ -12,8 +11,7 @@ from distill.importing import load_network
 from distill.importing.machine import DTYPE, MODULE_DICT, Name, Node, read_pickle
 from distill.importing.snapshot import NAMES
 from distill.networks import Denoiser
-
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+from tests.reference_numbers import FIXTURES
 
 
 def take_apart(name="ncsnpp"):

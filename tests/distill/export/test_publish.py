@@ -18,7 +18,7 @@ from distill.export.onnx import export_onnx
 from distill.networks import Denoiser, NetworkConfig
 from distill.recipe import RECIPES, load_recipe
 from service.bundle import load_bundle
-from tests.distill.hostile import FIXTURES
+from tests.reference_numbers import FIXTURES
 
 RELEASED = "CC-BY-NC-SA-4.0"
 PRETRAINED = Path(distill.__file__).parent / "pretrained"
@@ -105,7 +105,7 @@ def test_what_was_distilled_with_every_option_of_run_is_published(tmp_path, publ
         "--dropout": 0.2, "--class-frequencies": "1,2,0.5", "--ema-halflife": 10, "--seed": 2**63,
         "--device": "cpu", "--recipe": "ffhq64",
     }  # fmt: skip
-    elsewhere = {"--out", "--teacher", "--reference", "--shard", *SMALL_RUN}
+    elsewhere = {"--out", "--teacher", "--generator", "--reference", "--shard", *SMALL_RUN}
     command = get_command(app).commands["run"]
     known = {name for option in command.params for name in option.opts} - {"--help"}
     assert known <= elsewhere.union(options), "an option that this test does not know"

@@ -16,7 +16,8 @@ from distill.importing import load_network as load_pickle
 from service.bundle import latents, load_bundle, sha256_file
 from service.engines import Terms
 from service.engines.onnx import OnnxEngine
-from tests.distill.hostile import FIXTURES, put_together, take_apart
+from tests.distill.hostile import put_together, take_apart
+from tests.reference_numbers import FIXTURES
 
 
 def sid_import(*arguments):

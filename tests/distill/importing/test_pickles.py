@@ -19,7 +19,6 @@ from distill.importing import load_network, read_snapshot
 from distill.importing.machine import MODULE_DICT, Name, Node
 from distill.networks import Denoiser
 from tests.distill.hostile import (
-    FIXTURES,
     model_of,
     mutated_bytes,
     mutated_tree,
@@ -31,6 +30,7 @@ from tests.distill.hostile import (
     take_apart,
     tensor_of,
 )
+from tests.reference_numbers import FIXTURES
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,12 @@
 """The losses against the reference code's numbers and against a closed form."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from distill.methods.losses import fake_score_loss, generator_loss
 from distill.schedules import generator_sigmas, sampler_sigmas, training_sigmas
-
-FIXTURES = Path(__file__).parents[2] / "fixtures"
+from tests.reference_numbers import FIXTURES
 
 
 @pytest.fixture(scope="module")

@@ -54,11 +54,18 @@ def test_a_pair_is_what_the_teacher_makes_of_the_noise_of_that_number(teacher, t
     pairs = draw_pairs(teacher, CONFIG, tmp_path, CPU, progress=False)
     assert len(pairs) == 300
     z, labels, images = pairs.batch(torch.tensor([299, 4]))
-    noises = [torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(i)) for i in (299, 4)]
-    assert torch.equal(z, torch.stack(noises))
+    assert torch.equal(z, torch.cat([pair_inputs(NETWORK, 0, [i])[0] for i in (299, 4)]))
     assert labels.tolist() == [[0, 1], [1, 0]]
     drawn = heun(teacher, z, labels, CONFIG.steps, sigma_max=20.0).clamp(-1, 1)
     assert (drawn - images).abs().max() <= 1 / 127.5
+
+
+def test_noises_differ_by_number_and_seed_and_are_normal():
+    z, _ = pair_inputs(NETWORK, 0, list(range(200)))
+    others, _ = pair_inputs(NETWORK, 2**63, list(range(200)))
+    assert len(torch.cat([z, others]).flatten(1).unique(dim=0)) == 400
+    assert abs(z.mean()) < 0.05
+    assert abs(z.std() - 1) < 0.05
 
 
 def test_an_interrupted_drawing_goes_on_and_keeps_what_it_has(teacher, tmp_path):
@@ -170,6 +177,7 @@ def test_from_pairs_to_a_generator_by_the_commands(teacher_file, tmp_path, monke
         assert end.value.code == 0
     _, facts = load_network(tmp_path / "run" / "network.safetensors")
     assert (facts["role"], facts["sigma_init"]) == ("generator", 20.0)
+    assert facts["started_from"] == "128 images of regression"
 
 
 def test_the_avatars_recipe_goes_from_its_teacher_to_a_generator(tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ import copy
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.importing import load_network
 from distill.networks import Denoiser, NetworkConfig
 from distill.networks.layers import BINOMIAL, Conv2d, self_attention, zeros
+from tests.reference_numbers import FIXTURES
 
-FIXTURES = Path(__file__).parents[2] / "fixtures"
 ARCHITECTURES = ["ddpmpp", "ncsnpp", "adm"]
 TINY = {
     "img_resolution": 8, "img_channels": 2, "label_dim": 3, "augment_dim": 9, "model_channels": 64,
