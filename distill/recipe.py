@@ -107,6 +107,16 @@ class RegressionConfig(TeacherConfig):
     steps: int = Field(default=10, gt=1)
     sigma_init: float = Field(default=40.0, gt=0.002)
 
+    @model_validator(mode="after")
+    def _has_no_noise_to_choose(self) -> "RegressionConfig":
+        for name in ("augment", "noise_mean", "noise_std"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} changes nothing in a regression on pairs, whose noise and pictures "
+                    "are given: leave it out"
+                )
+        return self
+
 
 class SidConfig(LoopConfig):
     """How to distil it (SiD, arXiv 2404.04057).

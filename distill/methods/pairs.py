@@ -21,6 +21,7 @@ from distill.errors import UserError, first_line
 from distill.networks import Denoiser, NetworkLayout
 from distill.recipe import RegressionConfig
 from distill.sampling import heun
+from distill.text_files import read_text
 from distill.training.distributed import World
 from distill.training.precision import compute_dtype
 
@@ -114,7 +115,7 @@ def _draw(teacher: Denoiser, config: RegressionConfig, numbers: list[int]) -> Te
 
 def _claim(file: Path, about: dict[str, object], world: World) -> None:
     """Note what the folder's pairs are of; raise UserError if they are of something else."""
-    held = json.loads(file.read_text()) if file.is_file() else about
+    held = _held(file) if file.is_file() else about
     different = sorted(name for name in about if held.get(name) != about[name])
     if world.any(bool(different)):
         raise UserError(
@@ -123,6 +124,16 @@ def _claim(file: Path, about: dict[str, object], world: World) -> None:
         )
     if world.is_main:
         write_atomically(file, lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
+
+
+def _held(file: Path) -> dict[str, object]:
+    try:
+        held = json.loads(read_text(file))
+    except ValueError:
+        held = None
+    if not isinstance(held, dict):
+        raise UserError(f"{file} is damaged: remove {file.parent} to draw its pairs again")
+    return held
 
 
 def _write(file: Path, images: np.ndarray) -> None:

@@ -95,6 +95,19 @@ def test_a_damaged_part_is_named(teacher, tmp_path):
         draw_pairs(teacher, CONFIG, tmp_path, CPU, progress=False)
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"teacher": '])
+def test_a_damaged_note_of_what_the_pairs_are_is_named(teacher, tmp_path, content):
+    (tmp_path / "pairs.json").write_text(content)
+    with pytest.raises(UserError, match=r"pairs\.json is damaged: remove"):
+        draw_pairs(teacher, CONFIG, tmp_path, CPU, progress=False)
+
+
+@pytest.mark.parametrize("name", ["augment", "noise_mean", "noise_std"])
+def test_what_a_regression_does_not_do_is_refused_in_its_recipe(name):
+    with pytest.raises(ValueError, match=f"{name} changes nothing"):
+        RegressionConfig.model_validate(CONFIG.model_dump() | {name: 0.5})
+
+
 def test_one_step_learns_what_the_teacher_draws_in_many(teacher, tmp_path):
     pairs = draw_pairs(teacher, CONFIG, tmp_path / "pairs", CPU, progress=False)
     training = RegressionTraining(teacher, pairs, CONFIG, CPU)
