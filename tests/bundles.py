@@ -25,7 +25,7 @@ from service.bundle import (
     sha256_file,
     write_manifest,
 )
-from service.engines import Engine, Terms
+from service.engines import Engine, Inputs, Prepared
 
 CLOTHES = ["T-shirt/top", "Trouser", "Dress"]
 # Turns of the loop, in native code: until someone ends it, and some tenths of a second.
@@ -104,9 +104,17 @@ def served_tag(folder: Path, graph: str = "float32") -> str:
     return f"{load_bundle(folder).tag}:{graph}"
 
 
-async def compute(engine: Engine, noise: Any, class_labels: Any = None) -> Any:
+def graph_inputs(noise: Any, class_labels: Any = None) -> Inputs:
+    """The inputs of a graph by name."""
+    return {"latents": noise} | ({} if class_labels is None else {"class_labels": class_labels})
+
+
+async def compute(
+    engine: Engine, noise: Any, class_labels: Any = None, deadline: float | None = None
+) -> Any:
     """The images that an engine computes from these inputs."""
-    return await engine.generate(lambda: (noise, class_labels), lambda images: images, Terms())
+    prepared = Prepared(graph_inputs(noise, class_labels))
+    return await engine.generate(lambda: prepared, lambda images: images, deadline)
 
 
 def write_graph(

@@ -10,8 +10,8 @@ from service.observability.metrics import Telemetry
 from service.serving.catalogue import Contents, open_catalogue, pick
 from service.serving.default_model import stated_default
 from service.serving.exceptions import QueueFullError
-from service.serving.jobs import resolve_orders
-from service.serving.served_model import Model
+from service.serving.jobs import resolve_jobs
+from service.serving.served_model import ServedModel
 from service.settings import Settings
 
 
@@ -24,7 +24,7 @@ class EmbeddedSource:
         piece: the engine's largest batch.
     """
 
-    def __init__(self, model: Model, form: str, piece: int) -> None:
+    def __init__(self, model: ServedModel, form: str, piece: int) -> None:
         self.model, self.classes = model.tag, len(model.bundle.manifest.classes)
         self.piece = piece
         self._model = model
@@ -46,7 +46,7 @@ class EmbeddedSource:
             PostponedError: the engine has work of others (Triton).
             ComputeError, EngineError: it failed.
         """
-        orders = resolve_orders(
+        jobs = resolve_jobs(
             self._model.bundle.manifest,
             piece.class_label,
             piece.first,
@@ -54,7 +54,7 @@ class EmbeddedSource:
             self._media_type,
         )
         try:
-            pictures = await self._model.generate(orders)
+            pictures = await self._model.generate(jobs)
         except QueueFullError as error:
             raise PostponedError(max(0.1, error.retry_after)) from None
         return [picture.file for picture in pictures]
@@ -86,14 +86,14 @@ async def draw_one(
     """One picture; raises what `open_embedded` raises."""
     async with _open_model(settings, name) as model:
         manifest = model.bundle.manifest
-        orders = resolve_orders(manifest, class_label, seed, 1, f"image/{form}")
-        (picture,) = await model.generate(orders)
-    order = picture.order
-    return Drawn(picture.file, order.seed, order.class_label, picture.class_name, model.tag)
+        jobs = resolve_jobs(manifest, class_label, seed, 1, f"image/{form}")
+        (picture,) = await model.generate(jobs)
+    job = picture.job
+    return Drawn(picture.file, job.seed, job.class_label, picture.class_name, model.tag)
 
 
 @asynccontextmanager
-async def _open_model(settings: Settings, name: str | None) -> AsyncIterator[Model]:
+async def _open_model(settings: Settings, name: str | None) -> AsyncIterator[ServedModel]:
     folders = {folder.name: folder for folder in list_bundles(settings.models)}
     default = stated_default(settings, folders) if name is None else None
     bundle = load_bundle(folders[pick(folders, name, default)])

@@ -36,7 +36,7 @@ class Bundle:
 
     @property
     def tag(self) -> str:
-        """`name:version:digest`, which names the weights; `Model.tag` says which graph draws."""
+        """`name:version:digest`: which weights; `ServedModel.tag` says which graph draws them."""
         return f"{self.manifest.name}:{self.manifest.version}:{self.digest}"
 
     def graph(self, filename: str) -> Path:

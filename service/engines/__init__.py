@@ -1,18 +1,16 @@
 """Engines: what turns latents into images. Each serves one bundle."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from service.bundle import Precision
 
-Latents = npt.NDArray[np.float32]
-ClassLabels = npt.NDArray[np.int64]
 Images = npt.NDArray[np.uint8]
-Inputs = tuple[Latents, ClassLabels | None]
+# What a graph takes, by the names of its inputs; the first axis of each is N.
+Inputs = Mapping[str, npt.NDArray[Any]]
 
 T = TypeVar("T")
 
@@ -29,17 +27,15 @@ class EngineDeadlineError(EngineError):
     """The batch's deadline passed before the engine had computed it."""
 
 
-@dataclass(slots=True)
-class Terms:
-    """What an engine should know about a batch besides its inputs.
+class Prepared(NamedTuple):
+    """What `prepare` (see `Engine.generate`) returns.
 
     Attributes:
-        deadline: time of the event loop's clock after which nobody wants the images; None: never.
-        traceparent: the W3C trace context that the computation belongs to; known when `prepare`
-            (see `Engine.generate`) has returned.
+        inputs: what the graph computes from.
+        traceparent: the W3C trace context that the computation belongs to; None: to none.
     """
 
-    deadline: float | None = None
+    inputs: Inputs
     traceparent: str | None = None
 
 
@@ -75,24 +71,28 @@ class Engine(Protocol):
         """
 
     async def generate(
-        self, prepare: Callable[[], Inputs], finish: Callable[[Images], T], terms: Terms
+        self,
+        prepare: Callable[[], Prepared],
+        finish: Callable[[Images], T],
+        deadline: float | None = None,
     ) -> T:
-        """Compute one batch: `finish(compute(*prepare()))`. Cancelling it ends the computation.
+        """Compute one batch: `finish(compute(prepare()))`. Cancelling it ends the computation.
 
         What comes before and after the graph is handed in, so that each engine can run it where
         it is cheapest: an embedded one in the very thread that computes, without a switch between.
         Neither runs on the event loop.
 
         Args:
-            prepare: returns latents, float32 [N, C, H, W], standard normal; and class labels,
-                int64 [N], or None for an unconditional model.
+            prepare: returns the graph's inputs by name: `latents`, float32 [N, C, H, W], standard
+                normal; and `class_labels`, int64 [N], unless the model is unconditional.
             finish: takes images, uint8 [N, H, W, C], of which row i depends on row i of the
                 inputs only, not on its batch.
-            terms: what else there is to know.
+            deadline: time of the event loop's clock after which nobody wants the images; None:
+                there is no such time.
 
         Raises:
             EngineBusyError: not now; another moment may do.
-            EngineDeadlineError: not computed by the deadline of `terms`.
+            EngineDeadlineError: not computed by the deadline.
             EngineError: the computation failed. What `prepare` and `finish` raise passes through.
         """
 

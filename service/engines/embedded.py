@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from service.bundle import FILENAMES, Bundle, Manifest, Precision
-from service.engines import EngineError, Images, Inputs, Terms
+from service.engines import EngineError, Images, Inputs, Prepared
 from service.engines.threads import DaemonThreads
 
 T = TypeVar("T")
@@ -18,7 +18,7 @@ Signature = Mapping[str, tuple[str, Sequence[int | str]]]
 class Run(Protocol):
     """One computation, which the event loop may end."""
 
-    def __call__(self, feeds: dict[str, Any]) -> Images:
+    def __call__(self, inputs: Inputs) -> Images:
         """Compute the images; raises whatever the library raises."""
 
     def cancel(self) -> None:
@@ -98,9 +98,9 @@ class EmbeddedEngine:
 
     async def generate(
         self,
-        prepare: Callable[[], Inputs],
+        prepare: Callable[[], Prepared],
         finish: Callable[[Images], T],
-        terms: Terms,  # noqa: ARG002 a batch starts when a thread is free: none waits here
+        deadline: float | None = None,  # noqa: ARG002 no batch waits here: a thread is free
     ) -> T:
         """Compute one batch, all of it in one of the engine's threads (see `Engine.generate`)."""
         await self.check()
@@ -112,13 +112,12 @@ class EmbeddedEngine:
             run.cancel()
             raise
 
-    def _compute(self, run: Run, prepare: Callable[[], Inputs], finish: Callable[[Images], T]) -> T:
-        latents, class_labels = prepare()
-        feeds: dict[str, Any] = {"latents": latents}
-        if class_labels is not None:
-            feeds["class_labels"] = class_labels
+    def _compute(
+        self, run: Run, prepare: Callable[[], Prepared], finish: Callable[[Images], T]
+    ) -> T:
+        inputs = prepare().inputs
         try:
-            images = run(feeds)
+            images = run(inputs)
         except Exception as error:  # the libraries' exceptions have no common base of their own
             raise EngineError(f"{self._bundle.manifest.name}: {self._reason(error)}") from error
         return finish(images)

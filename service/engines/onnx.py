@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from service.bundle import CPU, PORTABLE
-from service.engines import EngineError, Images
+from service.engines import EngineError, Images, Inputs
 from service.engines.embedded import EmbeddedEngine, Signature, check_signature
 
 _SILENT = 4  # errors come as exceptions too; warnings are about the exporter's business
@@ -88,9 +88,9 @@ class _Run:
         self._options = onnxruntime.RunOptions()
         self._options.log_severity_level = _SILENT
 
-    def __call__(self, feeds: dict[str, Any]) -> Images:
+    def __call__(self, inputs: Inputs) -> Images:
         images: Images
-        (images,) = self._session.run(["images"], feeds, self._options)
+        (images,) = self._session.run(["images"], inputs, self._options)
         return images
 
     def cancel(self) -> None:

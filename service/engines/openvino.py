@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from service.bundle import CPU, PORTABLE, Precision
-from service.engines import EngineError, Images
+from service.engines import EngineError, Images, Inputs
 from service.engines.embedded import EmbeddedEngine, Signature, check_signature
 from service.resources import available_cpus
 
@@ -92,13 +92,13 @@ class _Session:
         """The same graph with streams of its own: a stream that hangs keeps what waits for it."""
         return _Session(self._model, self._settings)
 
-    def __call__(self, feeds: dict[str, Any]) -> Images:
+    def __call__(self, inputs: Inputs) -> Images:
         try:
             request = self._idle.pop()
         except IndexError:
             request = self._compiled.create_infer_request()
         try:
-            images: Images = request.infer(feeds, share_inputs=True)["images"]  # a copy
+            images: Images = request.infer(inputs, share_inputs=True)["images"]  # a copy
         finally:
             self._idle.append(request)
         return images

@@ -13,21 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from typing import Any, TypeVar
 
+import numpy.typing as npt
 import structlog
 import tritonclient.grpc.aio as tritonclient
 from grpc.aio import UsageError
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from service.bundle import PLAN, PORTABLE, Bundle, Precision
 from service.engines import (
-    ClassLabels,
     EngineBusyError,
     EngineDeadlineError,
     EngineError,
     Images,
-    Inputs,
-    Latents,
-    Terms,
+    Prepared,
 )
 from service.engines.threads import DaemonThreads
 
@@ -133,13 +131,16 @@ class TritonEngine:
                 raise EngineError(f"{model}: Triton has not loaded version {version}")
 
     async def generate(
-        self, prepare: Callable[[], Inputs], finish: Callable[[Images], T], terms: Terms
+        self,
+        prepare: Callable[[], Prepared],
+        finish: Callable[[Images], T],
+        deadline: float | None = None,
     ) -> T:
         """Compute one batch on one of the servers (see `Engine.generate`)."""
         if self._threads is None:
             raise EngineError(self._why_closed)
-        inputs = await self._threads.run(lambda: _as_inputs(*prepare()))
-        images = await self._infer(inputs, terms)
+        inputs, traceparent = await self._threads.run(lambda: _packed(prepare()))
+        images = await self._infer(inputs, deadline, traceparent)
         return await self._threads.run(finish, images)
 
     async def restart(self) -> None:
@@ -193,14 +194,16 @@ class TritonEngine:
             )
         self.version, self._examined = server.version, True
 
-    async def _infer(self, inputs: list[Any], terms: Terms) -> Images:
+    async def _infer(
+        self, inputs: list[Any], deadline: float | None, traceparent: str | None
+    ) -> Images:
         model, version = self._model
         seconds = None
-        if terms.deadline is not None:
-            seconds = terms.deadline - asyncio.get_running_loop().time()
+        if deadline is not None:
+            seconds = deadline - asyncio.get_running_loop().time()
             if seconds <= 0:
                 raise EngineDeadlineError(f"{model}: the deadline has passed")
-        with self._translated(terms.deadline):
+        with self._translated(deadline):
             answer = await self._client().infer(
                 model,
                 inputs,
@@ -208,7 +211,7 @@ class TritonEngine:
                 # Triton's own, for the time in its queue, and gRPC's, for all of the call.
                 timeout=None if seconds is None else max(1, int(seconds * 1e6)),
                 client_timeout=seconds,
-                headers={"traceparent": terms.traceparent} if terms.traceparent else None,
+                headers={"traceparent": traceparent} if traceparent else None,
             )
         try:
             images: Images | None = answer.as_numpy("images")
@@ -281,15 +284,16 @@ async def _target(addresses: Sequence[str]) -> str:
     return f"ipv4:{','.join(found)}"
 
 
-def _as_inputs(latents: Latents, class_labels: ClassLabels | None) -> list[Any]:
-    inputs = [_input("latents", latents, "FP32")]
-    if class_labels is not None:
-        inputs.append(_input("class_labels", class_labels[:, None], "INT64"))
-    return inputs
+def _packed(prepared: Prepared) -> tuple[list[Any], str | None]:
+    """The inputs as Triton's client takes them, and the trace context."""
+    inputs = [_input(name, array) for name, array in prepared.inputs.items()]
+    return inputs, prepared.traceparent
 
 
-def _input(name: str, array: Any, datatype: str) -> Any:
-    tensor = tritonclient.InferInput(name, array.shape, datatype)
+def _input(name: str, array: npt.NDArray[Any]) -> Any:
+    if array.ndim == 1:  # one number an image: [N, 1] for Triton, see config.pbtxt
+        array = array[:, None]
+    tensor = tritonclient.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
     tensor.set_data_from_numpy(array)
     return tensor
 

@@ -1,9 +1,10 @@
 """The canary: the one image that an engine draws to prove that it works, and with what."""
 
-import numpy as np
-
-from service.bundle import Bundle, latents
-from service.engines import EngineError, Images, Inputs
+from service.bundle import Bundle
+from service.engines import EngineError, Images, Prepared
+from service.serving.encoding import PIXELS
+from service.serving.jobs import resolve_jobs
+from service.serving.pipeline import graph_inputs
 
 
 class Canary:
@@ -19,13 +20,12 @@ class Canary:
         self._bounds = bundle.bounds(filename)
         golden = bundle.manifest.golden
         self._golden, self._image = golden, golden.images[0] if golden else None
+        seed, label = (self._image.seed, self._image.class_label) if self._image else (0, None)
+        self._jobs = resolve_jobs(self._manifest, label, seed, 1, PIXELS)
 
-    def inputs(self) -> Inputs:
-        """Latents and class labels of the one image."""
-        seed = self._image.seed if self._image else 0
-        label = self._image.class_label if self._image else 0
-        noise = latents([seed], self._manifest.latent_shape)
-        return noise, np.array([label], dtype=np.int64) if self._manifest.classes else None
+    def prepare(self) -> Prepared:
+        """The graph's inputs for the one image (see `Engine.generate`)."""
+        return Prepared(graph_inputs(self._jobs, self._manifest))
 
     def compare(self, images: Images) -> None:
         """Raise EngineError when they are another picture than the one published."""

@@ -11,7 +11,7 @@ from service.engines.threads import run_aside
 from service.observability.metrics import ModelMetrics, Telemetry
 from service.serving.default_model import choose_default, stated_default
 from service.serving.engine_selection import make_engine
-from service.serving.served_model import Model
+from service.serving.served_model import ServedModel
 from service.settings import Settings
 
 _LINGER_SECONDS = 1.0
@@ -84,16 +84,16 @@ class Catalogue:
     """
 
     def __init__(
-        self, open_model: Callable[[Bundle], Awaitable[Model]], grace_seconds: float
+        self, open_model: Callable[[Bundle], Awaitable[ServedModel]], grace_seconds: float
     ) -> None:
-        self.models: dict[str, Model] = {}
+        self.models: dict[str, ServedModel] = {}
         self.default: str | None = None
         self.draining = False
         self._open_model = open_model
         self._grace_seconds = grace_seconds
         self._check: asyncio.Task[dict[str, str]] | None = None
         self._replacing = asyncio.Lock()
-        self._retiring: dict[Model, asyncio.Task[None]] = {}
+        self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
 
     async def serve(self, contents: Contents) -> None:
         """Open the first models, one by one.
@@ -124,7 +124,7 @@ class Catalogue:
         async with self._replacing:
             contents = await run_aside(load)
             served = {model.bundle.tag: model for model in self.models.values()}
-            opened: list[Model] = []
+            opened: list[ServedModel] = []
             try:
                 for bundle in contents.bundles:
                     if bundle.tag not in served:
@@ -153,7 +153,7 @@ class Catalogue:
                 *self._retiring.values(),
             )
 
-    async def _close_later(self, model: Model) -> None:
+    async def _close_later(self, model: ServedModel) -> None:
         # A request that has found this model may not have queued its pictures yet.
         await asyncio.sleep(_LINGER_SECONDS)
         try:
@@ -161,7 +161,7 @@ class Catalogue:
         finally:
             del self._retiring[model]
 
-    def resolve(self, name: str | None) -> Model:
+    def resolve(self, name: str | None) -> ServedModel:
         """The model of that name, or the default; raises like `pick`.
 
         `name:version:digest:graph`, as X-Model reports it, is that very graph or none, and
@@ -193,7 +193,7 @@ class Catalogue:
         reasons = await asyncio.gather(*map(self._reason, models.values()))
         return {name: why for name, why in zip(models, reasons, strict=True) if why}
 
-    async def _reason(self, model: Model) -> str | None:
+    async def _reason(self, model: ServedModel) -> str | None:
         try:
             await model.supervisor.check(remember=True)
         except EngineError as error:
@@ -211,8 +211,8 @@ async def open_catalogue(
         EngineError: see `Catalogue.serve`.
     """
 
-    async def open_model(bundle: Bundle) -> Model:
-        model = Model(
+    async def open_model(bundle: Bundle) -> ServedModel:
+        model = ServedModel(
             bundle,
             await make_engine(bundle, settings),
             max_batch_size=settings.max_batch_size,

@@ -5,17 +5,20 @@ slower with them, and what is fast for one network is not for another.
 """
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic
 
-import numpy as np
 import structlog
 
-from service.bundle import Bundle, Precision, latents
-from service.engines import Engine, EngineError, Images, Inputs, Terms
+from service.bundle import Bundle, Precision
+from service.engines import Engine, EngineError, Images, Prepared
 from service.engines.embedded import EmbeddedEngine
 from service.engines.onnx import CudaEngine, OnnxEngine
 from service.engines.openvino import OpenVinoEngine
 from service.serving.canary import Canary
+from service.serving.encoding import PIXELS
+from service.serving.jobs import resolve_jobs
+from service.serving.pipeline import graph_inputs
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -128,28 +131,28 @@ async def _images_per_second(engine: Engine, bundle: Bundle, settings: Settings)
         EngineError: it does not open, compute or answer, or draws another picture.
     """
     manifest, size = bundle.manifest, settings.max_batch_size
-    noise = await asyncio.to_thread(latents, range(size), manifest.latent_shape)
-    labels = np.arange(size) % len(manifest.classes) if manifest.classes else None
+    jobs = resolve_jobs(manifest, None, 0, size, PIXELS)
+    batch = Prepared(await asyncio.to_thread(graph_inputs, jobs, manifest))
 
-    async def draw(inputs: Inputs) -> Images:
+    async def draw(prepare: Callable[[], Prepared]) -> Images:
         try:
             async with asyncio.timeout(settings.engine_seconds):
-                return await engine.generate(lambda: inputs, lambda images: images, Terms())
+                return await engine.generate(prepare, lambda images: images)
         except TimeoutError:
             reason = f"no answer in {settings.engine_seconds:g} s"
             raise EngineError(f"{manifest.name}: {reason}") from None
 
     await engine.open()
     canary = Canary(bundle, engine.filename)
-    canary.compare(await draw(canary.inputs()))
+    canary.compare(await draw(canary.prepare))
     # The first batch of a size is slow.
-    await asyncio.gather(*(draw((noise, labels)) for _ in range(engine.concurrency)))
+    await asyncio.gather(*(draw(lambda: batch) for _ in range(engine.concurrency)))
     started, batches = monotonic(), 0
 
     async def draw_on() -> None:
         nonlocal batches
         while monotonic() - started < _MEASURED_SECONDS:
-            await draw((noise, labels))
+            await draw(lambda: batch)
             batches += 1
 
     await asyncio.gather(*(draw_on() for _ in range(engine.concurrency)))

@@ -1,4 +1,4 @@
-"""What is asked of a model, resolved and checked: one order a picture; and what comes of it."""
+"""What is asked of a model, resolved and checked: one job a picture; and what comes of it."""
 
 import secrets
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _RANDOM_SEED_BITS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ImageJob:
     """One picture to draw, resolved and checked.
 
     Attributes:
@@ -37,7 +37,7 @@ class Picture:
     """One picture, and everything needed to draw it again.
 
     Attributes:
-        order: what was asked for.
+        job: what was asked for.
         class_name: the name of its class.
         pixels: uint8 [H, W, C].
         file: the encoded picture; empty for the media type PIXELS.
@@ -45,7 +45,7 @@ class Picture:
         batch: the trace of the batch that drew it.
     """
 
-    order: Order
+    job: ImageJob
     class_name: str | None
     pixels: Images
     file: bytes
@@ -57,7 +57,7 @@ class WalkError(ValueError):
     """What is asked of a walk between two seeds makes none; the message says why."""
 
 
-def resolve_orders(
+def resolve_jobs(
     manifest: Manifest,
     class_label: int | str | None,
     seed: int | None,
@@ -65,7 +65,7 @@ def resolve_orders(
     media_type: str,
     toward: int | None = None,
     mix: float | None = None,
-) -> list[Order]:
+) -> list[ImageJob]:
     """Resolve what is asked of a model: picture i has seed + i, and goes toward toward + i.
 
     Args:
@@ -92,7 +92,7 @@ def resolve_orders(
     elif mix is not None:
         raise WalkError("mix says how far to go toward a second seed: say toward as well")
     return [
-        Order(
+        ImageJob(
             (first + i) % len(manifest.classes) if label is None and manifest.classes else label,
             first + i,
             media_type,

@@ -1,63 +1,77 @@
-"""The work of one batch around the graph: noise before it, files after it."""
+"""The work of one batch around the graph: its inputs before it, files after it."""
 
+from collections.abc import Callable, Sequence
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 
 from service.bundle import Manifest, latents
-from service.engines import Images, Inputs, Latents, Terms
+from service.engines import Images, Inputs, Prepared
 from service.observability.tracing import BatchTrace
 from service.serving.encoding import PIXELS, encode
 from service.serving.interpolation import slerp
-from service.serving.jobs import Order
+from service.serving.jobs import ImageJob
 
 
-class Drawing:
-    """What is done for a batch before and after the graph, in the engine's thread, and timed."""
+class Drawn(NamedTuple):
+    """A batch that was computed and encoded.
 
-    def __init__(
-        self, orders: list[Order], manifest: Manifest, terms: Terms, trace: BatchTrace
-    ) -> None:
-        self._orders = orders
-        self._manifest = manifest
-        self._terms = terms
-        self._trace = trace
-        self.latents_seconds = 0.0
-        self.encode_seconds = 0.0
+    Attributes:
+        images: uint8 [N, H, W, C].
+        files: each image encoded as its job asks; empty for the media type PIXELS.
+        latents_seconds: how long making the graph's inputs took.
+        encode_seconds: how long encoding took.
+    """
 
-    def inputs(self) -> Inputs:
-        """Noise from the seeds, and the class labels."""
+    images: Images
+    files: list[bytes]
+    latents_seconds: float
+    encode_seconds: float
+
+
+def batch_work(
+    jobs: Sequence[ImageJob], manifest: Manifest, trace: BatchTrace
+) -> tuple[Callable[[], Prepared], Callable[[Images], Drawn]]:
+    """What an engine has to do before and after the graph (see `Engine.generate`), timed.
+
+    Both run in the engine's thread, `prepare` first.
+    """
+    latents_seconds = 0.0
+
+    def prepare() -> Prepared:
+        nonlocal latents_seconds
         started = perf_counter()
-        noise = latents([order.seed for order in self._orders], self._manifest.latent_shape)
-        walks = {
-            i: order.toward for i, order in enumerate(self._orders) if order.toward is not None
-        }
-        if walks:
-            ends = latents(list(walks.values()), self._manifest.latent_shape)
-            for i, end in zip(walks, ends, strict=True):
-                noise[i] = slerp(noise[i], end, self._orders[i].mix)
-        labels = None
-        if self._manifest.classes:
-            labels = np.array([order.class_label for order in self._orders], dtype=np.int64)
-        self.latents_seconds = perf_counter() - started
-        self._terms.traceparent = self._trace.start_engine()
-        return noise, labels
+        inputs = graph_inputs(jobs, manifest)
+        latents_seconds = perf_counter() - started
+        return Prepared(inputs, trace.start_engine())
 
-    def encode(self, images: Images) -> tuple[Images, list[bytes]]:
-        """The images, and each as the file that was ordered."""
-        self._trace.end_engine()
+    def finish(images: Images) -> Drawn:
+        trace.end_engine()
         started = perf_counter()
-        files = [
-            b"" if order.media_type == PIXELS else encode(image, order.media_type)
-            for image, order in zip(images, self._orders, strict=True)
-        ]
-        self.encode_seconds = perf_counter() - started
-        return images, files
+        files = encode_files(images, jobs)
+        return Drawn(images, files, latents_seconds, perf_counter() - started)
 
-    def _walk(self, noise: Latents) -> None:
-        """Take the noise of each order that goes toward a second seed so far along its way."""
-        ends = {i: order.toward for i, order in enumerate(self._orders) if order.toward is not None}
-        if not ends:
-            return
-        for i, end in zip(ends, latents(list(ends.values()), noise.shape[1:]), strict=True):
-            noise[i] = slerp(noise[i], end, self._orders[i].mix)
+    return prepare, finish
+
+
+def graph_inputs(jobs: Sequence[ImageJob], manifest: Manifest) -> Inputs:
+    """Noise from the seeds, and the class labels where the model has classes."""
+    noise = latents([job.seed for job in jobs], manifest.latent_shape)
+    walks = {i: job.toward for i, job in enumerate(jobs) if job.toward is not None}
+    if walks:
+        ends = latents(list(walks.values()), manifest.latent_shape)
+        for i, end in zip(walks, ends, strict=True):
+            noise[i] = slerp(noise[i], end, jobs[i].mix)
+    if not manifest.classes:
+        return {"latents": noise}
+    labels = np.array([job.class_label for job in jobs], dtype=np.int64)
+    return {"latents": noise, "class_labels": labels}
+
+
+def encode_files(images: Images, jobs: Sequence[ImageJob]) -> list[bytes]:
+    """Each image as the file that its job asks for; empty for the media type PIXELS."""
+    return [
+        b"" if job.media_type == PIXELS else encode(image, job.media_type)
+        for image, job in zip(images, jobs, strict=True)
+    ]

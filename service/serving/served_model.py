@@ -12,36 +12,35 @@ from service.engines import (
     EngineBusyError,
     EngineDeadlineError,
     EngineError,
-    Terms,
 )
 from service.observability.metrics import ModelMetrics, Timings
 from service.observability.tracing import UNTRACED, Batch, RequestTrace, start_batch
 from service.serving.batching import Batcher, Reason
 from service.serving.exceptions import ClosedError, ComputeError, DeadlineError, QueueFullError
-from service.serving.jobs import Order, Picture
-from service.serving.pipeline import Drawing
+from service.serving.jobs import ImageJob, Picture
+from service.serving.pipeline import batch_work
 from service.serving.singleflight import SingleFlight
 from service.serving.supervision import EngineDownError, Supervisor
 
 log = structlog.get_logger(__name__)
 
 
-class _Job:
-    """An order in the batcher."""
+class _Accepted:
+    """A job in the batcher."""
 
-    __slots__ = ("deadline", "order", "running", "submitted", "trace")
+    __slots__ = ("deadline", "job", "running", "submitted", "trace")
 
     def __init__(
-        self, order: Order, submitted: float, deadline: float | None, trace: RequestTrace
+        self, job: ImageJob, submitted: float, deadline: float | None, trace: RequestTrace
     ) -> None:
-        self.order = order
+        self.job = job
         self.submitted = submitted
         self.deadline = deadline
         self.trace = trace
         self.running = False
 
 
-class Model:
+class ServedModel:
     """A bundle, the watched engine that computes it and the queue in front of that engine.
 
     `metrics` counts what happens to it, `flights` holds the drawings that requests may share.
@@ -81,7 +80,7 @@ class Model:
         self.metrics = metrics
         self._is_served = False
         self.flights: SingleFlight[list[Picture]] = SingleFlight()
-        self._batcher: Batcher[_Job, Picture] = Batcher(
+        self._batcher: Batcher[_Accepted, Picture] = Batcher(
             self._draw,
             max_batch_size=max_batch_size,
             queue_size=queue_size,
@@ -108,14 +107,14 @@ class Model:
 
     async def generate(
         self,
-        orders: Sequence[Order],
+        jobs: Sequence[ImageJob],
         deadline: float | None = None,
         trace: RequestTrace = UNTRACED,
     ) -> list[Picture]:
         """Draw pictures, all or none.
 
         Args:
-            orders: what `resolve_orders` returned.
+            jobs: what `resolve_jobs` returned.
             deadline: time of the event loop's clock by which they are wanted.
             trace: the trace of the request that wants them.
 
@@ -124,15 +123,15 @@ class Model:
             DeadlineError: refused for want of time, or not drawn in time.
             ComputeError: the engine failed.
         """
-        self.admit(len(orders), deadline)
+        self.admit(len(jobs), deadline)
         submitted = perf_counter()
-        jobs = [_Job(order, submitted, deadline, trace) for order in orders]
+        accepted = [_Accepted(job, submitted, deadline, trace) for job in jobs]
         try:
-            pictures = await self._batcher.submit(jobs, deadline)
+            pictures = await self._batcher.submit(accepted, deadline)
         except (asyncio.CancelledError, DeadlineError) as error:
             self.metrics.give_up(
                 "deadline" if isinstance(error, DeadlineError) else "abandoned",
-                "running" if any(job.running for job in jobs) else "queued",
+                "running" if any(one.running for one in accepted) else "queued",
             )
             raise
         except ComputeError as error:
@@ -193,48 +192,41 @@ class Model:
             return DeadlineError("the picture was not drawn in time")
         return error
 
-    async def _draw(self, jobs: list[_Job], reason: Reason) -> list[Picture]:
+    async def _draw(self, batch: list[_Accepted], reason: Reason) -> list[Picture]:
         """Compute and encode one batch (the batcher's `compute`)."""
         self.supervisor.require_up()
         started = perf_counter()
-        for job in jobs:
-            job.running = True
+        for one in batch:
+            one.running = True
         # The batch is wanted for as long as any picture of it is.
-        deadlines = [job.deadline for job in jobs if job.deadline is not None]
-        terms = Terms(deadline=max(deadlines) if len(deadlines) == len(jobs) else None)
-        waited = {job.trace: started - job.submitted for job in jobs}
-        with start_batch(Batch(waited, len(jobs), reason, self.name, self.engine)) as trace:
-            drawing = Drawing([job.order for job in jobs], self.bundle.manifest, terms, trace)
+        deadlines = [one.deadline for one in batch if one.deadline is not None]
+        deadline = max(deadlines) if len(deadlines) == len(batch) else None
+        waited = {one.trace: started - one.submitted for one in batch}
+        jobs = [one.job for one in batch]
+        manifest = self.bundle.manifest
+        with start_batch(Batch(waited, len(batch), reason, self.name, self.engine)) as trace:
+            prepare, finish = batch_work(jobs, manifest, trace)
             try:
-                images, files = await self.supervisor.generate(
-                    drawing.inputs, drawing.encode, terms
-                )
+                drawn = await self.supervisor.generate(prepare, finish, deadline)
             except (EngineBusyError, EngineDeadlineError):
                 raise
             except Exception as error:
                 self.metrics.batch_failures.inc()
                 if not isinstance(error, EngineError):  # the supervisor logs those
-                    log.exception("batch failed", model=self.name, size=len(jobs))
+                    log.exception("batch failed", model=self.name, size=len(batch))
                 raise
-            trace.timed(drawing.latents_seconds, drawing.encode_seconds)
-        engine = perf_counter() - started - drawing.latents_seconds - drawing.encode_seconds
+            trace.timed(drawn.latents_seconds, drawn.encode_seconds)
+        engine = perf_counter() - started - drawn.latents_seconds - drawn.encode_seconds
         timings = [
-            Timings(
-                started - job.submitted, drawing.latents_seconds, engine, drawing.encode_seconds
-            )
-            for job in jobs
+            Timings(started - one.submitted, drawn.latents_seconds, engine, drawn.encode_seconds)
+            for one in batch
         ]
-        self.metrics.observe_batch(len(jobs), reason, timings[0])
+        self.metrics.observe_batch(len(batch), reason, timings[0])
         return [
-            Picture(
-                order=job.order,
-                class_name=self.bundle.manifest.class_name(job.order.class_label),
-                pixels=pixels,
-                file=file,
-                timings=timing,
-                batch=trace,
+            Picture(job, manifest.class_name(job.class_label), pixels, file, timing, trace)
+            for job, pixels, file, timing in zip(
+                jobs, drawn.images, drawn.files, timings, strict=True
             )
-            for job, pixels, file, timing in zip(jobs, images, files, timings, strict=True)
         ]
 
 

@@ -16,8 +16,7 @@ from service.engines import (
     EngineDeadlineError,
     EngineError,
     Images,
-    Inputs,
-    Terms,
+    Prepared,
 )
 from service.serving.canary import Canary
 
@@ -92,7 +91,10 @@ class Supervisor:
         self._good_until = -inf  # it warmed up, so the time that it took says nothing
 
     async def generate(
-        self, prepare: Callable[[], Inputs], finish: Callable[[Images], T], terms: Terms
+        self,
+        prepare: Callable[[], Prepared],
+        finish: Callable[[Images], T],
+        deadline: float | None = None,
     ) -> T:
         """Compute one batch (see `Engine.generate`).
 
@@ -104,7 +106,7 @@ class Supervisor:
         self.require_up()
         started = monotonic()
         try:
-            result = await self._generate(prepare, finish, terms)
+            result = await self._generate(prepare, finish, deadline)
         except EngineBusyError:
             raise
         except (EngineDeadlineError, asyncio.CancelledError):
@@ -154,12 +156,15 @@ class Supervisor:
         await self._engine.close()
 
     async def _generate(
-        self, prepare: Callable[[], Inputs], finish: Callable[[Images], T], terms: Terms
+        self,
+        prepare: Callable[[], Prepared],
+        finish: Callable[[Images], T],
+        deadline: float | None = None,
     ) -> T:
         restarts = self._restarts
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._engine.generate(prepare, finish, terms)
+                return await self._engine.generate(prepare, finish, deadline)
         except TimeoutError:
             reason = f"{self._name}: {self._engine.name} gave no answer in {self._seconds:g} s"
             if restarts == self._restarts:  # else it was left behind by a restart: old news
@@ -176,7 +181,7 @@ class Supervisor:
     async def _draw_canary(self) -> None:
         try:
             await self._engine.check()
-            images = await self._generate(self._canary.inputs, lambda images: images, Terms())
+            images = await self._generate(self._canary.prepare, lambda images: images)
             self._canary.compare(images)
         except EngineBusyError:  # none was drawn
             raise

@@ -19,8 +19,8 @@ from service.http.routes.responses import (
 from service.observability.tracing import RequestTrace
 from service.serving.encoding import JPEG, NPY, PNG, WEBP, ZIP
 from service.serving.exceptions import DeadlineError
-from service.serving.jobs import Order, Picture
-from service.serving.served_model import Model
+from service.serving.jobs import ImageJob, Picture
+from service.serving.served_model import ServedModel
 from service.settings import Settings
 
 router = APIRouter(route_class=LeanRoute)
@@ -55,8 +55,8 @@ async def generate(
     """
     deadline = deadline_of(request)
     form = choose_form(request, body.n)
-    model, orders = resolve(request, body, file_type(form))
-    return await answer(model, await draw(request, model, orders, deadline), form)
+    model, jobs = resolve(request, body, file_type(form))
+    return await answer(model, await draw(request, model, jobs, deadline), form)
 
 
 @cacheable_router.get(
@@ -76,8 +76,8 @@ async def generate_cacheable(
     """
     deadline = deadline_of(request)
     form = choose_form(request, query.n)
-    model, orders = resolve(request, query, file_type(form))
-    etag = entity_tag(model, orders, form)
+    model, jobs = resolve(request, query, file_type(form))
+    etag = entity_tag(model, jobs, form)
     settings: Settings = request.app.state.settings
     # With keys, a shared cache must not hand one client's answer to others.
     scope = "private" if settings.keys else "public"
@@ -88,16 +88,16 @@ async def generate_cacheable(
     if _matches(request, etag):
         model.metrics.cache_hit("not_modified")
         return Response(status_code=304, headers=caching)
-    charge_for(request, model, len(orders))
+    charge_for(request, model, len(jobs))
     trace: RequestTrace = request.state.trace
-    pictures = await unless_left(request, _share(model, etag, orders, deadline, trace))
+    pictures = await unless_left(request, _share(model, etag, jobs, deadline, trace))
     response = await answer(model, pictures, form)
     response.headers.update(caching)
     return response
 
 
 async def _share(
-    model: Model, etag: str, orders: list[Order], deadline: float | None, trace: RequestTrace
+    model: ServedModel, etag: str, jobs: list[ImageJob], deadline: float | None, trace: RequestTrace
 ) -> list[Picture]:
     """Draw the pictures, or wait for a request that is drawing the very same ones.
 
@@ -106,10 +106,10 @@ async def _share(
     if shared := model.flights.flying(etag):
         model.metrics.cache_hit("shared")
     else:
-        model.admit(len(orders), deadline)
+        model.admit(len(jobs), deadline)
     try:
         async with asyncio.timeout_at(deadline):
-            pictures = await model.flights.run(etag, lambda: model.generate(orders, trace=trace))
+            pictures = await model.flights.run(etag, lambda: model.generate(jobs, trace=trace))
     except TimeoutError:
         raise DeadlineError("the picture was not drawn in time") from None
     if shared:

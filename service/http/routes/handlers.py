@@ -10,8 +10,8 @@ from service.http.disconnect import ClientDisconnectedError, UnlessDisconnected
 from service.http.problems import ProblemError
 from service.http.routes.requests import GenerateQuery, GenerateRequest
 from service.http.security import RateLimitedError, charge
-from service.serving.jobs import Order, Picture, resolve_orders
-from service.serving.served_model import Model
+from service.serving.jobs import ImageJob, Picture, resolve_jobs
+from service.serving.served_model import ServedModel
 from service.settings import Settings
 
 T = TypeVar("T")
@@ -22,8 +22,8 @@ _LONGEST_DEADLINE_MS = 3_600_000
 
 def resolve(
     request: Request, asked: GenerateRequest | GenerateQuery, media_type: str
-) -> tuple[Model, list[Order]]:
-    """The model and the orders that a request means, each to be encoded as `media_type`.
+) -> tuple[ServedModel, list[ImageJob]]:
+    """The model and the jobs that a request means, each to be encoded as `media_type`.
 
     Raises the domain's errors, and ProblemError: 413.
     """
@@ -33,21 +33,21 @@ def resolve(
     n, most = asked.n, min(settings.max_images, settings.queue_size)
     if n > most:
         raise ProblemError(413, "too-many-images", f"n is at most {most} here, not {n}", most=most)
-    return model, resolve_orders(
+    return model, resolve_jobs(
         model.bundle.manifest, asked.class_label, asked.seed, n, media_type, asked.toward, asked.mix
     )
 
 
 async def draw(
-    request: Request, model: Model, orders: list[Order], deadline: float | None
+    request: Request, model: ServedModel, jobs: list[ImageJob], deadline: float | None
 ) -> list[Picture]:
     """Charge the client, and draw for as long as it waits. Raises what `unless_left` raises."""
-    charge_for(request, model, len(orders))
-    model.admit(len(orders), deadline)  # before anything is set up: under overload most end here
-    return await unless_left(request, model.generate(orders, deadline, request.state.trace))
+    charge_for(request, model, len(jobs))
+    model.admit(len(jobs), deadline)  # before anything is set up: under overload most end here
+    return await unless_left(request, model.generate(jobs, deadline, request.state.trace))
 
 
-def charge_for(request: Request, model: Model, n: int) -> None:
+def charge_for(request: Request, model: ServedModel, n: int) -> None:
     """Charge the client for n pictures (see security.charge), and count a refusal."""
     try:
         charge(request, n)

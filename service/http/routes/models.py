@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from service.bundle import Graph, Manifest, Precision, Quality
 from service.http.problems import responses
 from service.serving.catalogue import Catalogue
-from service.serving.served_model import Model
+from service.serving.served_model import ServedModel
 
 router = APIRouter()
 
@@ -40,7 +40,7 @@ class ModelCard(BaseModel):
     )
 
     @classmethod
-    def of(cls, model: Model, catalogue: Catalogue) -> "ModelCard":
+    def of(cls, model: ServedModel, catalogue: Catalogue) -> "ModelCard":
         """Describe a model of a catalogue."""
         manifest, engine = model.bundle.manifest, model.engine
         return cls(

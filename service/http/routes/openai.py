@@ -28,8 +28,8 @@ from service.http.routes.handlers import deadline_of, draw, resolve
 from service.http.routes.requests import GenerateRequest, WholeNumber
 from service.serving.catalogue import Catalogue
 from service.serving.encoding import JPEG, PNG, WEBP
-from service.serving.jobs import Order, Picture
-from service.serving.served_model import Model
+from service.serving.jobs import ImageJob, Picture
+from service.serving.served_model import ServedModel
 from service.settings import Settings
 
 drawing_router = APIRouter(prefix="/v1", route_class=LeanRoute)
@@ -130,12 +130,12 @@ async def generate_images(request: Request, body: Annotated[ImagesRequest, Body(
     asked = GenerateRequest(
         model=body.model, class_label=label.strip() or None, seed=body.seed, n=body.n or 1
     )
-    model, orders = resolve(request, asked, _MEDIA_TYPES[output])
+    model, jobs = resolve(request, asked, _MEDIA_TYPES[output])
     size = _check_size(model, body.size)
     if body.response_format == "url":
-        data = [ImageData(url=_url(request, model, one), seed=one.seed) for one in orders]
+        data = [ImageData(url=_url(request, model, one), seed=one.seed) for one in jobs]
     else:
-        pictures = await draw(request, model, orders, deadline)
+        pictures = await draw(request, model, jobs, deadline)
         data = await asyncio.to_thread(_encoded, pictures)
     images = ImagesResponse(
         created=int(time()), data=data, output_format=output, size=size, model=model.tag
@@ -162,7 +162,7 @@ async def describe_openai_model(request: Request, model: str) -> OpenAIModel:
     return OpenAIModel(id=model)
 
 
-def _check_size(model: Model, size: str | None) -> str:
+def _check_size(model: ServedModel, size: str | None) -> str:
     height, width, _ = model.bundle.manifest.image_shape
     own = f"{width}x{height}"
     if size not in (None, "auto", own):
@@ -173,16 +173,16 @@ def _check_size(model: Model, size: str | None) -> str:
 
 def _encoded(pictures: list[Picture]) -> list[ImageData]:
     return [
-        ImageData(b64_json=base64.b64encode(one.file).decode("ascii"), seed=one.order.seed)
+        ImageData(b64_json=base64.b64encode(one.file).decode("ascii"), seed=one.job.seed)
         for one in pictures
     ]
 
 
-def _url(request: Request, model: Model, order: Order) -> str:
+def _url(request: Request, model: ServedModel, job: ImageJob) -> str:
     """The address of a picture: of this very graph, so that it may be kept for ever."""
-    query: dict[str, Any] = {"model": model.tag, "seed": order.seed}
-    if order.class_label is not None:
-        query["class_label"] = order.class_label
+    query: dict[str, Any] = {"model": model.tag, "seed": job.seed}
+    if job.class_label is not None:
+        query["class_label"] = job.class_label
     settings: Settings = request.app.state.settings
     base = public_address(request.scope, settings.public_url, settings.trusted_proxies)
     return f"{base}/generate?{urlencode(query)}"

@@ -23,8 +23,8 @@ from service.serving.encoding import (
     npy,
     zip_archive,
 )
-from service.serving.jobs import Order, Picture
-from service.serving.served_model import Model
+from service.serving.jobs import ImageJob, Picture
+from service.serving.served_model import ServedModel
 
 # In order of preference: the first is what a client gets that has none.
 ONE = (PNG, WEBP, JPEG, JSON, NPY, ZIP)
@@ -71,14 +71,14 @@ def choose_form(request: Request, n: int) -> str:
 
 
 def file_type(form: str) -> str:
-    """What each picture must be encoded as for an answer of this form (see Order.media_type)."""
+    """What each picture must be encoded as for an answer of this form (see ImageJob.media_type)."""
     return _FILES.get(form, form)
 
 
-def entity_tag(model: Model, orders: Sequence[Order], form: str) -> str:
+def entity_tag(model: ServedModel, jobs: Sequence[ImageJob], form: str) -> str:
     """A strong ETag over all that fixes an answer's bytes, known before anything is drawn."""
-    first = orders[0]
-    labels = {order.class_label for order in orders}
+    first = jobs[0]
+    labels = {job.class_label for job in jobs}
     facts = (
         model.tag,
         model.engine.name,
@@ -86,7 +86,7 @@ def entity_tag(model: Model, orders: Sequence[Order], form: str) -> str:
         ENCODER,
         form,
         first.seed,
-        len(orders),
+        len(jobs),
         first.class_label if len(labels) == 1 else "by seed",
         first.toward,
         first.mix,
@@ -94,7 +94,7 @@ def entity_tag(model: Model, orders: Sequence[Order], form: str) -> str:
     return f'"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}"'
 
 
-async def answer(model: Model, pictures: Sequence[Picture], form: str) -> Response:
+async def answer(model: ServedModel, pictures: Sequence[Picture], form: str) -> Response:
     """Make the answer of the chosen form; several pictures are assembled beside the event loop."""
     headers = _headers(model, pictures)
     if len(pictures) == 1 and form not in _FILES:
@@ -103,18 +103,18 @@ async def answer(model: Model, pictures: Sequence[Picture], form: str) -> Respon
     return Response(content, media_type=form, headers=headers)
 
 
-def _assemble(model: Model, pictures: Sequence[Picture], form: str) -> bytes:
+def _assemble(model: ServedModel, pictures: Sequence[Picture], form: str) -> bytes:
     if form == NPY:
         return npy(np.stack([picture.pixels for picture in pictures]))
     if form == ZIP:
         return zip_archive((_file_name(picture), picture.file) for picture in pictures)
     images = [
         GeneratedImage(
-            class_label=picture.order.class_label,
+            class_label=picture.job.class_label,
             class_name=picture.class_name,
-            seed=picture.order.seed,
-            toward=picture.order.toward,
-            mix=None if picture.order.toward is None else picture.order.mix,
+            seed=picture.job.seed,
+            toward=picture.job.toward,
+            mix=None if picture.job.toward is None else picture.job.mix,
             png=base64.b64encode(picture.file).decode("ascii"),
         )
         for picture in pictures
@@ -124,20 +124,20 @@ def _assemble(model: Model, pictures: Sequence[Picture], form: str) -> bytes:
 
 def _file_name(picture: Picture) -> str:
     """The class index and not its name, which may hold any character."""
-    order = picture.order
-    label = "" if order.class_label is None else f"class{order.class_label}-"
-    walk = "" if order.toward is None else f"-toward{order.toward}-mix{order.mix:g}"
-    return f"{label}seed{order.seed}{walk}.png"
+    job = picture.job
+    label = "" if job.class_label is None else f"class{job.class_label}-"
+    walk = "" if job.toward is None else f"-toward{job.toward}-mix{job.mix:g}"
+    return f"{label}seed{job.seed}{walk}.png"
 
 
-def _headers(model: Model, pictures: Sequence[Picture]) -> dict[str, str]:
+def _headers(model: ServedModel, pictures: Sequence[Picture]) -> dict[str, str]:
     """X-Seed and X-Class-Label are the first picture's; Server-Timing the slowest of each stage."""
-    order = pictures[0].order
+    job = pictures[0].job
     timings = pictures[0].timings
     if len(pictures) > 1:
         timings = type(timings)(*map(max, zip(*(p.timings for p in pictures), strict=True)))
     headers = {
-        "X-Seed": str(order.seed),
+        "X-Seed": str(job.seed),
         "X-Model": model.tag,
         "Server-Timing": (
             f"queue;dur={timings.queue * 1000:.3f}, latents;dur={timings.latents * 1000:.3f}, "
@@ -145,8 +145,8 @@ def _headers(model: Model, pictures: Sequence[Picture]) -> dict[str, str]:
         ),
         "Vary": "Accept",
     }
-    if order.class_label is not None:  # the index: names need not be ASCII, headers must
-        headers["X-Class-Label"] = str(order.class_label)
-    if order.toward is not None:
-        headers |= {"X-Toward": str(order.toward), "X-Mix": repr(order.mix)}
+    if job.class_label is not None:  # the index: names need not be ASCII, headers must
+        headers["X-Class-Label"] = str(job.class_label)
+    if job.toward is not None:
+        headers |= {"X-Toward": str(job.toward), "X-Mix": repr(job.mix)}
     return headers

@@ -14,8 +14,8 @@ from distill.cli import app
 from distill.errors import UserError
 from distill.importing import load_network as load_pickle
 from service.bundle import latents, load_bundle, sha256_file
-from service.engines import Terms
 from service.engines.onnx import OnnxEngine
+from tests.bundles import compute
 from tests.distill.hostile import put_together, take_apart
 from tests.reference_numbers import FIXTURES
 
@@ -46,7 +46,7 @@ def draw(bundle, references):
         engine = OnnxEngine(bundle, threads=1, concurrency=1)
         await engine.open()
         try:
-            return await engine.generate(lambda: (z, labels), lambda images: images, Terms())
+            return await compute(engine, z, labels)
         finally:
             await engine.close()
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from service.bundle import Bundle, latents
-from service.engines import Engine, EngineError, Terms
+from service.engines import Engine, EngineError, Prepared
 from service.engines.onnx import OnnxEngine
 from service.engines.openvino import OpenVinoEngine
 from service.engines.triton import TritonEngine
 from service.serving.supervision import Supervisor
-from tests.bundles import compute
+from tests.bundles import compute, graph_inputs
 from tests.service.triton import Repository
 
 CONCURRENCY = 2
@@ -152,7 +152,7 @@ def test_a_batch_that_cannot_be_computed_is_an_engine_error_and_the_next_one_wor
     asyncio.run(scenario())
 
 
-# OpenVINO takes any index, and draws something: the manifest is asked before (see Model.orders).
+# OpenVINO takes any index, and draws something: the manifest is asked before (`resolve_jobs`).
 @pytest.mark.parametrize("make", ["onnxruntime", "triton"], indirect=True)
 def test_a_node_that_fails_is_named(repository: Repository, make):
     async def scenario():
@@ -174,7 +174,7 @@ def test_what_comes_before_and_after_the_graph_may_fail_as_itself(
     def prepare():
         if broken == "prepare":
             raise ZeroDivisionError
-        return noise(bundle, 1), np.array([0])
+        return Prepared(graph_inputs(noise(bundle, 1), np.array([0])))
 
     def finish(_):
         raise ZeroDivisionError
@@ -182,7 +182,7 @@ def test_what_comes_before_and_after_the_graph_may_fail_as_itself(
     async def scenario():
         async with opened(make(bundle)) as engine:
             with pytest.raises(ZeroDivisionError):
-                await engine.generate(prepare, finish, Terms())
+                await engine.generate(prepare, finish)
             await compute(engine, noise(bundle, 1), np.array([0]))
 
     asyncio.run(scenario())
@@ -215,11 +215,11 @@ def test_neither_prepare_nor_finish_runs_on_the_event_loop(repository: Repositor
 
     def prepare():
         seen.append(threading.get_ident())
-        return noise(bundle, 1), np.array([0])
+        return Prepared(graph_inputs(noise(bundle, 1), np.array([0])))
 
     async def scenario():
         async with opened(make(bundle)) as engine:
-            await engine.generate(prepare, lambda _: seen.append(threading.get_ident()), Terms())
+            await engine.generate(prepare, lambda _: seen.append(threading.get_ident()))
 
     asyncio.run(scenario())
     assert len(seen) == 2

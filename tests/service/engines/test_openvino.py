@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from service.bundle import latents, load_bundle
-from service.engines import EngineError, Terms, openvino
+from service.engines import EngineError, openvino
 from service.engines.openvino import OpenVinoEngine
 from tests.bundles import A_WHILE, compute, write_bundle, write_graph
 
@@ -20,8 +20,7 @@ def draw(bundle, seeds, labels, **options):
         await engine.open()
         try:
             noise = latents(seeds, bundle.manifest.latent_shape)
-            inputs = (noise, np.array(labels, np.int64))
-            return await engine.generate(lambda: inputs, lambda images: images, Terms())
+            return await compute(engine, noise, np.array(labels, np.int64))
         finally:
             await engine.close()
 

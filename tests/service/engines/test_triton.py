@@ -13,7 +13,7 @@ import pytest
 
 from service.app import create_app
 from service.bundle import latents, load_bundle
-from service.engines import EngineBusyError, EngineDeadlineError, EngineError, Terms
+from service.engines import EngineBusyError, EngineDeadlineError, EngineError
 from service.engines.triton import TritonEngine
 from service.serving.engine_selection import make_engine
 from service.settings import Settings
@@ -157,7 +157,7 @@ def test_a_deadline_that_has_passed_is_told_apart_from_a_failure(busy_models, bu
         await asyncio.sleep(0.05)
         for deadline in (now() + 0.05, now()):
             with pytest.raises(EngineDeadlineError):
-                await slow.generate(lambda: (z, labels), lambda i: i, Terms(deadline=deadline))
+                await compute(slow, z, labels, deadline)
         await asyncio.gather(*working)
         await slow.close()
 

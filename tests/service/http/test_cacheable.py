@@ -24,10 +24,10 @@ def drawn(monkeypatch):
     counted = []
     generate = OnnxEngine.generate
 
-    async def counting(engine, prepare, finish, terms):
-        counted.extend(prepare()[0])
+    async def counting(engine, prepare, finish, *deadline):
+        counted.extend(prepare().inputs["latents"])
         await asyncio.sleep(0.02)
-        return await generate(engine, prepare, finish, terms)
+        return await generate(engine, prepare, finish, *deadline)
 
     monkeypatch.setattr(OnnxEngine, "generate", counting)
     return counted

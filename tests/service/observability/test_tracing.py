@@ -424,11 +424,13 @@ def test_off_the_batch_belongs_to_the_first_trace_that_one_brought(slow_models, 
     told = []
     generate = OnnxEngine.generate
 
-    async def note(engine, prepare, finish, terms):
-        try:
-            return await generate(engine, prepare, finish, terms)
-        finally:
-            told.append(terms.traceparent)
+    async def note(engine, prepare, finish, deadline):
+        def noted():
+            prepared = prepare()
+            told.append(prepared.traceparent)
+            return prepared
+
+        return await generate(engine, noted, finish, deadline)
 
     with gateway(slow_models) as client:
         monkeypatch.setattr(OnnxEngine, "generate", note)

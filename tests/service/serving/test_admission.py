@@ -27,13 +27,13 @@ class Tap:
         self.batches: list[int] = []
 
     def __call__(self, generate):
-        async def tapped(engine, prepare, finish, terms):
-            self.batches.append(len(prepare()[0]))
+        async def tapped(engine, prepare, finish, *deadline):
+            self.batches.append(len(prepare().inputs["latents"]))
             await self.flow.wait()
             await asyncio.sleep(self.seconds)
             if self.failure:
                 raise self.failure
-            return await generate(engine, prepare, finish, terms)
+            return await generate(engine, prepare, finish, *deadline)
 
         return tapped
 

@@ -165,10 +165,10 @@ def test_an_engine_that_stays_broken_is_tried_until_it_works(bundle, monkeypatch
     broken = True
     generate = OnnxEngine.generate
 
-    async def breakable(engine, prepare, finish, terms):
+    async def breakable(engine, prepare, finish, *deadline):
         if broken:
             raise EngineError("out of order")
-        return await generate(engine, prepare, finish, terms)
+        return await generate(engine, prepare, finish, *deadline)
 
     monkeypatch.setattr(OnnxEngine, "generate", breakable)
 
