@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from service.bundle.golden import Golden
 from service.bundle.graphs import PLAN, PORTABLE, Graph
 from service.bundle.seeds import SEED_CONTRACT
+from service.exceptions import RefusedError
 
 MANIFEST_NAME = "manifest.json"
 _NAMES_SHOWN = 20
@@ -22,8 +23,10 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class ClassLabelError(ValueError):
+class ClassLabelError(RefusedError, ValueError):
     """A class label that the model does not have; the message says which it has."""
+
+    status, kind = 422, "class-out-of-range"
 
 
 class Quality(BaseModel):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from service.bundle import Manifest, check_seed
 from service.engines import Images
+from service.exceptions import RefusedError
 from service.observability.metrics import Timings
 from service.observability.tracing import BatchTrace
 
@@ -53,8 +54,10 @@ class Picture:
     batch: BatchTrace
 
 
-class WalkError(ValueError):
+class WalkError(RefusedError, ValueError):
     """What is asked of a walk between two seeds makes none; the message says why."""
+
+    status, kind = 422, "walk-nowhere"
 
 
 def resolve_jobs(

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
 
-from service.http.fast_route import LeanRoute
+from service.http.fast_route import FastRoute
 from service.http.problems import responses
 from service.http.routes.handlers import charge_for, deadline_of, draw, resolve, unless_left
 from service.http.routes.requests import GenerateQuery, GenerateRequest
@@ -23,7 +23,7 @@ from service.serving.jobs import ImageJob, Picture
 from service.serving.served_model import ServedModel
 from service.settings import Settings
 
-router = APIRouter(route_class=LeanRoute)
+router = APIRouter(route_class=FastRoute)
 cacheable_router = APIRouter()
 
 _HOUR, _YEAR = 3600, 365 * 24 * 3600  # seconds
