@@ -1,8 +1,6 @@
 """From a request for pictures to the pictures: what every route that draws does alike."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
 
 from fastapi import Request
 
@@ -14,8 +12,6 @@ from service.http.security import charge
 from service.serving.jobs import ImageJob, Picture, resolve_jobs
 from service.serving.served_model import ServedModel
 from service.settings import Settings
-
-T = TypeVar("T")
 
 _LONGEST_DEADLINE_MS = 3_600_000
 
@@ -47,9 +43,14 @@ def resolve(
 async def draw(
     request: Request, model: ServedModel, jobs: list[ImageJob], deadline: float | None
 ) -> list[Picture]:
-    """Charge the client, and draw for as long as it waits. Raises what `unless_left` raises."""
+    """Charge the client, and draw for as long as it waits.
+
+    Raises what `charge_for` and `ServedModel.submit` raise, and ClientLeftError.
+    """
     charge_for(request, model, len(jobs))
-    return await unless_left(request, model.submit(jobs, deadline, request.state.trace))
+    drawing = model.submit(jobs, deadline, request.state.trace)
+    async with UnlessDisconnected(request.receive):
+        return await drawing
 
 
 def charge_for(request: Request, model: ServedModel, n: int) -> None:
@@ -59,12 +60,6 @@ def charge_for(request: Request, model: ServedModel, n: int) -> None:
     except RefusedError as error:
         model.metrics.reject(error)
         raise
-
-
-async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of `work`; if the client leaves, cancel it and raise ClientLeftError."""
-    async with UnlessDisconnected(request.receive):
-        return await work
 
 
 def deadline_of(request: Request) -> float | None:
