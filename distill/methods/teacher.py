@@ -12,7 +12,6 @@ from distill.data.augment import augment
 from distill.data.datasets import Dataset
 from distill.methods.losses import fake_score_loss
 from distill.networks import Denoiser, NetworkConfig
-from distill.networks.layers import use_winograd
 from distill.recipe import TeacherConfig
 from distill.sampling import heun, sample_inputs
 from distill.schedules import training_sigmas
@@ -43,8 +42,6 @@ class TeacherTraining:
         denoiser = channels_last(Denoiser(network).to(world.building_site))
         denoiser.compute_dtype = compute_dtype(config.precision, world.device)
         self.ema = world.fixed(copy.deepcopy(denoiser).eval().requires_grad_(False))
-        if world.device.type == "cpu" and config.precision == "fp32":
-            use_winograd(denoiser)  # not the average, which draws the pictures and is distilled
         self.learner = Learner(denoiser.train(), world, config.betas, config.eps)
 
     @property
