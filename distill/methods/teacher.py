@@ -11,7 +11,7 @@ from torch import Tensor
 from distill.data.augment import augment
 from distill.data.datasets import Dataset
 from distill.methods.losses import fake_score_loss
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser, NetworkLayout
 from distill.recipe import TeacherConfig
 from distill.sampling import heun, sample_inputs
 from distill.schedules import training_sigmas
@@ -34,7 +34,7 @@ class TeacherTraining:
     """A denoiser learning the images of a data set; see `distill.training.loop.Training`."""
 
     def __init__(
-        self, network: NetworkConfig, config: TeacherConfig, dataset: Dataset, world: World
+        self, network: NetworkLayout, config: TeacherConfig, dataset: Dataset, world: World
     ) -> None:
         self.config, self.dataset, self.world = config, dataset, world
         self.microbatches = share_of_batch(config, world)
