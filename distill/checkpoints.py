@@ -23,7 +23,7 @@ from distill.atomic_files import write_atomically
 from distill.errors import UserError, first_line
 from distill.importing.released import read_released
 from distill.licences import licence_of
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser, read_config
 
 
 class Facts(BaseModel):
@@ -84,7 +84,7 @@ def load_network(path: Path) -> tuple[Denoiser, dict[str, Any]]:
         with safetensors.safe_open(path, "pt") as file:
             header = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        network = Denoiser(NetworkConfig.model_validate_json(header["config"]))
+        network = Denoiser(read_config(json.loads(header["config"])))
         network.load_state_dict(weights)
         facts = Facts.model_validate_json(header["facts"])
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distill.errors import UserError
-from distill.networks import NetworkConfig
+from distill.networks import AnyNetwork
 from distill.text_files import read_text
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -177,7 +177,7 @@ class Recipe(_Section):
     features: str | None = None
     licence: str | None = Field(default=None, pattern=r"\S")
     data: str | None = None
-    network: NetworkConfig
+    network: AnyNetwork
     teacher: TeacherConfig | None = None
     regression: RegressionConfig | None = None
     sid: SidConfig

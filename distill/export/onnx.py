@@ -24,8 +24,7 @@ OPSETS = {torch.float32: 21, torch.float16: 21, torch.bfloat16: 22}
 def example_inputs(generator: Denoiser, count: int) -> tuple[Tensor, ...]:
     """Latents, and class indices for a conditional network, of `count` images."""
     config = generator.config
-    shape = (count, config.img_channels, config.img_resolution, config.img_resolution)
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(count, *config.latent_shape, generator=torch.Generator().manual_seed(0))
     if not config.label_dim:
         return (latents,)
     return latents, torch.arange(count) % config.label_dim

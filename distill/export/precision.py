@@ -58,7 +58,7 @@ class _GeneratedPictures(CalibrationDataReader):  # type: ignore[misc]  # untype
 
     def __init__(self, generator: Denoiser) -> None:
         config = generator.config
-        shape = (config.img_channels, config.img_resolution, config.img_resolution)
+        shape = config.latent_shape
         conditional = len(example_inputs(generator, 1)) > 1
         self._feeds = iter(
             _feed(first, shape, config.label_dim if conditional else 0)

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from distill.importing.machine import RefusedError
-from distill.networks import NetworkConfig
+from distill.networks.edm import EdmConfig
 from distill.networks.layout import Architecture
 
 _MAX_LENGTH = 64  # of names in messages, and of lists
@@ -77,7 +77,7 @@ def plain_arguments(class_name: str, given: object) -> dict[str, Any]:
     return arguments
 
 
-def configuration(class_name: str, arguments: dict[str, Any]) -> NetworkConfig:
+def configuration(class_name: str, arguments: dict[str, Any]) -> EdmConfig:
     """Turn constructor arguments (`plain_arguments`) into a configuration.
 
     Raises:
@@ -113,8 +113,8 @@ def configuration(class_name: str, arguments: dict[str, Any]) -> NetworkConfig:
     levels = [full["img_resolution"] >> level for level in range(len(full["channel_mult"]))]
     attending = full["attn_resolutions"]
     try:
-        return NetworkConfig.model_validate(
-            {name: full[name] for name in NetworkConfig.model_fields if name in full}
+        return EdmConfig.model_validate(
+            {name: full[name] for name in EdmConfig.model_fields if name in full}
             | {
                 "architecture": architecture,
                 "attn_resolutions": tuple(res for res in attending if res in levels),

@@ -27,7 +27,8 @@ from distill.importing.tensors import (
     read_tensor,
     tensor_record,
 )
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from distill.networks.layers import Conv2d, filter_of
 
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
@@ -185,7 +186,7 @@ def _tensors(
     return found
 
 
-def _load(config: NetworkConfig, records: dict[str, TensorRecord], file_bytes: int) -> Denoiser:
+def _load(config: EdmConfig, records: dict[str, TensorRecord], file_bytes: int) -> Denoiser:
     """Build the network, once it is known that the file holds all of it and nothing else."""
     with torch.device("meta"):
         plan = Denoiser(config)

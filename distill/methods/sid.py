@@ -18,7 +18,6 @@ from distill.data.datasets import one_hot
 from distill.errors import UserError
 from distill.methods.losses import fake_score_loss, generator_loss_parts, sample_weight
 from distill.networks import Denoiser
-from distill.networks.layers import use_winograd
 from distill.recipe import SidConfig
 from distill.sampling import one_step, sample_inputs
 from distill.schedules import generator_sigmas, training_sigmas
@@ -78,8 +77,6 @@ class SidTraining:
         teacher.compute_dtype = compute_dtype(config.precision, world.device)
         # One after the other, so that of networks to be sharded no more than two are whole.
         self.ema = world.fixed(_copy_from(start, teacher).requires_grad_(False))
-        if world.device.type == "cpu" and config.precision == "fp32":
-            use_winograd(teacher)  # not the average, which draws the pictures and is exported
         self.fake_score = self._learner(copy.deepcopy(teacher), config.betas)
         betas = config.generator_betas or config.betas
         self.generator = self._learner(_copy_from(start, teacher), betas)
@@ -170,7 +167,7 @@ class SidTraining:
     def _draw_inputs(self) -> tuple[Tensor, Tensor | None]:
         """Fresh latents of one micro-batch, and one-hot labels (None without classes)."""
         network, device, count = self.teacher.config, self.world.device, self.config.images_a_call
-        shape = (count, network.img_channels, network.img_resolution, network.img_resolution)
+        shape = (count, *network.latent_shape)
         latents = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
         if not network.label_dim:
             return latents, None

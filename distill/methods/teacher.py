@@ -11,8 +11,7 @@ from torch import Tensor
 from distill.data.augment import augment
 from distill.data.datasets import Dataset
 from distill.methods.losses import fake_score_loss
-from distill.networks import Denoiser, NetworkConfig
-from distill.networks.layers import use_winograd
+from distill.networks import Denoiser, NetworkLayout
 from distill.recipe import TeacherConfig
 from distill.sampling import heun, sample_inputs
 from distill.schedules import training_sigmas
@@ -35,7 +34,7 @@ class TeacherTraining:
     """A denoiser learning the images of a data set; see `distill.training.loop.Training`."""
 
     def __init__(
-        self, network: NetworkConfig, config: TeacherConfig, dataset: Dataset, world: World
+        self, network: NetworkLayout, config: TeacherConfig, dataset: Dataset, world: World
     ) -> None:
         self.config, self.dataset, self.world = config, dataset, world
         self.microbatches = share_of_batch(config, world)
@@ -43,8 +42,6 @@ class TeacherTraining:
         denoiser = channels_last(Denoiser(network).to(world.building_site))
         denoiser.compute_dtype = compute_dtype(config.precision, world.device)
         self.ema = world.fixed(copy.deepcopy(denoiser).eval().requires_grad_(False))
-        if world.device.type == "cpu" and config.precision == "fp32":
-            use_winograd(denoiser)  # not the average, which draws the pictures and is distilled
         self.learner = Learner(denoiser.train(), world, config.betas, config.eps)
 
     @property

@@ -140,9 +140,8 @@ def shard(network: Denoiser, device: torch.device) -> Denoiser:
     # FSDP2 takes no weights in channels_last; activations still are.
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for half in (network.model.enc, network.model.dec):
-        for block in half.values():
-            fully_shard(block, mesh=mesh)
+    for block in network.model.blocks():
+        fully_shard(block, mesh=mesh)
     # Always: else the outermost weights stay whole after a picture was drawn, unlike the average's.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
     return network

@@ -29,9 +29,8 @@ def main() -> None:
         network.eval()
         config = network.config
         labels = torch.arange(config.label_dim).repeat_interleave(PER_CLASS)
-        side = config.img_resolution
         generator = torch.Generator().manual_seed(5)
-        z = torch.randn(len(labels), config.img_channels, side, side, generator=generator)
+        z = torch.randn(len(labels), *config.latent_shape, generator=generator)
         pictures = []
         for noise, some in zip(
             z.split(32), one_hot(labels, config.label_dim).split(32), strict=True

@@ -233,6 +233,17 @@ def test_folding_the_noise_level_changes_no_picture(architecture, label_dim):
     assert (found != expected).float().mean() < 0.01
 
 
+@pytest.mark.parametrize("label_dim", [0, 3, 40])
+def test_a_folded_network_computes_in_float16_wherever_its_tables_are(label_dim):
+    denoiser = network(label_dim)
+    inputs = example_inputs(denoiser, 2)
+    with torch.no_grad():
+        expected = FoldedGenerator(denoiser, 2.5)(*inputs).int()
+        found = FoldedGenerator(denoiser, 2.5, torch.float16)(*inputs).int()
+    assert expected.float().std() > 10
+    assert (found - expected).abs().max() <= 4
+
+
 @pytest.mark.parametrize("width", ["wide", "narrow", "patched"])
 def test_the_form_for_processors_draws_the_same_pictures(tmp_path, width):
     denoiser = wide_network() if width == "wide" else network(3, 2 if width == "patched" else 1)
