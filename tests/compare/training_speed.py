@@ -127,11 +127,12 @@ def ours(name: str, batch: int) -> Callable[[int], object]:
     """A step of the real training."""
     import torch
 
-    from distill.methods.sid import SidTraining
+    from distill.methods.sid import Sid
+    from distill.training.distillation import Distillation
     from distill.training.distributed import World
 
     network, config = subject(name, batch)
-    return SidTraining(network, config, World(torch.device("cpu"))).step
+    return Distillation(Sid(config), network, World(torch.device("cpu"))).step
 
 
 def transcription(name: str, batch: int) -> Callable[[int], object]:
@@ -151,13 +152,14 @@ def transcription(name: str, batch: int) -> Callable[[int], object]:
 
 def subject(name: str, batch: int) -> tuple[Any, Any]:
     """A recipe's network, with weights of a trained one's size, and its settings."""
+    from distill.commands.options import read_recipe
     from distill.networks import Denoiser
-    from distill.recipe import load_recipe, override
+    from distill.recipe import override
 
-    recipe = load_recipe(RECIPES[name])
+    recipe, section = read_recipe(RECIPES[name])
     network = Denoiser(recipe.network)
     redraw(network)
-    return network, override(recipe.sid, batch=batch, microbatch=batch)
+    return network, override(section, batch=batch, microbatch=batch)
 
 
 def redraw(network: Any) -> None:
@@ -194,10 +196,10 @@ def curve(name: str, iterations: int) -> list[tuple[float, float]]:
     """Fake-score loss and score gap of each iteration."""
     import torch
 
-    from distill.methods.sid import SidTraining
+    from distill.methods.sid import Sid, SidConfig
     from distill.networks import Denoiser, NetworkConfig
     from distill.networks.layers import Conv2d
-    from distill.recipe import SidConfig
+    from distill.training.distillation import Distillation
     from distill.training.distributed import World
 
     network = Denoiser(
@@ -212,7 +214,7 @@ def curve(name: str, iterations: int) -> list[tuple[float, float]]:
             for weight in network.parameters():
                 weight *= 1 + 2**-23
     config = SidConfig(total_images=10**6, batch=8, lr=1e-4, checkpoint_every=10**6)
-    training = SidTraining(network, config, World(torch.device("cpu")))
+    training = Distillation(Sid(config), network, World(torch.device("cpu")))
     learning = (training.teacher, training.fake_score.network, training.generator.network)
     for layer in (layer for one in learning for layer in one.modules()):
         if isinstance(layer, Conv2d) and name != "winograd":

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distill.methods.sid import SidTraining
+from distill.methods.sid import Sid, SidConfig
 from distill.networks import Denoiser, NetworkConfig, winograd
 from distill.networks.layers import BINOMIAL, Conv2d, kaiming, use_winograd
-from distill.recipe import SidConfig
+from distill.training.distillation import Distillation
 from distill.training.distributed import World
 
 WIDE = NetworkConfig(
@@ -121,7 +121,7 @@ def switched(network):
 @pytest.mark.parametrize(("precision", "expected"), [("fp32", True), ("bf16", False)])
 def test_what_learns_is_switched_and_what_is_exported_is_not(precision, expected):
     config = SidConfig(total_images=8, batch=8, checkpoint_every=8, precision=precision)
-    training = SidTraining(Denoiser(WIDE), config, CPU)
+    training = Distillation(Sid(config), Denoiser(WIDE), CPU)
     learning = (training.teacher, training.fake_score.network, training.generator.network)
     assert [switched(network) for network in learning] == [expected] * 3
     assert not switched(training.ema)
