@@ -127,7 +127,7 @@ def load_state(path: Path) -> dict[str, Any]:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             if member := archive.testzip():  # torch does not look at the checksums
                 raise UserError(_DAMAGED.format(path, f"the checksum of {member} is wrong"))
-        return _checked(path, torch.load(path, map_location="cpu", weights_only=True))
+        return _with_method(_checked(path, torch.load(path, map_location="cpu", weights_only=True)))
 
 
 def load_settings(path: Path) -> dict[str, Any]:
@@ -167,6 +167,14 @@ def _checked(path: Path, state: Any) -> dict[str, Any]:
     ):
         raise UserError(f"{path} is of another version of sid-distill: delete it to start anew")
     return state
+
+
+def _with_method(state: dict[str, Any]) -> dict[str, Any]:
+    """Name the method of a distillation's state that was written when there was only SiD."""
+    settings = json.loads(state["settings"])
+    if "fake_score" not in state["training"] or "method" in settings:
+        return state
+    return state | {"settings": json.dumps(settings | {"method": "sid"})}
 
 
 def sha256_of_weights(network: torch.nn.Module) -> str:

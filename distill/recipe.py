@@ -1,24 +1,29 @@
-"""A recipe: network, length and rates of a training in one small TOML file (distill/recipes/)."""
+"""A recipe: network, length and rates of a training in one small TOML file (distill/recipes/).
+
+Every recipe has the sections that stand here, and one of its method of distillation, which is
+kept as data: methods stand above, and check their own (`distill.methods.registry`).
+"""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from distill.errors import UserError
-from distill.networks import AnyNetwork
+from distill.networks import AnyNetwork, family_of
 from distill.text_files import read_text
 
 RECIPES = Path(__file__).parent / "recipes"
 
-# What these words do: `distill.training.precision` and `distill.methods.losses`.
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-Weighting = Literal["sid", "none"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]  # see `distill.training.precision`
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Frequency = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+Section = TypeVar("Section", bound=BaseModel)
 
 
 class _Section(BaseModel):
@@ -82,8 +87,8 @@ class LoopConfig(_Section):
         return self.adam_eps or (1e-6 if self.precision == "fp16" else 1e-8)
 
 
-class TeacherConfig(LoopConfig):
-    """How to train a diffusion teacher (EDM, arXiv 2206.00364).
+class SingleNetworkConfig(LoopConfig):
+    """What a training of one network needs to know.
 
     Attributes:
         lr: its highest value; it rises over `warmup` images and falls to 0 on half a cosine.
@@ -94,7 +99,11 @@ class TeacherConfig(LoopConfig):
     warmup: int = Field(default=10_000, ge=0)
 
 
-class RegressionConfig(TeacherConfig):
+class TeacherConfig(SingleNetworkConfig):
+    """How to train a diffusion teacher (EDM, arXiv 2206.00364)."""
+
+
+class RegressionConfig(SingleNetworkConfig):
     """How a generator starts: one step learns the teacher's noise-image pairs (arXiv 2101.02388).
 
     Attributes:
@@ -118,15 +127,12 @@ class RegressionConfig(TeacherConfig):
         return self
 
 
-class SidConfig(LoopConfig):
-    """How to distil it (SiD, arXiv 2404.04057).
+class DistillationConfig(LoopConfig):
+    """What every distillation needs to know; a method's section adds what its losses need.
 
-    The defaults are the paper's for CIFAR-10, but for alpha: 1.2 there, here the safe start.
+    The defaults are those of SiD's paper (arXiv 2404.04057) for CIFAR-10.
 
     Attributes:
-        alpha: see `distill.methods.losses.generator_loss`; 1.0 is the safe start on new data.
-        t_max: see `distill.schedules.generator_sigmas`.
-        weighting: see `distill.methods.losses.generator_loss`.
         sigma_init: noise level at which the generator denoises pure noise; 2.5 is the paper's.
             For a recipe that names none 'sid-distill run' computes a fitting one, see
             `distill.training.start_level`.
@@ -136,8 +142,6 @@ class SidConfig(LoopConfig):
         fake_lr: learning rate of the fake-score network; None means `lr`.
         cooldown: the last images of the run, over which both learning rates fall on a line to
             0; the paper has none and trains far longer.
-        generator_loss_scale: the generator's loss is multiplied by this.
-        fake_loss_scale: the fake-score network's loss is multiplied by this.
     """
 
     lr: float = Field(default=1e-5, gt=0)
@@ -146,15 +150,10 @@ class SidConfig(LoopConfig):
     batch: int = Field(default=256, gt=0)
     betas: tuple[Decay, Decay] = (0.0, 0.999)
     ema_halflife: float = Field(default=500_000, gt=0)
-    alpha: float = 1.0
-    t_max: float = Field(default=800, gt=0, le=1000)
-    weighting: Weighting = "sid"
     sigma_init: float = Field(default=2.5, gt=0)
     dropout: float | None = Field(default=None, ge=0, lt=1)
     class_frequencies: tuple[Frequency, ...] | None = None
     generator_betas: tuple[Decay, Decay] | None = None
-    generator_loss_scale: float = Field(default=100, gt=0)
-    fake_loss_scale: float = Field(default=1, gt=0)
 
 
 class Recipe(_Section):
@@ -171,6 +170,9 @@ class Recipe(_Section):
         teacher: how the teacher is trained; None where it is released and imported.
         regression: how the generator starts, for 'sid-distill regress'; None where it starts from
             the teacher's weights.
+        method: the name of the one further section, that of the method of distillation.
+        method_entries: what stands in it, not checked yet: `distill.methods.registry`.
+        file: where all this was read.
     """
 
     description: str
@@ -180,41 +182,113 @@ class Recipe(_Section):
     network: AnyNetwork
     teacher: TeacherConfig | None = None
     regression: RegressionConfig | None = None
-    sid: SidConfig
+    method: str
+    method_entries: dict[str, Any]
+    file: Path
 
     def licence_for(self, data: str) -> str | None:
         """The licence of a network that is trained with this recipe on the data set `data`."""
         return self.licence if self.data in (None, data) else None
 
 
+RECIPE_SECTIONS: dict[str, type[BaseModel]] = {
+    "teacher": TeacherConfig,
+    "regression": RegressionConfig,
+}
+RECIPE_ENTRIES = ("description", "features", "licence", "data", "network", *RECIPE_SECTIONS)
+
+
 def load_recipe(name: str) -> Recipe:
     """Read a recipe by the name of a shipped one ("fashion") or the path of a .toml file.
 
     Raises:
-        UserError: there is none, or an entry is unknown, missing or out of range.
+        UserError: there is none, or an entry is unknown, missing or out of range (what stands in
+            the method's section is not looked at).
     """
     path = Path(name) if name.lower().endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
         raise UserError(f"no recipe {name!r}: name a .toml file or one of: {shipped}")
     try:
-        return Recipe.model_validate(tomllib.loads(read_text(path)))
+        content = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not TOML: {error}") from None
+    if isinstance(content.get("network"), dict):
+        try:
+            family = family_of(content["network"])
+        except ValueError as error:
+            raise UserError(f"{path}: network: {error}") from None
+        _refuse_unknown(path, "network", family, content["network"])
+    for section, kind in RECIPE_SECTIONS.items():
+        if isinstance(content.get(section), dict):
+            _refuse_unknown(path, section, kind, content[section])
+    method = _method_named(path, content)
+    content |= {"file": path, "method": method, "method_entries": content.pop(method)}
+    try:
+        return Recipe.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path}: {_first_error(error)}") from None
 
 
-Section = TypeVar("Section", bound=BaseModel)
+def _method_named(path: Path, content: dict[str, Any]) -> str:
+    """The name of the one section that is no other's; raise UserError unless it is one."""
+    holds = (
+        f"a recipe may hold {', '.join(RECIPE_ENTRIES)} and one section more, that of its method "
+        "of distillation"
+    )
+    others = {name: value for name, value in content.items() if name not in RECIPE_ENTRIES}
+    for name, value in others.items():
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: unknown entry {name}: {holds}")
+    if not others:
+        raise UserError(f"{path} has no section of a method of distillation: add one, say [sid]")
+    if len(others) > 1:
+        raise UserError(f"{path}: sections {', '.join(f'[{name}]' for name in others)}: {holds}")
+    return next(iter(others))
+
+
+def checked_section(
+    path: Path, name: str, kind: type[Section], entries: Mapping[str, Any]
+) -> Section:
+    """Check what stands in the section `name` of the recipe at `path`.
+
+    Raises:
+        UserError: an entry is unknown, missing or out of range.
+    """
+    _refuse_unknown(path, name, kind, entries)
+    # A recipe of this section alone, so that pydantic says where in the file an error is.
+    whole = create_model("Recipe", **{name: (kind, ...)})  # type: ignore[call-overload]
+    try:
+        section: Section = getattr(whole.model_validate({name: entries}), name)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first_error(error)}") from None
+    return section
+
+
+def _refuse_unknown(
+    path: Path, section: str, kind: type[BaseModel], entries: Mapping[str, Any]
+) -> None:
+    """Name the first entry that a section does not know, and those that it knows."""
+    for name in entries:
+        if name not in kind.model_fields:
+            raise UserError(
+                f"{path}: unknown entry {section}.{name}: [{section}] may hold "
+                f"{', '.join(sorted(kind.model_fields))}"
+            )
 
 
 def override(section: Section, **changes: Any) -> Section:
     """Return a section with the entries of `changes` that are not None replaced.
 
     Raises:
-        UserError: a value is out of range.
+        UserError: the section has no such entry, or a value is out of range.
     """
     given = {name: value for name, value in changes.items() if value is not None}
+    known = type(section).model_fields
+    if unknown := [name for name in given if name not in known]:
+        raise UserError(
+            f"{unknown[0]} changes nothing here: what may be set is {', '.join(sorted(known))}"
+        )
     try:
         return type(section).model_validate(section.model_dump() | given)
     except ValidationError as error:

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from distill.analysis.terms import Gram, gram, image_gradients
 from distill.methods.losses import (
+    Weighting,
     fake_score_loss,
     generator_loss_parts,
     sample_weight,
 )
-from distill.recipe import Weighting
 from distill.schedules import generator_sigmas
 
 Array = NDArray[np.float64]

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     import torch
 
     from distill.data.datasets import Dataset
-    from distill.recipe import LoopConfig
+    from distill.networks import Denoiser
+    from distill.recipe import DistillationConfig, LoopConfig, Recipe
     from distill.training.distributed import World
 
 RecipeOption = Annotated[
     str, typer.Option(help="A shipped recipe's name, or a .toml file: network, length and rates.")
 ]
+TeacherOption = Annotated[Path, typer.Option(help="The teacher: a network.safetensors.")]
 DataOption = Annotated[
     Path | None,
     typer.Option(
@@ -69,6 +71,29 @@ ShardOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int | None, recipes_own("Start of every random stream.")]
+
+
+def read_recipe(name: str) -> "tuple[Recipe, DistillationConfig]":
+    """Read a recipe and the section of its method, all of it checked.
+
+    Raises:
+        UserError: there is none, or an entry is unknown, missing or out of range.
+    """
+    from distill.methods.registry import method_section
+    from distill.recipe import load_recipe
+
+    recipe = load_recipe(name)
+    return recipe, method_section(recipe)
+
+
+def read_teacher(file: Path) -> "tuple[Denoiser, dict[str, Any]]":
+    """Read a teacher, in eval mode, and the facts of its origin; raise UserError if it is none."""
+    from distill.checkpoints import load_network
+
+    network, facts = load_network(file)
+    if facts["role"] != "teacher":
+        raise UserError(f"{file} is a {facts['role']}: --teacher takes a teacher")
+    return network, facts
 
 
 def read_images(

@@ -1,9 +1,6 @@
 """`sid-distill regress`."""
 
-from pathlib import Path
 from typing import Annotated
-
-import typer
 
 from distill.commands.options import (
     BatchOption,
@@ -16,7 +13,10 @@ from distill.commands.options import (
     PrecisionOption,
     RecipeOption,
     SeedOption,
+    TeacherOption,
     chosen_device,
+    read_recipe,
+    read_teacher,
     recipes_own,
     report,
 )
@@ -26,7 +26,7 @@ from distill.training.allocator import keep_freed_memory
 
 def regress(
     out: OutFolder,
-    teacher: Annotated[Path, typer.Option(help="The teacher: a network.safetensors.")],
+    teacher: TeacherOption,
     recipe: RecipeOption = "avatars",
     pairs: Annotated[
         int | None, recipes_own("How many pictures the teacher draws to learn from.")
@@ -52,22 +52,19 @@ def regress(
     is OUT/network.safetensors: blurred, but of the teacher's whole variety.
     """
     keep_freed_memory()
-    from distill.checkpoints import load_network
     from distill.methods.pairs import draw_pairs
     from distill.methods.regression import RegressionTraining
-    from distill.recipe import load_recipe, override
+    from distill.recipe import override
     from distill.training.distributed import join_world
     from distill.training.loop import train
 
-    chosen = load_recipe(recipe)
+    chosen, _ = read_recipe(recipe)
     if chosen.regression is None:
         raise UserError(
             f"the recipe {recipe} has no [regression] section: its generator starts from the "
             "teacher's weights; add one to a copy of the recipe"
         )
-    network, origin = load_network(teacher)
-    if origin["role"] != "teacher":
-        raise UserError(f"{teacher} is a {origin['role']}: --teacher takes a teacher")
+    network, origin = read_teacher(teacher)
     config = override(
         chosen.regression,
         pairs=pairs,

@@ -19,7 +19,10 @@ from distill.commands.options import (
     RecipeOption,
     SeedOption,
     ShardOption,
+    TeacherOption,
     chosen_device,
+    read_recipe,
+    read_teacher,
     recipes_own,
     report,
 )
@@ -28,13 +31,13 @@ from distill.training.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from distill.networks import Denoiser, NetworkLayout
-    from distill.recipe import SidConfig
+    from distill.recipe import DistillationConfig
     from distill.training.distributed import World
 
 
 def run(
     out: OutFolder,
-    teacher: Annotated[Path, typer.Option(help="The teacher: a network.safetensors.")],
+    teacher: TeacherOption,
     recipe: RecipeOption = "fashion",
     generator: Annotated[
         Path | None,
@@ -110,27 +113,25 @@ def run(
     The result is OUT/network.safetensors; OUT/curve.jsonl holds the distance along the way.
     """
     keep_freed_memory()
-    from distill.checkpoints import load_network
     from distill.evaluation.evaluate import measure, one_step_sampler
     from distill.evaluation.features import load_detector
     from distill.evaluation.observed import checked_reference
     from distill.evaluation.reference import load_references, own_reference
-    from distill.methods.sid import SidTraining
-    from distill.recipe import load_recipe, override
+    from distill.methods.registry import METHODS
+    from distill.recipe import override
+    from distill.training.distillation import Distillation
     from distill.training.distributed import join_world
     from distill.training.loop import train
 
-    chosen = load_recipe(recipe)
-    network, origin = load_network(teacher)
-    if origin.get("role") != "teacher":
-        raise UserError(f"{teacher} is a {origin.get('role')}: --teacher takes a teacher")
+    chosen, section = read_recipe(recipe)
+    network, origin = read_teacher(teacher)
     if difference := _difference(chosen.network, network.config):
         typer.echo(f"note: {difference}; its rates may not suit", err=True)
     start = None if generator is None else _start(generator, network, origin, sigma_init)
     if start is not None:
         sigma_init = start.sigma_init
     given = override(
-        chosen.sid,
+        section,
         total_images=images,
         batch=batch,
         microbatch=microbatch,
@@ -157,7 +158,7 @@ def run(
         real = load_references(files, [detector]).get(detector.sha256) or own_reference(detector)
         checked_reference(detector.name, real, ())
 
-    fixed = sigma_init is not None or "sigma_init" in chosen.sid.model_fields_set
+    fixed = sigma_init is not None or "sigma_init" in section.model_fields_set
     with join_world(chosen_device(device), shard) as world:
         started_from = _origin(teacher, detector_name, recipe)
         config = given if fixed else _with_fitting_level(given, network, out, started_from, world)
@@ -167,6 +168,7 @@ def run(
             | {
                 "role": "generator",
                 "recipe": recipe,
+                "method": chosen.method,
                 "teacher_images_seen": origin.get("images_seen"),
             }
         )
@@ -181,7 +183,8 @@ def run(
             measured = measure(sampler, generator, detector, reference=real, world=drawn_by)
             return {"features": detector.name, **measured}
 
-        training = SidTraining(network, config, world, None if start is None else start.network)
+        method = METHODS[chosen.method](config)
+        training = Distillation(method, network, world, None if start is None else start.network)
         if detector is not None:
             detector.network.to(world.device)
         evaluate = None if detector is None else distance
@@ -218,7 +221,7 @@ def _start(
             f"{file} denoises at sigma_init {facts['sigma_init']:g}, not at {sigma_init:g}: leave "
             "--sigma-init out"
         )
-    described = f"{facts.get('images_seen')} images of {facts.get('method', 'SiD')}"
+    described = f"{facts.get('images_seen')} images of {facts.get('method', 'sid')}"
     return _Start(network, facts["sigma_init"], described)
 
 
@@ -247,8 +250,12 @@ def _difference(recipe: "NetworkLayout", teacher: "NetworkLayout") -> str | None
 
 
 def _with_fitting_level(
-    config: "SidConfig", teacher: "Denoiser", out: Path, origin: dict[str, Any], world: "World"
-) -> "SidConfig":
+    config: "DistillationConfig",
+    teacher: "Denoiser",
+    out: Path,
+    origin: dict[str, Any],
+    world: "World",
+) -> "DistillationConfig":
     """Choose sigma_init by the teacher, show it, and note it in `origin`.
 
     A run that is resumed keeps the one that it began with, which its state holds. Process 0 looks,

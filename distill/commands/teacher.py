@@ -19,6 +19,7 @@ from distill.commands.options import (
     ShardOption,
     chosen_device,
     read_images,
+    read_recipe,
     report,
 )
 from distill.errors import UserError
@@ -49,11 +50,11 @@ def teacher(
     keep_freed_memory()
     from distill.data.augment import AUGMENT_DIM
     from distill.methods.teacher import TeacherTraining
-    from distill.recipe import load_recipe, override
+    from distill.recipe import override
     from distill.training.distributed import join_world
     from distill.training.loop import train
 
-    chosen = load_recipe(recipe)
+    chosen, _ = read_recipe(recipe)
     if chosen.teacher is None:
         raise UserError(
             f"the recipe {recipe} distils a released teacher and does not train one: import that, "

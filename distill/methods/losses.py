@@ -5,9 +5,11 @@ image, b = D_psi(y) that of the fake-score network, which learns the generator's
 All losses are returned per element; the caller reduces them.
 """
 
+from typing import Literal
+
 from torch import Tensor
 
-from distill.recipe import Weighting
+Weighting = Literal["sid", "none"]  # see `generator_loss`
 
 
 def fake_score_loss(

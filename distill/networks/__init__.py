@@ -3,7 +3,7 @@
 from distill.networks.denoiser import Denoiser
 from distill.networks.edm import EdmConfig as NetworkConfig
 from distill.networks.family import NetworkLayout, RawNetwork
-from distill.networks.registry import AnyNetwork, read_config
+from distill.networks.registry import AnyNetwork, family_of, read_config
 
 __all__ = [
     "AnyNetwork",
@@ -11,5 +11,6 @@ __all__ = [
     "NetworkConfig",
     "NetworkLayout",
     "RawNetwork",
+    "family_of",
     "read_config",
 ]

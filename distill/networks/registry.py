@@ -16,6 +16,19 @@ FAMILIES: dict[str, type[NetworkLayout]] = {
 FIRST = "ddpmpp"
 
 
+def family_of(record: Any) -> type[NetworkLayout]:
+    """The class of the configuration that a record describes; raises ValueError if none does."""
+    if not isinstance(record, dict):
+        raise ValueError(f"a network is described by named fields, not by {record!r:.40}")
+    architecture = record.get("architecture", FIRST)
+    family = FAMILIES.get(architecture) if isinstance(architecture, str) else None
+    if family is None:
+        raise ValueError(
+            f"architecture {architecture!r:.40} is not known: choose one of {', '.join(FAMILIES)}"
+        )
+    return family
+
+
 def read_config(record: Any) -> NetworkLayout:
     """Make of a record, as checkpoints and recipes hold it, the configuration of its family.
 
@@ -28,15 +41,7 @@ def read_config(record: Any) -> NetworkLayout:
     """
     if isinstance(record, NetworkLayout):
         return record
-    if not isinstance(record, dict):
-        raise ValueError(f"a network is described by named fields, not by {record!r:.40}")
-    architecture = record.get("architecture", FIRST)
-    family = FAMILIES.get(architecture) if isinstance(architecture, str) else None
-    if family is None:
-        raise ValueError(
-            f"architecture {architecture!r:.40} is not known: choose one of {', '.join(FAMILIES)}"
-        )
-    return family.model_validate(record)
+    return family_of(record).model_validate(record)
 
 
 # A field of a pydantic model that holds the configuration of any family.

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -326,11 +325,6 @@ def _check_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) -
 
 def _crosses(before: int, after: int, marks: np.ndarray) -> bool:
     return bool(((marks > before) & (marks <= after)).any())
-
-
-def channels_last(network: Denoiser) -> Denoiser:
-    """Store the weights so that convolutions run on NHWC memory, the faster layout."""
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @contextmanager

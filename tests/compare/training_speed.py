@@ -122,11 +122,12 @@ def ours(name: str, batch: int) -> Callable[[int], object]:
     """A step of the real training."""
     import torch
 
-    from distill.methods.sid import SidTraining
+    from distill.methods.sid import Sid
+    from distill.training.distillation import Distillation
     from distill.training.distributed import World
 
     network, config = subject(name, batch)
-    return SidTraining(network, config, World(torch.device("cpu"))).step
+    return Distillation(Sid(config), network, World(torch.device("cpu"))).step
 
 
 def transcription(name: str, batch: int) -> Callable[[int], object]:
@@ -146,13 +147,14 @@ def transcription(name: str, batch: int) -> Callable[[int], object]:
 
 def subject(name: str, batch: int) -> tuple[Any, Any]:
     """A recipe's network, with weights of a trained one's size, and its settings."""
+    from distill.commands.options import read_recipe
     from distill.networks import Denoiser
-    from distill.recipe import load_recipe, override
+    from distill.recipe import override
 
-    recipe = load_recipe(RECIPES[name])
+    recipe, section = read_recipe(RECIPES[name])
     network = Denoiser(recipe.network)
     redraw(network)
-    return network, override(recipe.sid, batch=batch, microbatch=batch)
+    return network, override(section, batch=batch, microbatch=batch)
 
 
 def redraw(network: Any) -> None:

@@ -31,17 +31,19 @@ def measure(batch: int, seconds: float) -> None:
     """Step for so many seconds, after one step to warm up, and print images a second."""
     import torch
 
-    from distill.methods.sid import SidTraining
+    from distill.commands.options import read_recipe
+    from distill.methods.sid import Sid
     from distill.networks import Denoiser
-    from distill.recipe import load_recipe, override
+    from distill.recipe import override
     from distill.training.allocator import keep_freed_memory
+    from distill.training.distillation import Distillation
     from distill.training.distributed import World
 
     keep_freed_memory()
     torch.manual_seed(0)
-    recipe = load_recipe("fashion")
-    config = override(recipe.sid, batch=batch)
-    training = SidTraining(Denoiser(recipe.network), config, World(torch.device("cpu")))
+    recipe, section = read_recipe("fashion")
+    config = override(section, batch=batch)
+    training = Distillation(Sid(config), Denoiser(recipe.network), World(torch.device("cpu")))
     training.step(0)
     seen, began = 0, time.monotonic()
     while time.monotonic() - began < seconds:

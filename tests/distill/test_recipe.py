@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from distill.commands.options import read_recipe
 from distill.errors import UserError
 from distill.networks import Denoiser
 from distill.recipe import RECIPES, load_recipe, override
@@ -22,8 +23,7 @@ PAPER = {
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_five_results_have_their_recipes(name):
     alpha, batch, lr, precision, dropout, augment, mimg, parameters, classes = PAPER[name]
-    recipe = load_recipe(name)
-    sid = recipe.sid
+    recipe, sid = read_recipe(name)
     assert (sid.alpha, sid.batch, sid.lr, sid.fake_lr) == (alpha, batch, lr, None)
     assert (sid.precision, sid.dropout, sid.augment) == (precision, dropout, augment)
     assert sid.total_images == mimg * 1_000_000
@@ -42,9 +42,9 @@ def test_the_papers_five_results_have_their_recipes(name):
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.toml")), ids=lambda file: file.stem)
 def test_every_shipped_recipe_can_be_run(file):
-    recipe = load_recipe(file.stem)
+    recipe, method = read_recipe(file.stem)
     assert recipe.description
-    assert recipe.sid.batch % recipe.sid.images_a_call == 0
+    assert method.batch % method.images_a_call == 0
 
 
 def test_mistakes_in_a_recipe_are_named(tmp_path):
@@ -54,11 +54,11 @@ def test_mistakes_in_a_recipe_are_named(tmp_path):
     text = (RECIPES / "fashion.toml").read_text()
     broken.write_text(text.replace("alpha =", "alfa ="))
     with pytest.raises(UserError, match=r"sid\.alfa"):
-        load_recipe(str(broken))
+        read_recipe(str(broken))
 
 
 def test_an_option_out_of_range_is_named():
-    sid = load_recipe("fashion").sid
+    _, sid = read_recipe("fashion")
     assert override(sid, batch=32).images_a_call == 32
     with pytest.raises(UserError, match="a batch of 100 is no multiple of the micro-batch of 64"):
         override(sid, batch=100)

@@ -11,9 +11,9 @@ import torch
 from distill.checkpoints import save_network
 from distill.commands.run import run
 from distill.errors import UserError
-from distill.methods.sid import SidTraining
+from distill.methods.sid import Sid, SidConfig
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import SidConfig
+from distill.training.distillation import Distillation
 from distill.training.distributed import World
 from distill.training.loop import train
 
@@ -26,9 +26,8 @@ SID = SidConfig(total_images=8, batch=4, lr=1e-3, ema_halflife=40, checkpoint_ev
 
 def make(**changes):
     torch.manual_seed(0)
-    return SidTraining(
-        Denoiser(NETWORK), SID.model_copy(update=changes), World(torch.device("cpu"))
-    )
+    method = Sid(SID.model_copy(update=changes))
+    return Distillation(method, Denoiser(NETWORK), World(torch.device("cpu")))
 
 
 def contents(folder):

@@ -13,10 +13,11 @@ from distill.errors import UserError
 from distill.methods.losses import regression_loss
 from distill.methods.pairs import PAIRS_PER_PART, draw_pairs, pair_inputs
 from distill.methods.regression import RegressionTraining
-from distill.methods.sid import SidTraining
+from distill.methods.sid import Sid, SidConfig
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import RegressionConfig, SidConfig
+from distill.recipe import RegressionConfig
 from distill.sampling import heun, one_step
+from distill.training.distillation import Distillation
 from distill.training.distributed import World
 from distill.training.loop import train
 
@@ -126,8 +127,8 @@ def test_one_step_learns_what_the_teacher_draws_in_many(teacher, tmp_path):
 def test_sid_begins_where_the_regression_ended(teacher):
     torch.manual_seed(2)
     start = Denoiser(NETWORK)
-    config = SidConfig(total_images=64, batch=64, checkpoint_every=64, sigma_init=20.0)
-    training = SidTraining(teacher, config, CPU, start)
+    method = Sid(SidConfig(total_images=64, batch=64, checkpoint_every=64, sigma_init=20.0))
+    training = Distillation(method, teacher, CPU, start)
 
     def same(network, other):
         pairs = zip(network.parameters(), other.parameters(), strict=True)
@@ -137,7 +138,7 @@ def test_sid_begins_where_the_regression_ended(teacher):
     assert same(training.ema, start)
     assert same(training.fake_score.network, teacher)
     assert same(training.teacher, teacher)
-    assert training.identity() != SidTraining(teacher, config, CPU).identity()
+    assert training.identity() != Distillation(method, teacher, CPU).identity()
 
 
 def run(capsys, *arguments):

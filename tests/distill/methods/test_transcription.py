@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from distill.data.augment import AUGMENT_DIM, augment
-from distill.methods.sid import SidTraining
+from distill.methods.sid import Sid, SidConfig
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import SidConfig
+from distill.training.distillation import Distillation
 from distill.training.distributed import World
 from distill.training.microbatches import seed_draws
 from tests.compare.transcription import Draws, Settings, Transcription
@@ -22,7 +22,7 @@ NETWORK = NetworkConfig(
 
 
 class SameDraws(Draws):
-    """The draws of `SidTraining`: seeded for each micro-batch, in its order of memory.
+    """The draws of `Sid`: seeded for each micro-batch, in its order of memory.
 
     Noise, masks of dropout and what an augmentation returns are laid out as their input is. So
     the transcription either computes in NCHW and only its noise is drawn as if in channels_last,
@@ -56,7 +56,7 @@ def teacher(dropout, channels):
 
 
 def both(microbatch, eps, dropout=0.0, augmented=0.0, channels=16):
-    """SidTraining and the transcription of it after STEPS steps, and the scalars of each step."""
+    """Sid's training, its transcription, after STEPS steps, and the scalars of each step."""
     config = SidConfig(
         total_images=1000, batch=8, microbatch=microbatch, lr=LR, adam_eps=eps, alpha=1.2,
         augment=augmented, checkpoint_every=1000, ema_halflife=50, seed=SEED,
@@ -69,7 +69,7 @@ def both(microbatch, eps, dropout=0.0, augmented=0.0, channels=16):
         plain = plain.to(memory_format=torch.channels_last)
     bend = {"augment": partial(augment, probability=augmented)} if augmented else {}
     oracle = Transcription(plain, settings, SameDraws(like_ours), **bend)
-    training = SidTraining(copy.deepcopy(network), config, World(torch.device("cpu")))
+    training = Distillation(Sid(config), copy.deepcopy(network), World(torch.device("cpu")))
     names = ("loss/fake_score", "loss/generator", "score gap")
     found, expected = [], []
     for step in range(STEPS):

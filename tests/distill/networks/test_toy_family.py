@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 from distill.checkpoints import load_network, save_network
 from distill.cli import app
 from distill.errors import UserError
-from distill.methods.sid import SidTraining
+from distill.methods.sid import Sid, SidConfig
 from distill.networks import Denoiser, NetworkLayout, RawNetwork, registry
-from distill.recipe import SidConfig, load_recipe
+from distill.recipe import load_recipe
+from distill.training.distillation import Distillation
 from distill.training.distributed import World
 from service.bundle import load_bundle
 
@@ -139,13 +140,13 @@ def test_it_is_sharded_by_its_blocks():
         config = SidConfig(checkpoint_every=8, ema_halflife=40, **settings)
         torch.manual_seed(0)
         network = Denoiser(CONFIG)
-        spread = SidTraining(network, config, World(torch.device("cpu"), shard=True))
+        spread = Distillation(Sid(config), network, World(torch.device("cpu"), shard=True))
         learner = spread.generator.network
         assert all(isinstance(parameter, DTensor) for parameter in learner.parameters())
         gathered = [module for module in learner.modules() if hasattr(module, "unshard")]
         assert gathered == [learner, *learner.model.blocks()]
         torch.manual_seed(0)
-        whole = SidTraining(Denoiser(CONFIG), config, World(torch.device("cpu")))
+        whole = Distillation(Sid(config), Denoiser(CONFIG), World(torch.device("cpu")))
         spread.step(0)
         whole.step(0)
         weights = whole.generator.network.state_dict()

@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from distill.checkpoints import load_network, load_state, save_network
 from distill.errors import UserError
+from distill.methods.sid import SidConfig
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import SidConfig
 from distill.training.distributed import World
 from distill.training.microbatches import share_of_batch
 

@@ -8,9 +8,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from distill.checkpoints import load_network, load_state
 from distill.errors import UserError
-from distill.methods.sid import SidTraining
+from distill.methods.sid import Sid, SidConfig
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import SidConfig
+from distill.training.distillation import Distillation
 from distill.training.distributed import World
 from distill.training.divergence import Tally, fault_of_pictures, fault_of_steps, fault_of_weights
 from distill.training.loop import train
@@ -26,7 +26,7 @@ FACTS = {"role": "generator", "classes": ["a", "b"]}
 
 def make(**changes):
     torch.manual_seed(0)
-    return SidTraining(Denoiser(NETWORK), SID.model_copy(update=changes), CPU)
+    return Distillation(Sid(SID.model_copy(update=changes)), Denoiser(NETWORK), CPU)
 
 
 def break_from(training, step, until=math.inf):

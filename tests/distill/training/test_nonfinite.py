@@ -8,10 +8,11 @@ import torch
 
 from distill.data.datasets import Dataset
 from distill.methods.losses import fake_score_loss, generator_loss
-from distill.methods.sid import SidTraining
+from distill.methods.sid import Sid, SidConfig
 from distill.methods.teacher import TeacherTraining
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import SidConfig, TeacherConfig
+from distill.recipe import TeacherConfig
+from distill.training.distillation import Distillation
 from distill.training.distributed import World
 
 CPU = World(torch.device("cpu"))
@@ -39,7 +40,7 @@ def network():
 
 
 def make_sid():
-    return SidTraining(network(), SID, CPU)
+    return Distillation(Sid(SID), network(), CPU)
 
 
 def make_teacher():

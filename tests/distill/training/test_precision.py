@@ -8,9 +8,9 @@ from distill.evaluation.detector import Detector, FeatureModule
 from distill.evaluation.evaluate import measure, one_step_sampler
 from distill.evaluation.frechet import statistics
 from distill.evaluation.reference import Reference
-from distill.methods.sid import SidTraining
+from distill.methods.sid import Sid, SidConfig
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import SidConfig
+from distill.training.distillation import Distillation
 from distill.training.distributed import World
 from distill.training.precision import full_float32
 
@@ -53,7 +53,7 @@ def test_a_training_measures_what_evaluate_measures(tmp_path):
     config = SidConfig(
         total_images=32, batch=8, lr=1e-2, precision="bf16", ema_halflife=40, checkpoint_every=32
     )
-    training = SidTraining(Denoiser(NETWORK), config, World(torch.device("cpu")))
+    training = Distillation(Sid(config), Denoiser(NETWORK), World(torch.device("cpu")))
     for step in range(4):
         training.step(8 * step)
     assert training.ema.compute_dtype is torch.bfloat16

@@ -9,10 +9,11 @@ from torch.distributed.tensor import DTensor
 
 import distill.training.distributed
 from distill.data.datasets import Dataset
-from distill.methods.sid import SidTraining
+from distill.methods.sid import Sid, SidConfig
 from distill.methods.teacher import TeacherTraining
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import SidConfig, TeacherConfig
+from distill.recipe import TeacherConfig
+from distill.training.distillation import GENERATOR_PHASE, Distillation
 from distill.training.distributed import World
 
 NETWORK = NetworkConfig(
@@ -33,7 +34,7 @@ def world():
 def make_sid(world, microbatch=2):
     torch.manual_seed(0)
     config = SidConfig(checkpoint_every=8, **LOOP | {"microbatch": microbatch})
-    return SidTraining(Denoiser(NETWORK), config, world)
+    return Distillation(Sid(config), Denoiser(NETWORK), world)
 
 
 def make_teacher(world):
@@ -68,13 +69,14 @@ def test_networks_are_built_and_sharded_one_after_the_other(make, world, monkeyp
 def test_gradients_are_spread_after_each_micro_batch(world):
     training = make_sid(world)
     learner = training.generator
+    losses = training.losses(GENERATOR_PHASE, 0)
     spread = []
 
     def compute(number):
         if number:
             parameters = list(learner.network.parameters())
             spread.append(all(isinstance(p.grad, DTensor) for p in parameters))
-        return training._generator_loss(0, number)
+        return losses[number]()
 
     learner.descend([lambda number=number: compute(number) for number in range(4)], 1e-3)
     assert spread == [True] * 3

@@ -11,14 +11,16 @@ from distill.data.datasets import Dataset
 from distill.data.images import to_pixels
 from distill.errors import UserError
 from distill.evaluation.frechet import frechet_distance, statistics
-from distill.methods.sid import SidTraining, learning_rate_share
-from distill.methods.teacher import TeacherTraining, learning_rate
+from distill.methods.sid import Sid, SidConfig
+from distill.methods.teacher import TeacherTraining
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import SidConfig, TeacherConfig
+from distill.recipe import TeacherConfig
 from distill.sampling import heun, one_step
+from distill.training.distillation import Distillation, learning_rate_share
 from distill.training.distributed import World
 from distill.training.learner import ema_beta
 from distill.training.loop import train
+from distill.training.single_network import learning_rate
 
 CPU = World(torch.device("cpu"))
 NETWORK = NetworkConfig(
@@ -90,7 +92,7 @@ def test_distillation_brings_the_distance_down(teacher, tmp_path):
         return {"distance": pixel_distance(draw)}
 
     before = distance(teacher)["distance"]
-    seen = train(SidTraining(teacher, SID, CPU), tmp_path, {"role": "generator"}, distance)
+    seen = train(Distillation(Sid(SID), teacher, CPU), tmp_path, {"role": "generator"}, distance)
     assert seen == SID.total_images
     curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert [point["images_seen"] for point in curve][-1] == SID.total_images
@@ -105,7 +107,7 @@ def make_teacher(config):
 
 def make_sid(config, seed=0):
     torch.manual_seed(seed)
-    return SidTraining(Denoiser(NETWORK), config, CPU)
+    return Distillation(Sid(config), Denoiser(NETWORK), CPU)
 
 
 @pytest.mark.parametrize(

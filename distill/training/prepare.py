@@ -1,0 +1,21 @@
+"""Where and how the networks of a training lie in memory, and in what they compute."""
+
+import torch
+
+from distill.networks import Denoiser
+from distill.recipe import Precision
+from distill.training.distributed import World
+from distill.training.precision import compute_dtype
+
+
+def prepared(network: Denoiser, precision: Precision, world: World) -> Denoiser:
+    """Move a network, in place, to where it is built; lay it out for, and set, the precision.
+
+    Raises:
+        UserError: the device does not compute in that precision.
+    """
+    network.to(world.building_site)
+    # Convolutions run faster on NHWC memory.
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.compute_dtype = compute_dtype(precision, world.device)
+    return network
