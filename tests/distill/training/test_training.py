@@ -1,7 +1,9 @@
 """Real trainings of a tiny network: they learn, they resume to the bit, they stop cleanly."""
 
 import json
+import re
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,14 +37,35 @@ SID = SidConfig(
 )
 
 
-# loss of the fake score and gap of the scores, five steps; torch 2.13.0 on a CPU
+# Loss of the fake score and gap of the scores, five steps, one thread. Where they were made they
+# come again to the bit; elsewhere sums are rounded in another order, which moved them by 6e-7 at
+# most (AVX2 and SSE4 instead of AVX-512, two threads).
 GOLDEN_LOSSES = [
-    [0.670686, 5.63399e-05],
-    [0.648120, 2.09900e-04],
-    [0.546718, 4.20564e-04],
-    [0.670467, 8.80249e-04],
-    [0.597794, 1.14344e-03],
+    [0.6706862449645996, 5.63398607482668e-05],
+    [0.6481203436851501, 0.00020989969198126346],
+    [0.546717643737793, 0.00042056379606947303],
+    [0.6704668402671814, 0.0008802488446235657],
+    [0.5977941155433655, 0.0011434359475970268],
 ]
+GOLDEN_PLATFORM = ("2.13.0+cpu", "AVX512", "GenuineIntel 6 167 1")
+
+
+def platform():
+    """What fixes the order in which sums are rounded: torch, its instructions, the processor."""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text() if file.is_file() else ""
+    names = ("vendor_id", "cpu family", "model", "stepping")
+    parts = [re.search(rf"^{name}\s*: (.*)$", text, re.MULTILINE) for name in names]
+    processor = " ".join(part[1] for part in parts if part)
+    return torch.__version__, torch.backends.cpu.get_cpu_capability(), processor
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def bars():
@@ -203,6 +226,7 @@ def test_each_half_of_a_step_trains_one_network_in_the_papers_modes():
     ]
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_the_loop_repeats_its_golden_losses():
     """A change of the loop that means to change nothing must leave these alone."""
     training = make_sid(SID)
@@ -210,7 +234,11 @@ def test_the_loop_repeats_its_golden_losses():
     for step in range(5):
         scalars = training.step(step * SID.batch)
         losses.append([scalars["loss/fake_score"].item(), scalars["score gap"].item()])
-    assert losses == [pytest.approx(golden, rel=1e-2) for golden in GOLDEN_LOSSES], losses
+    if platform() == GOLDEN_PLATFORM:
+        assert losses == GOLDEN_LOSSES
+    else:
+        expected = [pytest.approx(golden, rel=1e-4, abs=0) for golden in GOLDEN_LOSSES]
+        assert losses == expected, platform()
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
@@ -249,6 +277,17 @@ def test_a_run_that_began_before_a_setting_existed_goes_on_with_its_default(tmp_
         train(make_sid(shifted), tmp_path, {}, progress=False)
     longer = config.model_copy(update={"total_images": 192})
     assert train(make_sid(longer), tmp_path, {}, progress=False) == 192
+
+
+def test_a_distillation_from_before_methods_had_names_is_sids_and_goes_on(tmp_path):
+    config = SID.model_copy(update={"total_images": 64})
+    train(make_sid(config), tmp_path, {}, progress=False)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    settings = json.loads(state["settings"])
+    assert settings.pop("method") == "sid"
+    torch.save(state | {"settings": json.dumps(settings)}, tmp_path / "state.pt")
+    longer = config.model_copy(update={"total_images": 128})
+    assert train(make_sid(longer), tmp_path, {}, progress=False) == 128
 
 
 def test_a_state_without_what_a_training_needs_is_named(tmp_path):
