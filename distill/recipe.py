@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from distill.errors import UserError
 from distill.networks import NetworkConfig
 from distill.text_files import read_text
+from service.bundle import first_error
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -202,7 +203,7 @@ def load_recipe(name: str) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_error(error)}") from None
+        raise UserError(f"{path}: {first_error(error)}") from None
 
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -218,11 +219,4 @@ def override(section: Section, **changes: Any) -> Section:
     try:
         return type(section).model_validate(section.model_dump() | given)
     except ValidationError as error:
-        raise UserError(_first_error(error)) from None
-
-
-def _first_error(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")  # pydantic's, before our own words
-    return f"{place}: {message}" if place else message
+        raise UserError(str(first_error(error))) from None

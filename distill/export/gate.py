@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from distill.atomic_files import write_atomically
 from distill.errors import UserError
 from distill.evaluation.detector import Detector
 from distill.evaluation.frechet import frechet_distance, statistics
@@ -25,6 +24,7 @@ from service.bundle import (
     Measured,
     Precision,
     latents,
+    write_atomically,
 )
 
 Pixels = NDArray[np.uint8]

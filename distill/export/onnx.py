@@ -10,10 +10,10 @@ import onnx
 import torch
 from torch import Tensor
 
-from distill.atomic_files import write_atomically
 from distill.export.cpu import cancel_transposes, rewrite_wide_layers, split_group_norms
 from distill.export.one_step import FoldedGenerator
 from distill.networks import Denoiser
+from service.bundle import write_atomically
 
 # From 21 on GroupNormalization stays one node instead of ten; from 22 on Conv takes bfloat16. Not
 # later than needed: engines of older servers read it, and from 23 on attention is a node that

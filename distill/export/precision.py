@@ -14,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from distill.atomic_files import write_atomically
 from distill.export.onnx import example_inputs, export_onnx, strip_metadata
 from distill.networks import Denoiser
-from service.bundle import Precision, latents
+from service.bundle import Precision, latents, write_atomically
 
 _CALIBRATION_BATCHES, _BATCH = 8, 16
 _CALIBRATION_SEED = 1_000_000  # far from the seeds that graphs are judged by

@@ -33,6 +33,7 @@ from service.bundle import (
     Manifest,
     Precision,
     Quality,
+    first_error,
     latents,
     load_bundle,
     load_manifest,
@@ -133,8 +134,7 @@ def publish(
         _keep_previous(folder, staging, manifest)
         _exchange(staging, folder)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise UserError(str(first_error(error))) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     load_bundle(folder)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.atomic_files import write_atomically
 from distill.checkpoints import sha256_of_weights
 from distill.data.datasets import one_hot
 from distill.errors import UserError, first_line
@@ -24,6 +23,7 @@ from distill.sampling import heun
 from distill.text_files import read_text
 from distill.training.distributed import World
 from distill.training.precision import compute_dtype
+from service.bundle import write_atomically
 
 PAIRS_PER_PART = 64
 _ABOUT = "pairs.json"

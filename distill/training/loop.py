@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from distill.atomic_files import write_atomically
 from distill.checkpoints import load_state, save_network, save_state
 from distill.data.images import save_grid, to_pixels
 from distill.errors import UserError, first_line
@@ -33,6 +32,7 @@ from distill.training.divergence import (
     tallies,
 )
 from distill.training.learner import Learner, whole_weights
+from service.bundle import write_atomically
 
 LOG_EVERY = 50  # steps between two points of the TensorBoard curves
 
