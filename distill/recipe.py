@@ -1,5 +1,7 @@
 """A recipe: network, length and rates of a training in one small TOML file (distill/recipes/)."""
 
+import os
+import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -9,13 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from distill.errors import UserError
 from distill.networks import NetworkConfig
 from distill.text_files import read_text
-from service.bundle import first_error
+from service.bundle import Precision, first_error
 
 RECIPES = Path(__file__).parent / "recipes"
 
 # What these words do: `distill.training.precision` and `distill.methods.losses`.
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+TrainingPrecision = Literal[Precision, "tf32"]
 Weighting = Literal["sid", "none"]
+
+# Understood until 0.2; runs that were begun with these words can be resumed for as long.
+_FORMER_WORDS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Frequency = Annotated[float, Field(ge=0)]
@@ -39,7 +44,7 @@ class LoopConfig(_Section):
         precision: see `distill.training.precision`.
         lr: Adam's learning rate.
         betas: Adam's decay rates of the two moments.
-        adam_eps: added to the root of the second moment; None means 1e-8, with fp16 1e-6.
+        adam_eps: added to the root of the second moment; None means 1e-8, with float16 1e-6.
         augment: the probability of each augmentation, see `distill.data.augment`.
         ema_halflife: images after which a weight's share in the average has halved.
         noise_mean: mean of ln sigma of the noise levels at which a denoiser learns; -1.2 is EDM's
@@ -53,7 +58,7 @@ class LoopConfig(_Section):
     total_images: int = Field(gt=0)
     batch: int = Field(gt=0)
     microbatch: int = Field(default=64, gt=0)
-    precision: Precision = "fp32"
+    precision: TrainingPrecision = "float32"
     lr: float = Field(gt=0)
     betas: tuple[Decay, Decay]
     adam_eps: float | None = Field(default=None, gt=0)
@@ -80,7 +85,7 @@ class LoopConfig(_Section):
     @property
     def eps(self) -> float:
         """Adam's eps (facts, section 2)."""
-        return self.adam_eps or (1e-6 if self.precision == "fp16" else 1e-8)
+        return self.adam_eps or (1e-6 if self.precision == "float16" else 1e-8)
 
 
 class TeacherConfig(LoopConfig):
@@ -199,7 +204,12 @@ def load_recipe(name: str) -> Recipe:
         shipped = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
         raise UserError(f"no recipe {name!r}: name a .toml file or one of: {shipped}")
     try:
-        return Recipe.model_validate(tomllib.loads(read_text(path)))
+        entries = tomllib.loads(read_text(path))
+        sections = [s for s in entries.values() if isinstance(s, dict) and "precision" in s]
+        todays = {word: _noticed(word) for word in {str(s["precision"]) for s in sections}}
+        for section in sections:
+            section["precision"] = todays[str(section["precision"])]
+        return Recipe.model_validate(entries)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:
@@ -216,7 +226,22 @@ def override(section: Section, **changes: Any) -> Section:
         UserError: a value is out of range.
     """
     given = {name: value for name, value in changes.items() if value is not None}
+    if "precision" in given:
+        given["precision"] = _noticed(given["precision"])
     try:
         return type(section).model_validate(section.model_dump() | given)
     except ValidationError as error:
         raise UserError(str(first_error(error))) from None
+
+
+def current_precision(word: Any) -> Any:
+    """Today's word for a precision that a recipe or an older run names; others as they are."""
+    return _FORMER_WORDS.get(word, word) if isinstance(word, str) else word
+
+
+def _noticed(word: Any) -> Any:
+    """Today's word for what somebody typed, with a notice where that is another one."""
+    today = current_precision(word)
+    if today != word and os.environ.get("RANK", "0") == "0":  # of several processes, once
+        print(f"precision {word} is now called {today}: write that", file=sys.stderr)
+    return today

@@ -8,6 +8,7 @@ from typing import Any
 from distill.checkpoints import load_network, load_state, sha256_of_weights
 from distill.errors import UserError, first_line
 from distill.networks import Denoiser
+from distill.recipe import current_precision
 
 NEEDED = ("alpha", "t_max", "weighting", "sigma_init")
 
@@ -121,4 +122,4 @@ def _settings_of(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         settings = json.loads(state["settings"])
     except (TypeError, ValueError):
         raise UserError(f"{folder / 'state.pt'} holds no readable settings") from None
-    return dict(settings)
+    return {name: current_precision(value) for name, value in settings.items()}

@@ -56,7 +56,8 @@ MicrobatchOption = Annotated[
     recipes_own("Images a network call, at most: fewer take less memory, gradients add up."),
 ]
 PrecisionOption = Annotated[
-    str | None, recipes_own("fp32, tf32 (CUDA), bf16 or fp16 (CUDA, with the paper's scaling).")
+    str | None,
+    recipes_own("float32, tf32 (CUDA), bfloat16 or float16 (CUDA, with the paper's scaling)."),
 ]
 AugmentOption = Annotated[
     float | None, recipes_own("Probability of each augmentation of what the denoiser learns from.")

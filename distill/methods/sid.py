@@ -78,7 +78,7 @@ class SidTraining:
         teacher.compute_dtype = compute_dtype(config.precision, world.device)
         # One after the other, so that of networks to be sharded no more than two are whole.
         self.ema = world.fixed(_copy_from(start, teacher).requires_grad_(False))
-        if world.device.type == "cpu" and config.precision == "fp32":
+        if world.device.type == "cpu" and config.precision == "float32":
             use_winograd(teacher)  # not the average, which draws the pictures and is exported
         self.fake_score = self._learner(copy.deepcopy(teacher), config.betas)
         betas = config.generator_betas or config.betas

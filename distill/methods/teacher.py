@@ -43,7 +43,7 @@ class TeacherTraining:
         denoiser = channels_last(Denoiser(network).to(world.building_site))
         denoiser.compute_dtype = compute_dtype(config.precision, world.device)
         self.ema = world.fixed(copy.deepcopy(denoiser).eval().requires_grad_(False))
-        if world.device.type == "cpu" and config.precision == "fp32":
+        if world.device.type == "cpu" and config.precision == "float32":
             use_winograd(denoiser)  # not the average, which draws the pictures and is distilled
         self.learner = Learner(denoiser.train(), world, config.betas, config.eps)
 

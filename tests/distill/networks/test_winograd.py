@@ -118,7 +118,7 @@ def switched(network):
     return any(isinstance(m, Conv2d) and m.winograd for m in network.modules())
 
 
-@pytest.mark.parametrize(("precision", "expected"), [("fp32", True), ("bf16", False)])
+@pytest.mark.parametrize(("precision", "expected"), [("float32", True), ("bfloat16", False)])
 def test_what_learns_is_switched_and_what_is_exported_is_not(precision, expected):
     config = SidConfig(total_images=8, batch=8, checkpoint_every=8, precision=precision)
     training = SidTraining(Denoiser(WIDE), config, CPU)
