@@ -10,7 +10,7 @@ from distill.errors import UserError, first_line
 from distill.networks import Denoiser
 from distill.recipe import current_precision
 
-NEEDED = ("alpha", "t_max", "weighting", "sigma_init")
+NEEDED = ("t_max", "sigma_init")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Networks:
         teacher: phi.
         fake_score: psi.
         generator: the running average of theta: what is exported, and what is looked at here.
-        settings: alpha, t_max, weighting, sigma_init and the rest of the run's configuration.
+        settings: t_max, sigma_init and the rest of the run's configuration.
         classes: class names in label order; empty without classes.
         images_seen: when the state was written.
     """
