@@ -259,9 +259,6 @@ def bench(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File for all figures; - is standard output.")
     ] = None,
-    plot_file: Annotated[
-        Path | None, typer.Option("--plot", help="File for a picture: .png or .svg.")
-    ] = None,
 ) -> None:
     """Put load on a server and report rates and latencies, as its clients see them."""
     from service.bench import command
@@ -286,7 +283,6 @@ def bench(
         duration=duration,
         timeout=timeout,
         json_file=json_file,
-        plot_file=plot_file,
     )
 
 
