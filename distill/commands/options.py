@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distill.errors import UserError
+from distill.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -101,8 +101,9 @@ def chosen_device(name: str) -> "torch.device":
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {name!r} cannot be used here ({reason}): try cpu") from None
+        raise UserError(
+            f"device {name!r} cannot be used here ({first_line(error)}): try cpu"
+        ) from None
     return device
 
 
