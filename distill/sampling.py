@@ -85,7 +85,7 @@ def sample_inputs(
     classes = network.label_dim
     whole = 10 * classes if classes else 100
     generator = torch.Generator().manual_seed(0)
-    shape = (whole, *network.latent_shape)
+    shape = (whole, network.img_channels, network.img_resolution, network.img_resolution)
     latents = torch.randn(shape, generator=generator)[:count].to(device)
     if not classes:
         return latents, None

@@ -54,8 +54,9 @@ def seeded_inputs(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Latents of seeds 0, 1, ..., classes i mod K [count], and these one-hot (None without)."""
     config = networks.generator.config
+    shape = (config.img_channels, config.img_resolution, config.img_resolution)
     labels = torch.arange(count) % max(config.label_dim, 1)
-    z = torch.from_numpy(latents(range(count), config.latent_shape)).to(device)
+    z = torch.from_numpy(latents(range(count), shape)).to(device)
     if not config.label_dim:
         return z, labels, None
     return z, labels, one_hot(labels, config.label_dim).to(device)

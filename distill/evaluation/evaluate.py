@@ -97,6 +97,7 @@ def observe_pictures(
     """
     config = network.config
     device = next(network.parameters()).device
+    shape = (config.img_channels, config.img_resolution, config.img_resolution)
     classes = torch.arange(images) % max(config.label_dim, 1)
     # Whether the classes of pictures are the classes that a detector tells apart.
     judges = [bool(config.label_dim) and detector.facts is not None for detector in detectors]
@@ -107,9 +108,7 @@ def observe_pictures(
         starts = starts[share * world.rank : share * (world.rank + 1)]
     for start in tqdm(starts, disable=not progress, unit="batch", desc="pictures"):
         stop = min(start + batch, images)
-        z = torch.from_numpy(
-            latents(range(first_seed + start, first_seed + stop), config.latent_shape)
-        )
+        z = torch.from_numpy(latents(range(first_seed + start, first_seed + stop), shape))
         labels = None
         if config.label_dim:
             labels = one_hot(classes[start:stop], config.label_dim).to(device)

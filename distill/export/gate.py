@@ -80,7 +80,8 @@ def draw_truth(module: PixelGenerator, detector: Detector | None) -> Truth:
     config = module.generator.config
     count = _DISTANCE_IMAGES if detector and own_reference(detector) else _COMPARED
     seeds = range(count)
-    inputs: dict[str, NDArray[Any]] = {"latents": latents(seeds, config.latent_shape)}
+    shape = (config.img_channels, config.img_resolution, config.img_resolution)
+    inputs: dict[str, NDArray[Any]] = {"latents": latents(seeds, shape)}
     if config.label_dim:
         inputs["class_labels"] = np.arange(count, dtype=np.int64) % config.label_dim
     if not all(parameter.isfinite().all() for parameter in module.parameters()):

@@ -25,7 +25,7 @@ OPSETS: dict[Precision, int] = {"float32": 21, "float16": 21, "bfloat16": 22}
 def example_inputs(generator: Denoiser, count: int) -> tuple[Tensor, ...]:
     """Latents, and class indices for a conditional network, of `count` images."""
     config = generator.config
-    shape = (count, *config.latent_shape)
+    shape = (count, config.img_channels, config.img_resolution, config.img_resolution)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     if not config.label_dim:
         return (latents,)

@@ -261,7 +261,8 @@ def _golden(module: PixelGenerator) -> Golden:
     config = module.generator.config
     seeds = range(GOLDEN_IMAGES)
     labels = [seed % config.label_dim if config.label_dim else None for seed in seeds]
-    z = torch.from_numpy(latents(seeds, config.latent_shape))
+    shape = (config.img_channels, config.img_resolution, config.img_resolution)
+    z = torch.from_numpy(latents(seeds, shape))
     with torch.no_grad():
         pixels = module(z, torch.tensor(labels)) if config.label_dim else module(z)
     images = [

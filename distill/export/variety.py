@@ -33,7 +33,8 @@ def check_variety(module: PixelGenerator, classes: list[str]) -> None:
             in all.
     """
     config = module.generator.config
-    z = torch.from_numpy(latents(range(2), config.latent_shape))
+    shape = (config.img_channels, config.img_resolution, config.img_resolution)
+    z = torch.from_numpy(latents(range(2), shape))
     count = config.label_dim
     asked = np.unique(np.linspace(0, count - 1, min(count, _CLASSES)).round().astype(np.int64))
     if not count:

@@ -56,11 +56,10 @@ def pair_inputs(
     network: NetworkLayout, seed: int, numbers: list[int]
 ) -> tuple[Tensor, Tensor | None]:
     """The standard normal latents and one-hot labels of pairs: class i mod classes for pair i."""
+    shape = (network.img_channels, network.img_resolution, network.img_resolution)
     words = (np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0] for i in numbers)
     generators = (torch.Generator().manual_seed(int(word) >> 1) for word in words)
-    z = torch.stack(
-        [torch.randn(network.latent_shape, generator=generator) for generator in generators]
-    )
+    z = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     if not network.label_dim:
         return z, None
     return z, one_hot(torch.tensor(numbers) % network.label_dim, network.label_dim)

@@ -170,7 +170,7 @@ class SidTraining:
     def _draw_inputs(self) -> tuple[Tensor, Tensor | None]:
         """Fresh latents of one micro-batch, and one-hot labels (None without classes)."""
         network, device, count = self.teacher.config, self.world.device, self.config.images_a_call
-        shape = (count, *network.latent_shape)
+        shape = (count, network.img_channels, network.img_resolution, network.img_resolution)
         latents = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
         if not network.label_dim:
             return latents, None

@@ -52,11 +52,6 @@ class NetworkLayout(BaseModel):
     dropout: float = Field(default=0.10, ge=0, lt=1)
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image, and of the noise that it is drawn from."""
-        return (self.img_channels, self.img_resolution, self.img_resolution)
-
-    @property
     def resolutions(self) -> list[int]:
         """The resolution of every level's feature maps, from the highest down."""
         highest = self.img_resolution // self.patch_size

@@ -54,7 +54,7 @@ def fitting_sigma_init(teacher: Denoiser) -> tuple[float, float]:
     classes = min(CLASSES, config.label_dim)
     count = PER_CLASS * (classes or CLASSES)
     generator = torch.Generator().manual_seed(0)
-    shape = (count, *config.latent_shape)
+    shape = (count, config.img_channels, config.img_resolution, config.img_resolution)
     latents = torch.randn(shape, generator=generator).to(device)
     labels, classed = torch.zeros(count, dtype=torch.int64), None
     if classes:
