@@ -19,11 +19,11 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from torch import Tensor
 
-from distill.atomic_files import write_atomically
 from distill.errors import UserError, first_line
 from distill.importing.released import read_released
 from distill.licences import licence_of
 from distill.networks import Denoiser, read_config
+from service.bundle import write_atomically
 
 
 class Facts(BaseModel):

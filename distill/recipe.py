@@ -4,6 +4,8 @@ Every recipe has the sections that stand here, and one of its method of distilla
 kept as data: methods stand above, and check their own (`distill.methods.registry`).
 """
 
+import os
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from distill.errors import UserError
 from distill.networks import AnyNetwork, family_of
 from distill.text_files import read_text
+from service.bundle import Precision, first_error
 
 RECIPES = Path(__file__).parent / "recipes"
 
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]  # see `distill.training.precision`
+# What these words do: `distill.training.precision`.
+TrainingPrecision = Literal[Precision, "tf32"]
+
+# Understood until 0.2; runs that were begun with these words can be resumed for as long.
+_FORMER_WORDS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Frequency = Annotated[float, Field(ge=0)]
@@ -43,7 +50,7 @@ class LoopConfig(_Section):
         precision: see `distill.training.precision`.
         lr: Adam's learning rate.
         betas: Adam's decay rates of the two moments.
-        adam_eps: added to the root of the second moment; None means 1e-8, with fp16 1e-6.
+        adam_eps: added to the root of the second moment; None means 1e-8, with float16 1e-6.
         augment: the probability of each augmentation, see `distill.data.augment`.
         ema_halflife: images after which a weight's share in the average has halved.
         noise_mean: mean of ln sigma of the noise levels at which a denoiser learns; -1.2 is EDM's
@@ -57,7 +64,7 @@ class LoopConfig(_Section):
     total_images: int = Field(gt=0)
     batch: int = Field(gt=0)
     microbatch: int = Field(default=64, gt=0)
-    precision: Precision = "fp32"
+    precision: TrainingPrecision = "float32"
     lr: float = Field(gt=0)
     betas: tuple[Decay, Decay]
     adam_eps: float | None = Field(default=None, gt=0)
@@ -84,7 +91,7 @@ class LoopConfig(_Section):
     @property
     def eps(self) -> float:
         """Adam's eps (facts, section 2)."""
-        return self.adam_eps or (1e-6 if self.precision == "fp16" else 1e-8)
+        return self.adam_eps or (1e-6 if self.precision == "float16" else 1e-8)
 
 
 class SingleNetworkConfig(LoopConfig):
@@ -213,6 +220,7 @@ def load_recipe(name: str) -> Recipe:
         content = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not TOML: {error}") from None
+    _put_todays_precisions(content)
     if isinstance(content.get("network"), dict):
         try:
             family = family_of(content["network"])
@@ -227,7 +235,15 @@ def load_recipe(name: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_error(error)}") from None
+        raise UserError(f"{path}: {first_error(error)}") from None
+
+
+def _put_todays_precisions(content: dict[str, Any]) -> None:
+    """Replace former words for a precision, in place, with one notice for each word."""
+    sections = [s for s in content.values() if isinstance(s, dict) and "precision" in s]
+    todays = {word: _noticed(word) for word in {str(s["precision"]) for s in sections}}
+    for section in sections:
+        section["precision"] = todays[str(section["precision"])]
 
 
 def _method_named(path: Path, content: dict[str, Any]) -> str:
@@ -261,7 +277,7 @@ def checked_section(
     try:
         section: Section = getattr(whole.model_validate({name: entries}), name)
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_error(error)}") from None
+        raise UserError(f"{path}: {first_error(error)}") from None
     return section
 
 
@@ -289,14 +305,22 @@ def override(section: Section, **changes: Any) -> Section:
         raise UserError(
             f"{unknown[0]} changes nothing here: what may be set is {', '.join(sorted(known))}"
         )
+    if "precision" in given:
+        given["precision"] = _noticed(given["precision"])
     try:
         return type(section).model_validate(section.model_dump() | given)
     except ValidationError as error:
-        raise UserError(_first_error(error)) from None
+        raise UserError(str(first_error(error))) from None
 
 
-def _first_error(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")  # pydantic's, before our own words
-    return f"{place}: {message}" if place else message
+def current_precision(word: Any) -> Any:
+    """Today's word for a precision that a recipe or an older run names; others as they are."""
+    return _FORMER_WORDS.get(word, word) if isinstance(word, str) else word
+
+
+def _noticed(word: Any) -> Any:
+    """Today's word for what somebody typed, with a notice where that is another one."""
+    today = current_precision(word)
+    if today != word and os.environ.get("RANK", "0") == "0":  # of several processes, once
+        print(f"precision {word} is now called {today}: write that", file=sys.stderr)
+    return today

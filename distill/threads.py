@@ -1,5 +1,8 @@
 """How many threads compute and how they wait for each other; to be said before torch is loaded."""
 
+# service/resources.py reads control groups too. This half imports the bundle alone of that one, and
+# what a machine allows is no part of a bundle: so each half looks for itself.
+
 import math
 import os
 from collections.abc import Iterator, MutableMapping
@@ -26,10 +29,15 @@ def share_processors(environment: MutableMapping[str, str] = os.environ) -> None
         # LLVM's and Intel's OpenMP know the first, GNU's (torch's own on Linux) both.
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
         environment["GOMP_SPINCOUNT"] = SPIN_TURNS
-    limit = cpu_limit()
     counted = any(name in environment for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
-    if not counted and limit is not None and limit < _processors():
-        environment["OMP_NUM_THREADS"] = str(max(1, math.floor(limit)))
+    if not counted and (count := available_cpus()) < _processors():
+        environment["OMP_NUM_THREADS"] = str(count)
+
+
+def available_cpus() -> int:
+    """Processors this process may use: its affinity, or its control groups' limit if less."""
+    limit = cpu_limit()
+    return _processors() if limit is None else max(1, min(_processors(), math.floor(limit)))
 
 
 def cpu_limit(groups: Path = _GROUPS, own: Path = _OWN_GROUPS) -> float | None:

@@ -259,9 +259,6 @@ def bench(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File for all figures; - is standard output.")
     ] = None,
-    plot_file: Annotated[
-        Path | None, typer.Option("--plot", help="File for a picture: .png or .svg.")
-    ] = None,
 ) -> None:
     """Put load on a server and report rates and latencies, as its clients see them."""
     from service.bench import command
@@ -286,7 +283,6 @@ def bench(
         duration=duration,
         timeout=timeout,
         json_file=json_file,
-        plot_file=plot_file,
     )
 
 
@@ -351,16 +347,16 @@ class CommandError(Exception):
 def _settings(**given: Any) -> "Settings":
     from pydantic import ValidationError
 
+    from service.bundle import first_error
     from service.settings import Settings
 
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:  # of several settings together, which the message names
-            raise CommandError(str(first["ctx"]["error"])) from error
-        name = str(first["loc"][0])
-        raise CommandError(f"SID_{name.upper()}: {first['msg']}, got {first['input']!r}") from error
+        place, message, value = first_error(error)
+        if not place:  # of several settings together, which the message names
+            raise CommandError(message) from error
+        raise CommandError(f"SID_{place.upper()}: {message}, got {value!r}") from error
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

@@ -8,6 +8,8 @@ Source: the kernel's Documentation, admin-guide/cgroup-v1 and admin-guide/cgroup
 proc_pid_mountinfo.
 """
 
+# distill/threads.py reads control groups too, and says why the two halves do not share this.
+
 import math
 import os
 import re

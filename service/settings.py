@@ -1,7 +1,7 @@
 """Every knob of the server. Each is also an environment variable: SID_PORT, SID_MODELS, ..."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -211,6 +211,17 @@ class Settings(BaseSettings):
         "answer. Default: what the limit on open files allows beside 128 for other files, at most "
         "10000. The soft limit is raised towards the hard one where that is needed.",
     )
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _served(cls, precision: Any) -> Any:
+        if precision == "int8":
+            raise PydanticCustomError(
+                "precision",
+                "int8 is served no more, as no model's pictures passed the gate in it: float32, "
+                "bfloat16, float16 or any is expected",
+            )
+        return precision
 
     @field_validator("triton")
     @classmethod

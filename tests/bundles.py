@@ -35,7 +35,6 @@ _BOUNDS: dict[Precision, Bounds] = {
     "float32": Bounds(max_difference=1, max_differing_share=0.05),
     "bfloat16": Bounds(max_difference=8, max_differing_share=1.0),
     "float16": Bounds(max_difference=2, max_differing_share=0.5),
-    "int8": Bounds(max_difference=8, max_differing_share=1.0),
 }
 
 
@@ -129,8 +128,7 @@ def write_graph(
 ) -> None:
     """Write the network: convolution, class embedding, tanh, convolution, quantisation.
 
-    In other precisions than float32 the second convolution is computed so, or as if it were: its
-    weights are stored in 16 bits, or its inputs and weights are quantised to 8 (QDQ).
+    In other precisions than float32 the weights of the second convolution are stored so.
     """
     random = np.random.default_rng(0)
 
@@ -191,22 +189,6 @@ def _last_convolution(
     if precision == "float32":
         values.append(numpy_helper.from_array(weight, "out.weight"))
         return [helper.make_node("Conv", [hidden, "out.weight"], [output], pads=[1, 1, 1, 1])]
-    if precision == "int8":
-        scale = np.float32(np.abs(weight).max() / 127)
-        values += [
-            numpy_helper.from_array(np.round(weight / scale).astype(np.int8), "out.weight"),
-            numpy_helper.from_array(scale, "weight.scale"),
-            numpy_helper.from_array(np.int8(0), "int8.zero"),
-            numpy_helper.from_array(np.float32(1 / 127), "h.scale"),
-        ]
-        return [
-            helper.make_node("QuantizeLinear", [hidden, "h.scale", "int8.zero"], ["h8"]),
-            helper.make_node("DequantizeLinear", ["h8", "h.scale", "int8.zero"], ["h"]),
-            helper.make_node(
-                "DequantizeLinear", ["out.weight", "weight.scale", "int8.zero"], ["w"]
-            ),
-            helper.make_node("Conv", ["h", "w"], [output], pads=[1, 1, 1, 1]),
-        ]
     dtype = TensorProto.BFLOAT16 if precision == "bfloat16" else TensorProto.FLOAT16
     stored = weight.astype(helper.tensor_dtype_to_np_dtype(dtype))
     values.append(numpy_helper.from_array(stored, "out.weight"))  # OpenVINO wants raw bytes

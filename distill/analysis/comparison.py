@@ -9,7 +9,6 @@ import numpy as np
 from distill.analysis import picture_plots, probe_plots
 from distill.analysis.curve import Curve, read_curve
 from distill.analysis.curve_plots import plot_curves
-from distill.analysis.decomposition import Products
 from distill.analysis.probe import Levels
 from distill.analysis.report import (
     Options,
@@ -201,15 +200,12 @@ def _add_gaps(report: Report, folders: dict[str, Path], labels: dict[str, str]) 
         assert teacher is not None
         networks = on_device(load_networks(folder, teacher), report.options.device)
         found = probe_run(networks, report.options.images, report.options.device)
-        gap, trained = found.mean("gap"), found.levels.trained
+        gap, trained = found.gap.mean(axis=1), found.levels.trained
         gaps[labels[name]] = (found.levels, gap)
-        signal = Products(*(part.mean(axis=1) for part in found.signal)).over(trained)
-        alpha = float(networks.settings["alpha"])
-        share = float(signal.identity_share(alpha)[0])
-        fake = found.mean("fake_loss")[trained].sum() / found.mean("teacher_loss")[trained].sum()
-        rows.append([labels[name], f"{gap[trained].mean():.4g}", f"{share:.0%}", f"{fake:.3f}"])
+        fake = found.fake_loss[trained].mean() / found.teacher_loss[trained].mean()
+        rows.append([labels[name], f"{gap[trained].mean():.4g}", f"{fake:.3f}"])
         report.numbers["runs"].setdefault(name, {"label": labels[name]}).update(
-            sigmas=found.levels.sigmas.tolist(), score_gap=gap.tolist(), identity_share=share
+            sigmas=found.levels.sigmas.tolist(), score_gap=gap.tolist()
         )
     if not gaps:
         return
@@ -221,9 +217,7 @@ def _add_gaps(report: Report, folders: dict[str, Path], labels: dict[str, str]) 
         "Each run's own generator under its own fake score. A fake score that lags behind its "
         "generator shows a small gap without the pictures being good: read this beside the curve.",
     )
-    section.table(
-        ["run", "gap, mean", "score identity's share of the step", "ψ's loss to φ's"], rows
-    )
+    section.table(["run", "gap, mean", "ψ's loss to φ's"], rows)
 
 
 def _short(value: Any) -> str:

@@ -4,8 +4,7 @@
 
 import numpy as np
 
-from distill.analysis.curve import Array, Curve, PowerLaw
-from distill.analysis.decomposition import Products, level_below, shares
+from distill.analysis.curve import Curve, PowerLaw
 from distill.analysis.pictures import ClassComparison
 from distill.analysis.probe import Probe
 
@@ -38,48 +37,21 @@ def about_curve(curve: Curve, law: PowerLaw | None, teacher: float | None) -> li
     return said
 
 
-def about_loss(probe: Probe, gradient: Products, signal: Products, alpha: float) -> list[str]:
-    """Which part of the loss does the work, and at which noise levels."""
-    trained = probe.levels.trained
-    sigmas = probe.levels.sigmas[trained]
-    said = []
-    whole = float(signal.over(trained).identity_share(alpha)[0])
-    if alpha and np.isfinite(whole):
-        at = int(np.argmax(signal.norm(alpha)[trained]))
-        role = "holds back" if whole > 1 else "adds"
-        said.append(
-            f"Of what noise does not average away, the score-identity term supplies "
-            f"{whole:.0%} of the step; the squared gap, at α = {alpha:g}, {role} "
-            f"{abs(1 - whole):.0%}. The step is largest at σ = {sigmas[at]:.2g}."
-        )
-    for products, what in ((signal, "that does not average away"), (gradient, "of single draws")):
-        parts = shares(products.norm(alpha)[trained])
-        level, held = level_below(sigmas, parts)
-        said.append(f"Noise levels up to σ = {level:.2g} carry {held:.0%} of the gradient {what}.")
-    noise = np.divide(
-        signal.over(trained).squared_norm(alpha), gradient.over(trained).squared_norm(alpha)
-    )
-    if np.isfinite(noise[0]):
-        said.append(
-            f"{1 - min(noise[0], 1):.0%} of the gradient's squared size is the noise of one draw: "
-            "that much only large batches and Adam's averaging take away."
-        )
-    return said
-
-
 def about_gap(probe: Probe) -> list[str]:
     """Where teacher and fake score differ, and whether psi knows the generator."""
     trained = probe.levels.trained
-    sigmas, gap = probe.levels.sigmas[trained], probe.mean("gap")[trained]
+    sigmas, gap = probe.levels.sigmas[trained], probe.gap.mean(axis=1)[trained]
     at = int(np.argmax(gap))
     said = [
         f"E[(a − b)² / w] is {gap.mean():.4g} over training's noise levels, largest at "
         f"σ = {sigmas[at]:.2g} ({gap[at]:.4g})."
     ]
     if not trained.all():
-        beyond = probe.mean("gap")[~trained].mean() / gap.mean()
+        beyond = probe.gap.mean(axis=1)[~trained].mean() / gap.mean()
         said.append(f"Above t_max, where training does not look, it is {beyond:.2g} times that.")
-    fake, teacher = probe.mean("fake_loss")[trained], probe.mean("teacher_loss")[trained]
+    fake, teacher = (
+        losses.mean(axis=1)[trained] for losses in (probe.fake_loss, probe.teacher_loss)
+    )
     better = fake < teacher
     said.append(
         "The fake score denoises the generator's pictures better than the teacher does at "
@@ -92,28 +64,7 @@ def about_gap(probe: Probe) -> list[str]:
             "to tell them apart."
         )
     )
-    identity, squared = (probe.values[n][trained].mean(axis=0) for n in ("identity", "squared"))
-    if squared.mean() > 0:
-        error = (identity - squared).std(ddof=1) / np.sqrt(len(squared)) / squared.mean()
-        said.append(
-            "Under an exact fake score the score identity's term and the squared gap are equal in "
-            f"the mean; here their ratio is {identity.mean() / squared.mean():.2f} ± {error:.2f} "
-            "(standard error)."
-        )
     return said
-
-
-def about_class_gap(gaps: Array, trained: np.ndarray, classes: list[str]) -> list[str]:
-    """Which classes' scores disagree most; `gaps` is [K, L]."""
-    mean = gaps[:, trained].mean(axis=1)
-    if np.isnan(mean).all():
-        return []
-    order = [int(k) for k in np.argsort(-np.nan_to_num(mean, nan=-1))]
-    worst, best = order[0], [k for k in order if np.isfinite(mean[k])][-1]
-    return [
-        f"The scores disagree most on {classes[worst]} ({mean[worst]:.4g}) and least on "
-        f"{classes[best]} ({mean[best]:.4g}), {mean[worst] / mean[best]:.1f} times less."
-    ]
 
 
 def about_classes(comparison: ClassComparison, classes: list[str]) -> list[str]:
@@ -134,13 +85,6 @@ def about_classes(comparison: ClassComparison, classes: list[str]) -> list[str]:
             )
         else:
             said.append("In no class are more of the teacher's pictures recognised.")
-    apart = comparison.mean_distance
-    if len(classes) > 1 and np.nanmax(apart, initial=-1) > 0:
-        worst = int(np.nanargmax(apart))
-        said.append(
-            f"Over {comparison.features} the class whose mean lies furthest from the teacher's is "
-            f"{classes[worst]} ({apart[worst]:.0%} of the teacher's spread)."
-        )
     variety = comparison.variety
     if np.isfinite(variety).any():
         least = int(np.nanargmin(variety))

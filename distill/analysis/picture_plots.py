@@ -36,18 +36,6 @@ def pair_strip(pictures: Pictures, chosen: NDArray[np.int64], gap: int = 2) -> P
     return np.concatenate(rows, axis=0)
 
 
-def most_different(
-    comparison: ClassComparison, labels: NDArray[np.int64], per_class: int = 2
-) -> NDArray[np.int64]:
-    """The pairs of each class that lie furthest apart, class after class."""
-    chosen = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        order = np.argsort(-comparison.pair_distances[members], kind="stable")
-        chosen.append(members[order[:per_class]])
-    return np.concatenate(chosen)
-
-
 def png_uri(pixels: Pixels, scale: int = 1) -> str:
     """Pixels [H, W, C] as a data: URI of a PNG, each enlarged to scale x scale."""
     large = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
@@ -83,27 +71,25 @@ def grid_caption(path: Path) -> str:
 
 
 def plot_classes(comparison: ClassComparison, classes: list[str]) -> "Figure":
-    """Accuracy, distance of the means and variety of each class."""
+    """Accuracy and variety of each class."""
     told = not np.isnan(comparison.generator_accuracy).all()
     figure = new_figure(7.6, 1.1 + 0.3 * len(classes))
-    panels = list(np.atleast_1d(figure.subplots(1, 3 if told else 2, sharey=True)))
+    panels = list(figure.subplots(1, 1 + told, sharey=True, squeeze=False)[0])
     places = np.arange(len(classes))
     if told:
-        axes = panels.pop(0)
+        axes = panels[0]
         teacher, ours = comparison.teacher_accuracy * 100, comparison.generator_accuracy * 100
         axes.hlines(places, teacher, ours, color=GREY, linewidth=1)
         axes.plot(teacher, places, "o", color=ORANGE, label="teacher")
         axes.plot(ours, places, "o", color=BLUE, label="generator")
         axes.set_xlabel("taken for the class asked for, %")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    panels[0].barh(places, comparison.mean_distance, 0.55, color=BLUE)
-    panels[0].set_xlabel("means apart,\nof the teacher's spread")
-    panels[1].axvline(1, color=ORANGE, linestyle="--", linewidth=1.2)
-    panels[1].plot(comparison.variety, places, "o", color=BLUE)
-    panels[1].set_xlabel("variety,\ntimes the teacher's")
-    first = figure.axes[0]
-    first.set_yticks(places, classes, parse_math=False)
-    first.invert_yaxis()
+    axes = panels[-1]
+    axes.axvline(1, color=ORANGE, linestyle="--", linewidth=1.2)
+    axes.plot(comparison.variety, places, "o", color=BLUE)
+    axes.set_xlabel("variety, times the teacher's")
+    panels[0].set_yticks(places, classes, parse_math=False)
+    panels[0].invert_yaxis()
     return figure
 
 

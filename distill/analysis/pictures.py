@@ -39,19 +39,14 @@ class ClassComparison:
         features: name of the feature network, or "pixels".
         teacher_accuracy: share of the teacher's pictures taken for their class [K].
         generator_accuracy: the same of the generator's.
-        mean_distance: squared distance between the mean features, less what chance adds, as a
-            share of the teacher's spread [K]; below 0 where chance alone would give more.
         variety: the generator's spread of features (the trace of their covariance) as a share of
             the teacher's [K]; below 1 its pictures are more alike.
-        pair_distances: distance between the two pictures of each seed, in features [M].
     """
 
     features: str
     teacher_accuracy: Array
     generator_accuracy: Array
-    mean_distance: Array
     variety: Array
-    pair_distances: Array
 
 
 def seeded_inputs(
@@ -107,37 +102,23 @@ def compare_classes(pictures: Pictures, detector: Detector | None, classes: int)
     theirs, their_right = _seen(pictures.teacher, pictures.labels, detector, knows)
     ours, our_right = _seen(pictures.generator, pictures.labels, detector, knows)
     of_class = [(pictures.labels == k).numpy() for k in range(max(classes, 1))]
-    pairs = [moment_distance(theirs[k], ours[k]) for k in of_class]
     return ClassComparison(
         "pixels" if detector is None else detector.name,
         np.array([their_right[k].mean() for k in of_class]),
         np.array([our_right[k].mean() for k in of_class]),
-        np.array([distance for distance, _ in pairs]),
-        np.array([variety for _, variety in pairs]),
-        np.sqrt(((theirs - ours) ** 2).sum(axis=1)),
+        np.array([relative_spread(theirs[k], ours[k]) for k in of_class]),
     )
 
 
-def moment_distance(reference: Array, other: Array) -> tuple[float, float]:
-    """Compare the first two moments of features [N, D] with those of a reference [N, D].
+def relative_spread(reference: Array, other: Array) -> float:
+    """The trace of the covariance of features [N, D] as a share of a reference's [N, D].
 
-    Row i of both comes from the same seed, so the two are not independent: what chance adds to
-    the squared distance of the means is the variance of the rows' differences over N.
-
-    Returns:
-        |mu - mu_ref|^2 / tr S_ref, what chance adds taken off (so that it is unbiased, and may be
-        below 0), and tr S / tr S_ref. NaN with fewer than two rows or without spread.
+    NaN with fewer than two rows or without spread.
     """
     if len(reference) < 2:
-        return float("nan"), float("nan")
+        return float("nan")
     spread = float(reference.var(axis=0, ddof=1).sum())
-    others = float(other.var(axis=0, ddof=1).sum())
-    if spread <= 0:
-        return float("nan"), float("nan")
-    difference = other - reference
-    apart = float((difference.mean(axis=0) ** 2).sum())
-    by_chance = float(difference.var(axis=0, ddof=1).sum()) / len(difference)
-    return (apart - by_chance) / spread, others / spread
+    return float(other.var(axis=0, ddof=1).sum()) / spread if spread > 0 else float("nan")
 
 
 def _seen(

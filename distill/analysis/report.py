@@ -88,15 +88,13 @@ def on_device(networks: Networks, device: torch.device) -> Networks:
 
 def probe_run(networks: Networks, count: int, device: torch.device) -> Probe:
     """Look at the losses of the generator's pictures of seeds 0 to `count` - 1."""
-    z, labels, one_hot = seeded_inputs(networks, count, device)
+    z, _, one_hot = seeded_inputs(networks, count, device)
     return probe(
         networks.teacher,
         networks.fake_score,
         generate(networks, z, one_hot),
-        labels,
         one_hot,
         noise_levels(networks.settings["t_max"]),
-        networks.settings["weighting"],
         progress=True,
     )
 

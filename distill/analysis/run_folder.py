@@ -8,8 +8,9 @@ from typing import Any
 from distill.checkpoints import load_network, load_state, sha256_of_weights
 from distill.errors import UserError, first_line
 from distill.networks import Denoiser
+from distill.recipe import current_precision
 
-NEEDED = ("alpha", "t_max", "weighting", "sigma_init")
+NEEDED = ("t_max", "sigma_init")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Networks:
         teacher: phi.
         fake_score: psi.
         generator: the running average of theta: what is exported, and what is looked at here.
-        settings: alpha, t_max, weighting, sigma_init and the rest of the run's configuration.
+        settings: t_max, sigma_init and the rest of the run's configuration.
         classes: class names in label order; empty without classes.
         images_seen: when the state was written.
     """
@@ -121,4 +122,4 @@ def _settings_of(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         settings = json.loads(state["settings"])
     except (TypeError, ValueError):
         raise UserError(f"{folder / 'state.pt'} holds no readable settings") from None
-    return dict(settings)
+    return {name: current_precision(value) for name, value in settings.items()}

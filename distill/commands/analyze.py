@@ -36,7 +36,7 @@ def analyze(
         int, typer.Option(min=1, help="Fit the line from here on, past the first drop.")
     ] = 1,
     images: Annotated[
-        int, typer.Option(min=2, help="Generated pictures whose losses are looked at.")
+        int, typer.Option(min=2, help="Generated pictures that the score gap is measured on.")
     ] = 256,
     pictures: Annotated[
         int,
@@ -59,11 +59,11 @@ def analyze(
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Report what a run's loss does, and where its generator falls short of the teacher.
+    """Report how far a run came, and where its generator falls short of the teacher.
 
-    One HTML page: the distance against images seen with its fitted slope; both parts of the loss
-    and their gradients by noise level; the score gap by noise level and class; the effect of
-    alpha; the teacher's pictures beside the generator's. Several runs: their curves, settings,
+    One HTML page: the distance against images seen with its fitted slope; the score gap by noise
+    level, and how well the fake score knows the generator; the teacher's pictures beside the
+    generator's, class by class; samples along the way. Several runs: their curves, settings,
     samples and score gaps. What a folder lacks is left out and named.
     """
     from distill.analysis.plotting import style

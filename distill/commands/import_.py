@@ -56,11 +56,11 @@ def import_(
     """
     from pydantic import TypeAdapter, ValidationError
 
-    from distill.atomic_files import write_atomically
     from distill.checkpoints import save_network
     from distill.export.publish import publish
     from distill.importing.released import read_released
     from distill.licences import checked_licence
+    from service.bundle import write_atomically
     from service.bundle.manifest import Name
 
     try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distill.errors import UserError
+from distill.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,8 @@ MicrobatchOption = Annotated[
     recipes_own("Images a network call, at most: fewer take less memory, gradients add up."),
 ]
 PrecisionOption = Annotated[
-    str | None, recipes_own("fp32, tf32 (CUDA), bf16 or fp16 (CUDA, with the paper's scaling).")
+    str | None,
+    recipes_own("float32, tf32 (CUDA), bfloat16 or float16 (CUDA, with the paper's scaling)."),
 ]
 AugmentOption = Annotated[
     float | None, recipes_own("Probability of each augmentation of what the denoiser learns from.")
@@ -125,8 +126,9 @@ def chosen_device(name: str) -> "torch.device":
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {name!r} cannot be used here ({reason}): try cpu") from None
+        raise UserError(
+            f"device {name!r} cannot be used here ({first_line(error)}): try cpu"
+        ) from None
     return device
 
 

@@ -12,7 +12,6 @@ class LowPrecision(StrEnum):
 
     bfloat16 = "bfloat16"
     float16 = "float16"
-    int8 = "int8"
 
 
 def publish(

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.atomic_files import write_atomically
+from service.bundle import write_atomically
 
 
 def to_pixels(images: Tensor) -> Tensor:

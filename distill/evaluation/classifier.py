@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from distill.atomic_files import write_atomically
 from distill.data.datasets import Dataset
 from distill.errors import UserError, first_line
 from distill.evaluation.detector import Detector, DetectorFacts, FeatureModule
 from distill.evaluation.frechet import Statistics, frechet_distance, statistics
-from service.bundle import sha256_file
+from service.bundle import sha256_file, write_atomically
 
 FEATURES = 128
 THUMBNAIL_WEIGHT = 10.0  # brings the painting's mean squared error to the size of the entropy

@@ -5,11 +5,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from distill.atomic_files import write_atomically
 from distill.errors import UserError
 from distill.evaluation import inception
 from distill.evaluation.protocol import Name
-from service.bundle import sha256_file
+from service.bundle import sha256_file, write_atomically
 
 
 class Measurement(BaseModel):

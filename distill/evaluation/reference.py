@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from distill.atomic_files import write_atomically
 from distill.data.datasets import Dataset
 from distill.errors import UserError
 from distill.evaluation.detector import Detector, Floats
 from distill.evaluation.frechet import Statistics
 from distill.evaluation.moments import Moments
+from service.bundle import write_atomically
 
 
 @dataclass(frozen=True)

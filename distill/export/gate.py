@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from distill.atomic_files import write_atomically
 from distill.errors import UserError
 from distill.evaluation.detector import Detector
 from distill.evaluation.frechet import frechet_distance, statistics
@@ -25,6 +24,7 @@ from service.bundle import (
     Measured,
     Precision,
     latents,
+    write_atomically,
 )
 
 Pixels = NDArray[np.uint8]
@@ -50,7 +50,6 @@ BOUNDS: dict[Precision, Bounds] = {
     "float32": _bounds("float32", 1, 0.01, 0.005),
     "float16": _bounds("float16", 4, 0.25, 0.01),
     "bfloat16": _bounds("bfloat16", 64, 0.75, 0.03),
-    "int8": _bounds("int8", 128, 0.9, 0.05),
 }
 # The mean's bound is for 99 pictures in 100: one with a sharp edge may be further off, but none by
 # more than so many times.

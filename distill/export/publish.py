@@ -17,7 +17,6 @@ from distill.evaluation.measurement import load_measurement
 from distill.export.gate import BOUNDS, draw_truth, judge, save_report
 from distill.export.one_step import PixelGenerator
 from distill.export.onnx import export_onnx
-from distill.export.precision import export_precision
 from distill.export.triton import triton_config
 from distill.export.variety import check_variety
 from distill.licences import checked_licence
@@ -33,6 +32,7 @@ from service.bundle import (
     Manifest,
     Precision,
     Quality,
+    first_error,
     latents,
     load_bundle,
     load_manifest,
@@ -133,8 +133,7 @@ def publish(
         _keep_previous(folder, staging, manifest)
         _exchange(staging, folder)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise UserError(str(first_error(error))) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     load_bundle(folder)
@@ -158,7 +157,7 @@ def _export_all(
     export_onnx(generator, sigma_init, folder / CPU, cpu=True)
     for name, precision in FILENAMES.items():
         if precision in precisions and precision != "float32":
-            export_precision(generator, sigma_init, folder / name, precision)
+            export_onnx(generator, sigma_init, folder / name, precision)
 
 
 def _detector(generator: Denoiser, classes: list[str]) -> Detector | None:

@@ -8,9 +8,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from distill.atomic_files import write_atomically
 from distill.errors import UserError
 from distill.export.triton import MAX_BATCH_SIZE
+from service.bundle import write_atomically
 
 _TYPICAL_BATCH = 8  # the size that kernels are chosen for
 

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from distill.importing.machine import RefusedError
 from distill.networks.edm import EdmConfig
 from distill.networks.layout import Architecture
+from service.bundle import first_error
 
 _MAX_LENGTH = 64  # of names in messages, and of lists
 
@@ -122,7 +123,4 @@ def configuration(class_name: str, arguments: dict[str, Any]) -> EdmConfig:
             strict=True,
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        place = "".join(f"{part}: " for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")  # pydantic's, before our own words
-        raise RefusedError(f"its network cannot be built: {place}{reason}") from None
+        raise RefusedError(f"its network cannot be built: {first_error(error)}") from None

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.atomic_files import write_atomically
 from distill.checkpoints import sha256_of_weights
 from distill.data.datasets import one_hot
 from distill.errors import UserError, first_line
 from distill.networks import Denoiser, NetworkLayout
-from distill.recipe import RegressionConfig
+from distill.recipe import RegressionConfig, current_precision
 from distill.sampling import heun
 from distill.text_files import read_text
 from distill.training.distributed import World
 from distill.training.precision import compute_dtype
+from service.bundle import write_atomically
 
 PAIRS_PER_PART = 64
 _ABOUT = "pairs.json"
@@ -116,6 +116,7 @@ def _draw(teacher: Denoiser, config: RegressionConfig, numbers: list[int]) -> Te
 def _claim(file: Path, about: dict[str, object], world: World) -> None:
     """Note what the folder's pairs are of; raise UserError if they are of something else."""
     held = _held(file) if file.is_file() else about
+    held = {name: current_precision(value) for name, value in held.items()}
     different = sorted(name for name in about if held.get(name) != about[name])
     if world.any(bool(different)):
         raise UserError(

@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from distill.atomic_files import write_atomically
 from distill.checkpoints import load_state, save_network, save_state
 from distill.data.images import save_grid, to_pixels
 from distill.errors import UserError, first_line
 from distill.networks import Denoiser
-from distill.recipe import LoopConfig
+from distill.recipe import LoopConfig, current_precision
 from distill.training.distributed import World
 from distill.training.divergence import (
     Tally,
@@ -32,6 +31,7 @@ from distill.training.divergence import (
     tallies,
 )
 from distill.training.learner import Learner, whole_weights
+from service.bundle import write_atomically
 
 LOG_EVERY = 50  # steps between two points of the TensorBoard curves
 
@@ -269,6 +269,7 @@ def _resume(training: Training, folder: Path, settings: dict[str, Any]) -> int:
     if state_file.exists():
         state = load_state(state_file)
         before = _defaults(training.config, settings) | json.loads(state["settings"])
+        before["precision"] = current_precision(before["precision"])
         _check_same_run(folder, before, settings)
         try:
             training.load_state(state["training"])

@@ -3,12 +3,12 @@
 import torch
 
 from distill.networks import Denoiser
-from distill.recipe import Precision
+from distill.recipe import TrainingPrecision
 from distill.training.distributed import World
 from distill.training.precision import compute_dtype
 
 
-def prepared(network: Denoiser, precision: Precision, world: World) -> Denoiser:
+def prepared(network: Denoiser, precision: TrainingPrecision, world: World) -> Denoiser:
     """Move a network, in place, to where it is built; lay it out for, and set, the precision.
 
     Raises:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from service.bulk.errors import BulkError
 from service.bulk.plan import Plan
+from service.bundle import add_to_zip, write_atomically
 
 RECORD = "sid-generate.json"
 """The file that says what is drawn into a folder, as `Plan.record` has it."""
@@ -59,13 +60,13 @@ class Folder:
             return _pictures(self.folder, self._plan.form)
         if any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
             raise BulkError(f"{self.path} holds other files: {_ELSE}")
-        _replace(record, _record(self._plan))
+        _write(record, _record(self._plan))
         return set()
 
     def write(self, names: Sequence[str], files: Sequence[bytes]) -> None:
         """Write pictures; raises OSError."""
         for name, content in zip(names, files, strict=True):
-            _replace(self.folder / name, content)
+            _write(self.folder / name, content)
 
     def finish(self) -> None:
         """All are written. Raises OSError."""
@@ -101,15 +102,16 @@ class Archive(Folder):
     def finish(self) -> None:
         """Write the archive and remove the folder. The same pictures give the same bytes."""
         if not self.path.exists():
-            partial = self.path.with_name(f".{self.path.name}.partial")
-            with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-                _add(archive, RECORD, _record(self._plan))
-                for piece in self._plan.pieces(set(), 1):
-                    (name,) = self._plan.names(piece)
-                    _add(archive, name, (self.folder / name).read_bytes())
-            partial.replace(self.path)
+            write_atomically(self.path, self._pack, durable=False)
             shutil.rmtree(self.folder)
         self.close()
+
+    def _pack(self, path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            add_to_zip(archive, RECORD, _record(self._plan))
+            for piece in self._plan.pieces(set(), 1):
+                (name,) = self._plan.names(piece)
+                add_to_zip(archive, name, (self.folder / name).read_bytes())
 
 
 def open_output(path: Path, plan: Plan) -> Folder:
@@ -143,21 +145,7 @@ def _pictures(folder: Path, form: str) -> set[str]:
     return found
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes) -> None:
     """Write a file that has its name only when it is whole."""
-    # Hidden, for readers of image folders; always the same, so that the next run takes it away.
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-    except FileNotFoundError:  # the first of its class
-        path.parent.mkdir(exist_ok=True)
-        partial.write_bytes(content)
-    partial.replace(path)
-
-
-def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Add a file, stored, since pictures hardly deflate; with zip's first date."""
-    entry = zipfile.ZipInfo(name)
-    entry.create_system = 3  # Unix, on every system
-    entry.external_attr = 0o100644 << 16  # a file that its owner may write and all read
-    archive.writestr(entry, content)
+    path.parent.mkdir(exist_ok=True)  # the first of its class
+    write_atomically(path, lambda partial: partial.write_bytes(content), durable=False)

@@ -4,6 +4,7 @@ Schema, verification and the seed contract. `distill` imports this package and n
 of `service`, so it needs no more than numpy, pydantic and Pillow.
 """
 
+from service.bundle.files import add_to_zip, sha256_file, write_atomically
 from service.bundle.golden import Golden, GoldenImage, Image
 from service.bundle.graphs import (
     CPU,
@@ -23,11 +24,11 @@ from service.bundle.load import (
     list_bundles,
     load_bundle,
     load_manifest,
-    sha256_file,
     write_manifest,
 )
 from service.bundle.manifest import MANIFEST_NAME, ClassLabelError, Manifest, Quality
 from service.bundle.seeds import SEED_CONTRACT, SEED_MAX, SeedError, check_seed, latents
+from service.bundle.validation import first_error
 
 __all__ = [
     "CPU",
@@ -51,12 +52,15 @@ __all__ = [
     "Precision",
     "Quality",
     "SeedError",
+    "add_to_zip",
     "check_seed",
+    "first_error",
     "latents",
     "list_bundles",
     "load_bundle",
     "load_manifest",
     "sha256_file",
     "variant",
+    "write_atomically",
     "write_manifest",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-Precision = Literal["float32", "bfloat16", "float16", "int8"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 # Within a version's folder.
 PORTABLE = "model.onnx"  # float32, for every engine
@@ -22,7 +22,6 @@ FILENAMES: dict[str, Precision] = {
     CPU: "float32",
     "model.bfloat16.onnx": "bfloat16",
     "model.float16.onnx": "float16",
-    "model.int8.onnx": "int8",
 }
 # What a picture's mean absolute difference may come to, in levels: a small multiple of what was
 # measured (docs/results.md), and below the 2 of a shift that anyone would call another picture.
@@ -31,7 +30,6 @@ MEAN_DIFFERENCE: dict[Precision, float] = {
     "float32": 0.01,
     "float16": 0.25,
     "bfloat16": 1.25,
-    "int8": 1.5,
 }
 
 

@@ -1,16 +1,16 @@
 """Reading and writing bundles: nothing is served before every byte of it is verified."""
 
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from service.bundle.files import sha256_file, write_atomically
 from service.bundle.graphs import Bounds
 from service.bundle.manifest import MANIFEST_NAME, Manifest
 from service.bundle.text import TextError, decode_text
+from service.bundle.validation import first_error
 
 _DIGEST_LENGTH = 12
 
@@ -107,26 +107,15 @@ def load_bundle(folder: Path) -> Bundle:
     return Bundle(manifest, folder, hashlib.sha256(data).hexdigest()[:_DIGEST_LENGTH])
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal; raises OSError when it cannot be read."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
     """Write `manifest` into `folder` atomically: a reader sees the old or the new, whole."""
     target = folder / MANIFEST_NAME
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{MANIFEST_NAME}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(manifest.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes it private; servers run as other users
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+
+    def write(path: Path) -> None:
+        path.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        path.chmod(0o644)  # whatever the umask: servers run as other users
+
+    write_atomically(target, write)
     return target
 
 
@@ -144,10 +133,9 @@ def _parse(folder: Path, data: bytes) -> Manifest:
     except TextError as error:
         raise BundleError(f"{path}: {error}") from error
     except ValidationError as error:
-        first, *others = error.errors(include_url=False, include_input=False)
-        field = ".".join(str(part) for part in first["loc"])
-        more = f" (and {len(others)} more)" if others else ""
-        raise BundleError(f"{path}: {field + ': ' if field else ''}{first['msg']}{more}") from error
+        others = error.error_count() - 1
+        more = f" (and {others} more)" if others else ""
+        raise BundleError(f"{path}: {first_error(error)}{more}") from error
     if manifest.name != folder.resolve().name:
         raise BundleError(
             f"{path}: names the model {manifest.name!r}, but its folder is "

@@ -7,12 +7,12 @@ import re
 import unicodedata
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from service.bundle.golden import Golden
-from service.bundle.graphs import PLAN, PORTABLE, Graph
+from service.bundle.graphs import PLAN, PORTABLE, Graph, Precision
 from service.bundle.seeds import SEED_CONTRACT
 from service.exceptions import RefusedError
 
@@ -84,6 +84,23 @@ class Manifest(BaseModel):
         if len(set(keys)) < len(keys):
             raise ValueError("class names must differ, and by more than upper and lower case")
         return classes
+
+    @field_validator("graphs", mode="before")
+    @classmethod
+    def _known(cls, graphs: Any) -> Any:
+        """Leave out graphs in a precision that no engine here computes in.
+
+        They are a later version's, or in int8, of which no model's pictures passed the gate. Their
+        files are verified as all are, and the bundle's other graphs are served.
+        """
+        if not isinstance(graphs, dict):
+            return graphs
+        known = get_args(Precision)
+        return {
+            name: graph
+            for name, graph in graphs.items()
+            if not isinstance(graph, dict) or graph.get("precision", known[0]) in known
+        }
 
     @field_validator("files")
     @classmethod

@@ -24,7 +24,7 @@ class OnnxEngine(EmbeddedEngine):
     """One ONNX Runtime session on the processors (see `EmbeddedEngine`)."""
 
     name = "onnxruntime"
-    reads: ClassVar[Sequence[str]] = (CPU, PORTABLE, "model.int8.onnx")
+    reads: ClassVar[Sequence[str]] = (CPU, PORTABLE)
 
     @classmethod
     def installed(cls) -> bool:

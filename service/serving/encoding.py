@@ -17,6 +17,8 @@ import numpy.typing as npt
 import PIL
 from PIL import Image, features
 
+from service.bundle import add_to_zip
+
 PNG: Final = "image/png"
 WEBP: Final = "image/webp"
 JPEG: Final = "image/jpeg"
@@ -42,9 +44,6 @@ _PNG_STORED_BELOW = 14_000
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_FILTER_NONE, _PNG_FILTER_UP = 0, 2
 _PNG_COLOUR_TYPES = {1: 0, 3: 2}  # by channels: grey, RGB
-
-# The date that every file in an archive bears: zip's first one.
-_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def encode(pixels: Pixels, media_type: str) -> bytes:
@@ -90,18 +89,11 @@ def npy(images: Pixels) -> bytes:
 
 
 def zip_archive(files: Iterable[tuple[str, bytes]]) -> bytes:
-    """Put (name, content) files into a .zip archive: stored, since pictures hardly deflate.
-
-    Names must differ. Dates, modes and system are fixed, so that the same files give the same
-    bytes on every machine.
-    """
+    """Put (name, content) files into a .zip archive, as `add_to_zip` does; names must differ."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, content in files:
-            entry = zipfile.ZipInfo(name, _ZIP_DATE)
-            entry.create_system = 3  # Unix, on every system
-            entry.external_attr = 0o100644 << 16  # a file that its owner may write and all read
-            archive.writestr(entry, content)
+            add_to_zip(archive, name, content)
     return buffer.getvalue()
 
 

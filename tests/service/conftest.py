@@ -11,6 +11,7 @@ import hypothesis.internal.conjecture.optimiser  # noqa: F401
 import pytest
 
 from service.app import create_app
+from service.engines import openvino
 from service.serving.default_model import DEFAULT_NAME
 from service.settings import Settings
 from tests.bundles import write_bundle
@@ -23,6 +24,12 @@ def _defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings of the developer's shell are not the tests'."""
     for name in [name for name in os.environ if name.startswith(("SID_", "OTEL_"))]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO takes graphs in bfloat16, also where the processor would compute them in float32."""
+    monkeypatch.setattr(openvino, "capabilities", lambda: ["FP32", "BF16"])
 
 
 @pytest.fixture

@@ -105,7 +105,8 @@ def test_a_bad_setting_is_named(sid, monkeypatch):
     [
         ("tensorrt", "float32", "SID_ENGINE: Input should be 'auto', 'onnxruntime',"),
         ("triton", "float32", "SID_ENGINE=triton needs SID_TRITON"),
-        ("openvino", "int8", "tiny: openvino cannot compute it in int8; of what the bundle holds"),
+        ("openvino", "float16", "tiny: openvino cannot compute it in float16; of what the bundle"),
+        ("openvino", "int8", "SID_PRECISION: int8 is served no more"),
         ("cuda", "float32", "model.onnx: the ONNX Runtime that is installed has no CUDA"),
     ],
 )

@@ -14,7 +14,6 @@ from distill.errors import UserError
 from distill.evaluation.measurement import Measurement, save_measurement
 from distill.export.one_step import FoldedGenerator, PixelGenerator
 from distill.export.onnx import example_inputs, export_onnx
-from distill.export.precision import export_precision
 from distill.export.publish import publish
 from distill.export.tensorrt import Builder, build_plan
 from distill.networks import Denoiser, NetworkConfig
@@ -269,7 +268,7 @@ def test_the_form_for_processors_draws_the_same_pictures(tmp_path, width):
 def test_lower_precisions_are_published_with_what_they_cost(tmp_path, monkeypatch):
     generator = save_generator(tmp_path / "generator.safetensors")
     report = tmp_path / "report.png"
-    wanted = ["float16", "bfloat16", "int8"]
+    wanted = ["float16", "bfloat16"]
     # Random weights amplify what trained ones do not: only whether it is measured is looked at.
     loose = Bounds(max_difference=255, max_differing_share=1, max_distance_change=1)
     monkeypatch.setattr("distill.export.gate.BOUNDS", dict.fromkeys([*wanted, "float32"], loose))
@@ -279,7 +278,7 @@ def test_lower_precisions_are_published_with_what_they_cost(tmp_path, monkeypatc
     exact = graphs["model.onnx"].measured
     assert exact.difference <= 1
     assert exact.batch_difference == 0
-    for name in ("model.float16.onnx", "model.bfloat16.onnx", "model.int8.onnx"):
+    for name in ("model.float16.onnx", "model.bfloat16.onnx"):
         assert graphs[name].measured.differing_share > exact.differing_share
     types = {i.data_type for i in onnx.load(folder / "1" / "model.float16.onnx").graph.initializer}
     assert onnx.TensorProto.FLOAT16 in types
@@ -302,7 +301,7 @@ def test_a_graph_that_draws_other_pictures_is_never_published(tmp_path, monkeypa
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 def test_tensorrt_for_rtx_builds_every_precision_without_a_gpu(tmp_path, precision):
     pytest.importorskip("tensorrt_rtx")
-    export_precision(network(3), 2.5, tmp_path / "model.onnx", precision)
+    export_onnx(network(3), 2.5, tmp_path / "model.onnx", precision)
     build_plan(tmp_path / "model.onnx", tmp_path / "p", Builder.rtx, capability="SM89")
     assert (tmp_path / "p").stat().st_size > 10_000
 
@@ -313,6 +312,6 @@ def test_what_tensorrt_cannot_build_is_one_line(tmp_path):
     with pytest.raises(UserError, match="tensorrt-rtx cannot read it") as refused:
         build_plan(tmp_path / "model.onnx", tmp_path / "p", Builder.rtx)
     assert "\n" not in str(refused.value)
-    export_precision(network(3), 2.5, tmp_path / "model.onnx", "float32")
+    export_onnx(network(3), 2.5, tmp_path / "model.onnx", "float32")
     with pytest.raises(UserError, match="only tensorrt-rtx builds for a card that is not here"):
         build_plan(tmp_path / "model.onnx", tmp_path / "p", Builder.rtx, capability="SM90")

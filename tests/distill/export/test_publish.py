@@ -22,7 +22,7 @@ from tests.reference_numbers import FIXTURES
 
 RELEASED = "CC-BY-NC-SA-4.0"
 PRETRAINED = Path(distill.__file__).parent / "pretrained"
-SMALL_RUN = ("--images", 2, "--batch", 2, "--precision", "fp32", "--features", "none")
+SMALL_RUN = ("--images", 2, "--batch", 2, "--precision", "float32", "--features", "none")
 
 
 def sid_distill(*arguments):

@@ -51,7 +51,12 @@ class Rows(FeatureModule):
 def test_a_training_measures_what_evaluate_measures(tmp_path):
     torch.manual_seed(0)
     config = SidConfig(
-        total_images=32, batch=8, lr=1e-2, precision="bf16", ema_halflife=40, checkpoint_every=32
+        total_images=32,
+        batch=8,
+        lr=1e-2,
+        precision="bfloat16",
+        ema_halflife=40,
+        checkpoint_every=32,
     )
     training = Distillation(Sid(config), Denoiser(NETWORK), World(torch.device("cpu")))
     for step in range(4):

@@ -290,6 +290,16 @@ def test_a_distillation_from_before_methods_had_names_is_sids_and_goes_on(tmp_pa
     assert train(make_sid(longer), tmp_path, {}, progress=False) == 128
 
 
+def test_a_run_that_was_begun_with_a_former_word_for_its_precision_goes_on(tmp_path):
+    config = SID.model_copy(update={"total_images": 64})
+    train(make_sid(config), tmp_path, {}, progress=False)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    settings = json.loads(state["settings"]) | {"precision": "fp32"}
+    torch.save(state | {"settings": json.dumps(settings)}, tmp_path / "state.pt")
+    longer = config.model_copy(update={"total_images": 128})
+    assert train(make_sid(longer), tmp_path, {}, progress=False) == 128
+
+
 def test_a_state_without_what_a_training_needs_is_named(tmp_path):
     config = SID.model_copy(update={"total_images": 64})
     train(make_sid(config), tmp_path, {}, progress=False)

@@ -14,7 +14,6 @@ import pytest
 
 from service import cli
 from service.bench import BenchError, Target, closed, generate_body, open_loop
-from service.bench.facts import command_line
 from tests.bundles import write_bundle
 
 # Both loops against servers that misbehave
@@ -81,9 +80,9 @@ def test_a_stall_is_felt_by_all_that_were_due_in_it():
     assert asked.requests == 80
     # Due every 10 ms and held up until the stall of 0.4 s ends: half of them wait over 0.2 s.
     assert 0.3 < asked.latency.max < 0.6
-    assert sum(count for bound, count in asked.histogram if bound > 0.12) >= 25
+    assert min(seconds for percent, seconds in asked.curve if percent >= 68) > 0.12
     assert asked.latency.p50 > 10 * coordinated.latency.p50
-    assert sum(count for bound, count in coordinated.histogram if bound > 0.12) == 1
+    assert coordinated.latency.p90 < 0.12 < coordinated.latency.max
     assert add_up(asked)
 
 
@@ -266,22 +265,19 @@ BRIEFLY = ["--warmup", 0.05, "--duration", 0.2]
 def test_it_shows_and_writes_what_it_measured(bench, url, tmp_path):
     status, out, err = bench(
         url, *["-c", 1, "-c", 2, "--rate", 50, "--arrivals", "even", *BRIEFLY],
-        *["--json", tmp_path / "bench.json", "--plot", tmp_path / "bench.png"],
+        *["--json", tmp_path / "bench.json"],
         *["-H", "X-API-Key: hunter2", "--class-label", "dress"],
     )  # fmt: skip
     assert (status, err) == (0, "")
     for words in ("1 connection", "2 connections", "50/s even", "p99.9", "engine", "200: "):
         assert words in out
-    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "bench.json").read_text()
     written = json.loads(text)
     assert "hunter2" not in text
-    assert written["command"].startswith(f"sid bench {url} -c 1 -c 2 --rate 50")
     assert written["target"] == {
         "url": f"{url}/generate",
         "body": '{"class_label": "dress", "seed": {seed}}',
     }
-    assert set(written["machine"]) >= {"cpus", "processor", "python"}
     first, _, last = written["reports"]
     assert (first["mode"], first["connections"], first["rate"]) == ("closed", 1, None)
     assert (last["mode"], last["rate"], last["arrivals"]) == ("open", 50, "even")
@@ -289,17 +285,15 @@ def test_it_shows_and_writes_what_it_measured(bench, url, tmp_path):
     for report in written["reports"]:
         assert report["statuses"] == {"200": report["requests"]}
         assert set(report["latency"]) == {"count", "mean", "p50", "p90", "p99", "p99_9", "max"}
-        assert sum(count for _, count in report["histogram"]) == report["requests"]
+        assert report["curve"][0][1] <= report["latency"]["p50"] <= report["curve"][-1][1]
         assert report["cpu_seconds_per_request"] > 0
 
 
-def test_json_on_standard_output_is_alone_there(bench, url, tmp_path):
+def test_json_on_standard_output_is_alone_there(bench, url):
     status, out, err = bench(url, "-c", 1, *BRIEFLY, "--json", "-")
     assert status == 0
     assert json.loads(out)["reports"][0]["label"] == "1 connection"
     assert "1 connection" in err
-    status, _, _ = bench(url, "-c", 1, *BRIEFLY, "--plot", tmp_path / "bench.svg")
-    assert (tmp_path / "bench.svg").read_text().startswith("<?xml")
 
 
 @pytest.mark.parametrize(
@@ -320,7 +314,6 @@ def test_json_on_standard_output_is_alone_there(bench, url, tmp_path):
         (["--body", "{"], "the body is not JSON"),
         (["--body", "{}", "--model", "tiny"], "--body is the whole body"),
         (["-H", "no colon"], "'no colon': a header has the form"),
-        (["--plot", "bench.jpg"], "bench.jpg: a plot is a file .png or .svg"),
         (["--json", "no/such/file.json"], "no/such: there is no such folder"),
     ],
 )
@@ -331,22 +324,6 @@ def test_a_mistake_is_one_line(bench, arguments, says):
     assert err.startswith("error: ")
     assert err.count("\n") == 1, err
     assert says in err
-
-
-def test_a_plot_without_matplotlib_names_the_command_that_installs_it(bench, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    status, _, err = bench("--plot", "bench.png")
-    assert status == 2
-    assert "make setup-dev" in err
-
-
-def test_keys_stay_out_of_the_command_that_is_shown():
-    shown = command_line(
-        ["/x/sid", "bench", "-H", "Authorization: Bearer x", "--header=X-Deadline-Ms: 5"]
-    )
-    assert shown == "sid bench -H 'Authorization: ***' '--header=X-Deadline-Ms: 5'"
-    assert "hunter2" not in command_line(["sid", "--header=X-API-Key: hunter2"])
-    assert "hunter2" not in command_line(["sid", "-HX-API-Key: hunter2"])
 
 
 def test_help_explains_every_option(bench, monkeypatch):

@@ -103,8 +103,8 @@ def test_pictures_are_those_of_the_embedded_engine(repository, triton):
 def test_a_precision_that_triton_does_not_serve_is_refused(repository):
     """Before anything is asked of it: nobody listens there."""
     bundle = repository.bundle("grey")
-    settings = Settings(triton="127.0.0.1:1", precision="int8")
-    with pytest.raises(EngineError, match=r"triton computes model\.onnx, in float32, .* int8"):
+    settings = Settings(triton="127.0.0.1:1", precision="float16")
+    with pytest.raises(EngineError, match=r"triton computes model\.onnx, in float32, .* float16"):
         asyncio.run(make_engine(bundle, settings))
 
 

@@ -83,10 +83,10 @@ def test_the_tag_names_all_that_fixes_the_bytes(client, models):
         assert new.get(URL).headers["etag"] not in tags
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_the_tag_is_another_for_another_engine_or_precision(tmp_path):
-    write_bundle(tmp_path, graphs=["model.cpu.onnx", "model.int8.onnx"])
-    served = [{}, {"precision": "int8"}, {"engine": "openvino"}]
-    served.append({"engine": "openvino", "precision": "int8"})
+    write_bundle(tmp_path, graphs=["model.cpu.onnx", "model.bfloat16.onnx"])
+    served = [{}, {"engine": "openvino"}, {"engine": "openvino", "precision": "bfloat16"}]
     tags, models = set(), []
     for settings in served:
         with Client(create_app(Settings(models=tmp_path, **settings))) as client:
@@ -95,19 +95,20 @@ def test_the_tag_is_another_for_another_engine_or_precision(tmp_path):
             models.append(answer.headers["x-model"])
             assert client.get("/models/tiny").json()["tag"] == models[-1]
     assert len(tags) == len(served)
-    assert [tag.rpartition(":")[2] for tag in models] == ["float32-cpu", "int8"] * 2
+    assert [tag.rpartition(":")[2] for tag in models] == ["float32-cpu", "float32-cpu", "bfloat16"]
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_an_address_of_one_precision_is_refused_where_another_is_served(tmp_path):
     """Else a cache would keep, for a year, whichever of a mixed fleet answered first."""
-    write_bundle(tmp_path, graphs=["model.cpu.onnx", "model.int8.onnx"])
+    write_bundle(tmp_path, graphs=["model.cpu.onnx", "model.bfloat16.onnx"])
     with Client(create_app(Settings(models=tmp_path))) as exact:
         pinned = f"{URL}&model={exact.get(URL).headers['x-model']}"
         assert exact.get(pinned).headers["cache-control"].endswith(", immutable")
-    for settings in ({"precision": "int8"}, {"engine": "openvino", "precision": "int8"}):
-        with Client(create_app(Settings(models=tmp_path, **settings))) as other:
-            refused = other.get(pinned)
-            assert (refused.status_code, "immutable" in str(refused.headers)) == (404, False)
+    settings = Settings(models=tmp_path, engine="openvino", precision="bfloat16")
+    with Client(create_app(settings)) as other:
+        refused = other.get(pinned)
+        assert (refused.status_code, "immutable" in str(refused.headers)) == (404, False)
 
 
 @pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}', "*"])
