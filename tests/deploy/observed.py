@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from tests.deploy.shipped import PROMETHEUS
-from tests.service.triton import free_ports, until
+from tests.service.triton import free_ports
+from tests.service.waiting import until
 
 STUCK = {"model": "stuck", "class_label": 0}  # hangs, until its engine is restarted
 
@@ -63,7 +64,7 @@ def prometheus(folder: Path, targets: dict[str, list[str]]) -> Iterator[Promethe
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         url = f"http://127.0.0.1:{port}"
-        until(lambda: _ready(process, url, folder / "log"), seconds=30)
+        until(lambda: _ready(process, url, folder / "log"))
         yield Prometheus(url)
     finally:
         process.terminate()

@@ -35,7 +35,8 @@ from tests.deploy.shipped import (
     variables,
 )
 from tests.service.test_process import serving
-from tests.service.triton import triton_over, until
+from tests.service.triton import triton_over
+from tests.service.waiting import until
 
 OF_PROMETHEUS = {"up", "ALERTS"}
 # Panels of Triton fall back to the processors' figures where a server shows no GPU, as here. So
@@ -190,10 +191,10 @@ def live(tmp_path_factory):
         ) as server,
     ):
         # From the first scrape on, so that rates begin at 0.
-        until(lambda: server.values("count(up == 1)") == [3], seconds=30)
+        until(lambda: server.values("count(up == 1)") == [3])
         server.statuses = drive(embedded, over_triton)
         # A few evaluations: what is recorded is there too, and alerts saw it.
-        until(lambda: firing(server) >= CAUSED, seconds=30)
+        until(lambda: firing(server) >= CAUSED)
         yield server
 
 

@@ -220,7 +220,7 @@ def test_a_signal_stops_it_and_it_says_what_is_there(place, tmp_path, number, st
     process = start(*place, "--seeds", "0-99999", "-o", tmp_path / "out")
     wait_for_files(tmp_path / "out", process)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == status
     said = re.fullmatch(
         r"stopped: ([0-9]+) of 100000 pictures are in \S+, and the same command goes on\n", stderr
@@ -261,7 +261,7 @@ def test_a_model_that_the_server_changes_is_an_error_and_no_mixture(models, tmp_
         wait_for_files(tmp_path / "out", process)
         write_bundle(models, "tiny", version=2)
         server.send_signal(signal.SIGHUP)
-        _, stderr = process.communicate(timeout=20)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2
     assert stderr.startswith("error: tiny:1:")
     assert "is not served: tiny is tiny:2:" in stderr
@@ -279,7 +279,7 @@ def test_a_server_that_is_restarted_under_it_ends_nothing(server, tmp_path):
         first.wait()
         port = url.rpartition(":")[2]
         with serving(server.models, "--port", port, log=tmp_path / "log"):
-            stdout, stderr = process.communicate(timeout=30)
+            stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (0, ""), stdout
     assert len(files_of(tmp_path / "out")) == 1201
 
@@ -331,7 +331,7 @@ def test_a_server_has_its_own_models_and_may_be_away(sid, server):
     started = time.monotonic()
     refused = sid("generate", "--url", "http://127.0.0.1:9", "--seeds", "0-4", "-o", "out")
     assert_user_error(refused, "http://127.0.0.1:9 cannot be reached")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20, "in the middle of a run it would be 30 s and more"
 
 
 def test_a_disk_that_takes_no_more_is_one_line_and_it_goes_on_later(sid, place, tmp_path):
@@ -343,7 +343,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_it_goes_on_later(sid, place, 
         tmp_path / "out",
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
     )
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "File too large; 0 of 10 pictures are in" in stderr
     assert "and the same command goes on" in stderr
@@ -412,7 +412,7 @@ def test_a_key_with_a_rate_and_a_small_burst_gets_all_its_pictures(models, tmp_p
     with serving(models, log=tmp_path / "log", **limits) as (_, url):
         environment = os.environ | {"SID_KEY": made.secret}
         process = start("--url", url, "--seeds", "0-19", "-o", tmp_path / "out", env=environment)
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=60)
         metrics = httpx.get(f"{url}/metrics").text
     assert (process.returncode, stderr) == (0, ""), stdout
     assert len(files_of(tmp_path / "out")) == 21

@@ -23,7 +23,8 @@ from tests.bundles import A_WHILE, write_bundle
 from tests.service.client import Client
 from tests.service.otlp import collector, http_collector
 from tests.service.test_process import run_python, serving
-from tests.service.triton import free_ports, triton_over, until
+from tests.service.triton import free_ports, triton_over
+from tests.service.waiting import turns, until
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SENT, NOT_SAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
@@ -73,7 +74,7 @@ def gateway(models, traces=None, **settings):
 async def first_slow_then(client, *requests):
     """The answers to requests that wait together while a slow picture is drawn."""
     slow = asyncio.create_task(client.http.post("/generate", json={"class_label": SLOW}))
-    await asyncio.sleep(0.05)
+    await turns(200)  # all that it takes until it is drawn happens on this loop
     answers = await asyncio.gather(*requests)
     assert (await slow).status_code == 200
     return answers
@@ -128,7 +129,7 @@ def test_the_client_s_trace_is_continued_and_its_id_is_in_the_log(models, receiv
         http.post("/generate", json={}, headers={"traceparent": SENT.upper()})
         http.get("/nothing")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
     ours, other = received.named("POST /generate")
     assert {span.service for span in received} == {"pictures"}
     assert (ours.trace, ours.parent) == (TRACE, PARENT)
@@ -190,10 +191,10 @@ def test_a_request_that_was_answered_before_its_batch_began(models, received, ca
 
         async def ask_four():
             running = ask(0)
-            await asyncio.sleep(0.05)
+            await turns(200)
             others = [ask(1)]
             for headers in ({"X-Deadline-Ms": "400"}, {}):
-                await asyncio.sleep(0.02)
+                await turns(200)
                 others.append(ask(2, **headers))
             await others[1]
             engine_is_free.set()
@@ -230,12 +231,12 @@ def test_a_failure_is_an_error_from_the_engine_to_the_request(models, received, 
 def test_clients_that_leave_end_their_trace_and_their_batch_s(slow_models, received):
     async def leave(client):
         asking = asyncio.create_task(client.http.post("/generate", json={"class_label": SLOW}))
-        await asyncio.sleep(0.1)
+        await turns(200)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
 
     with gateway(slow_models, received.url) as client:
-        late = client.generate({"class_label": SLOW}, **{"X-Deadline-Ms": "50"})
+        late = client.generate({"class_label": SLOW}, **{"X-Deadline-Ms": "120"})
         assert late.status_code == 504
         client.run(leave(client))
     batches = received.named("batch")
@@ -283,9 +284,9 @@ def test_a_collector_that_is_away_costs_one_line_and_no_time(models, address, tm
                 slowest = max(slowest, time.monotonic() - sent)
             process.send_signal(signal.SIGTERM)
             stopped = time.monotonic()
-            assert process.wait(timeout=20) == 0
-            assert time.monotonic() - stopped < 4
-    assert slowest < 1
+            assert process.wait(timeout=60) == 0
+            assert time.monotonic() - stopped < 20, "by OpenTelemetry's default it would be 30 s"
+    assert slowest < 5, "nobody waits for the exporter's 10 s"
     (line,) = log.read_text().splitlines()
     assert "traces are lost" in line
 
