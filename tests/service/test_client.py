@@ -22,6 +22,8 @@ from tests.bundles import FOR_EVER, write_bundle
 from tests.service.test_process import run_python, serving
 from tests.service.waiting import until
 
+pytestmark = pytest.mark.slow
+
 
 class Waited:
     """An AsyncClient with the methods of Client, so that one test says it of both."""

@@ -19,6 +19,8 @@ from tests.bundles import FOR_EVER, write_bundle
 from tests.service.test_process import serving
 from tests.service.waiting import metrics_show, until
 
+pytestmark = pytest.mark.slow
+
 
 def test_everything_accepted_before_sigterm_is_answered(tmp_path):
     """Most of it waits in the queue when the signal comes."""

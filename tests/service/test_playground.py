@@ -20,7 +20,10 @@ from tests.bundles import write_bundle
 from tests.service.test_process import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium (Debian: chromium)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="needs Chromium (Debian: chromium)"),
+]
 
 PIXELS = """async (image) => {
     await image.decode();

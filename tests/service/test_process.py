@@ -18,6 +18,8 @@ import pytest
 
 from tests.service.waiting import until
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def serving(

@@ -33,7 +33,7 @@ CLASSES = 3
 PATIENCE = 20  # seconds after which an answer counts as never to come
 GROWTH = 24 * 2**20  # bytes of resident memory that are no leak
 
-pytestmark = pytest.mark.timeout(SECONDS + 120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 120)]
 
 
 @dataclass

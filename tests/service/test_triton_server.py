@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.service.triton import free_ports
 from tests.service.waiting import until
+
+pytestmark = pytest.mark.slow
 
 
 @contextmanager

@@ -87,6 +87,7 @@ def headings(page):
     return re.findall(r"<h2>(.*?)</h2>", page)
 
 
+@pytest.mark.slow
 def test_a_run_with_everything_is_shown_whole(tmp_path):
     write_run(tmp_path / "run")
     page, numbers = report(tmp_path / "run", plots=tmp_path / "plots")
@@ -162,6 +163,7 @@ def test_a_teacher_that_is_not_the_runs_is_refused(tmp_path):
         report(tmp_path / "run", teacher=tmp_path / "run" / "network.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "said"),
     [

@@ -76,6 +76,7 @@ def teacher(tmp_path_factory):
     return load_network(folder / "network.safetensors")[0]
 
 
+@pytest.mark.slow
 def test_the_teacher_learns_its_images(teacher):
     untrained = TeacherTraining(NETWORK, TEACHER, bars(), CPU).ema
     before = pixel_distance(lambda z, labels: heun(untrained, z, labels))

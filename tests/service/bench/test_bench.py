@@ -17,6 +17,8 @@ from service.bench import BenchError, Target, closed, generate_body, open_loop
 from service.bench.facts import command_line
 from tests.bundles import write_bundle
 
+pytestmark = pytest.mark.slow
+
 # Both loops against servers that misbehave
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -24,6 +24,8 @@ from tests.service.test_process import serving
 from tests.service.triton import Triton, triton_over
 from tests.service.waiting import happens, turns, until
 
+pytestmark = pytest.mark.slow
+
 SLOW = {"class_label": 0}  # asks for a picture that takes a while
 
 

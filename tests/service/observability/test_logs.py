@@ -289,6 +289,7 @@ structlog.get_logger().info("the end")
 """
 
 
+@pytest.mark.slow
 def test_what_is_printed_and_warned_of_waits_for_nobody_either():
     """Nothing is read until the process has ended, and it ends."""
     code = CODE.format(count=3000)

@@ -116,6 +116,7 @@ def test_a_request_is_one_trace_of_gateway_batch_and_engine(models, received):
     assert not any(span.error or span.links for span in received)
 
 
+@pytest.mark.slow
 def test_the_client_s_trace_is_continued_and_its_id_is_in_the_log(models, received, tmp_path):
     log = tmp_path / "log"
     traced = {"SID_TRACES": received.url, "SID_LOG_FORMAT": "json", "OTEL_SERVICE_NAME": "pictures"}
@@ -270,6 +271,7 @@ def refusing():
     yield free_ports(1)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", [refusing, silent])
 def test_a_collector_that_is_away_costs_one_line_and_no_time(models, address, tmp_path):
     log = tmp_path / "log"
@@ -388,6 +390,7 @@ def draw_until_traced(client, spans, trace):
     until(draw)
 
 
+@pytest.mark.slow
 def test_triton_s_own_spans_are_children_of_ours(triton, slow_models, received):
     server, spans = triton
     trace = new_trace()
@@ -410,6 +413,7 @@ def test_triton_s_own_spans_are_children_of_ours(triton, slow_models, received):
         parents = {span.id for span in found}
 
 
+@pytest.mark.slow
 def test_triton_is_not_told_of_a_trace_that_is_not_sampled(triton, slow_models, received):
     """Because it would trace that too: it looks at the ids only (its server's issue 8474)."""
     server, spans = triton
@@ -444,6 +448,7 @@ def test_off_the_batch_belongs_to_the_first_trace_that_one_brought(slow_models, 
     assert told == [None, NOT_SAMPLED], "unchanged, whatever its flags"
 
 
+@pytest.mark.slow
 def test_off_the_client_s_traceparent_goes_on_to_triton(triton, slow_models):
     server, spans = triton
     trace, malformed = new_trace(), new_trace()
@@ -460,6 +465,7 @@ def test_off_the_client_s_traceparent_goes_on_to_triton(triton, slow_models):
     assert malformed not in {span.trace for span in spans}
 
 
+@pytest.mark.slow
 def test_a_cancelled_call_to_triton_is_traced_as_such(triton, slow_models, received):
     server, _ = triton
     with gateway(slow_models, received.url, triton=server.address) as client:

@@ -17,6 +17,8 @@ from tests.service.test_process import serving
 from tests.service.triton import triton_over
 from tests.service.waiting import until
 
+pytestmark = pytest.mark.slow
+
 
 def upgrade(models, tmp_path):
     """Put version 2 of `tiny` in the place of 1, which stays in it, as `publish` does."""

@@ -4,10 +4,13 @@ import asyncio
 import time
 
 import httpx
+import pytest
 
 from tests.bundles import FOR_EVER, write_bundle
 from tests.service.test_process import serving
 from tests.service.waiting import happens, metrics_show
+
+pytestmark = pytest.mark.slow
 
 CALM = {"model": "calm", "class_label": 1, "seed": 7}
 

@@ -94,6 +94,7 @@ def test_a_hang_while_a_failure_is_looked_into_is_mended_too(bundle):
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_what_a_restart_left_behind_does_not_take_the_engine_down_again(bundle):
     async def scenario():
         async with Watched(bundle, seconds=2, concurrency=2) as watched:
