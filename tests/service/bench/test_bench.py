@@ -124,7 +124,7 @@ def test_what_is_never_answered_is_a_timeout(load):
         started = time.monotonic()
         report = apply_load(load, target, timeout=0.1)
         silence.set()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4, "nobody waits for the server's 5 s"
     # The closed loop's two were sent in the warm-up, and are not forgotten.
     assert report.errors == {"timeout": 2 if load == "closed" else report.requests}
     assert add_up(report)

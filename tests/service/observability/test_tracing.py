@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from random import getrandbits
@@ -19,12 +20,12 @@ from service.engines import EngineError
 from service.engines.onnx import OnnxEngine
 from service.observability.tracing import sent_traceparent
 from service.settings import Settings
-from tests.bundles import A_WHILE, write_bundle
+from tests.bundles import A_WHILE, FOR_EVER, write_bundle
 from tests.service.client import Client
 from tests.service.otlp import collector, http_collector
 from tests.service.test_process import run_python, serving
 from tests.service.triton import free_ports, triton_over
-from tests.service.waiting import turns, until
+from tests.service.waiting import happens, turns, until
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SENT, NOT_SAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
@@ -229,15 +230,28 @@ def test_a_failure_is_an_error_from_the_engine_to_the_request(models, received, 
     assert not received.one("queue").error
 
 
-def test_clients_that_leave_end_their_trace_and_their_batch_s(slow_models, received):
+def test_clients_that_leave_end_their_trace_and_their_batch_s(tmp_path, received, monkeypatch):
+    write_bundle(tmp_path / "models", turns=FOR_EVER)
+    computing, generate = threading.Event(), OnnxEngine.generate
+
+    async def noted(engine, prepare, *others):
+        def prepared():
+            inputs = prepare()
+            computing.set()
+            return inputs
+
+        return await generate(engine, prepared, *others)
+
     async def leave(client):
+        computing.clear()
         asking = asyncio.create_task(client.http.post("/generate", json={"class_label": SLOW}))
-        await turns(200)
+        await happens(computing.is_set)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
 
-    with gateway(slow_models, received.url) as client:
-        late = client.generate({"class_label": SLOW}, **{"X-Deadline-Ms": "120"})
+    with gateway(tmp_path / "models", received.url) as client:
+        monkeypatch.setattr(OnnxEngine, "generate", noted)
+        late = client.generate({"class_label": SLOW}, **{"X-Deadline-Ms": "1000"})
         assert late.status_code == 504
         client.run(leave(client))
     batches = received.named("batch")
