@@ -46,6 +46,7 @@ def test_the_classes_are_in_their_own_order_and_bring_their_licences(drawn):
     assert [file.name for file in drawn.parent.iterdir()] == ["avatars.zip"], "nothing is left"
 
 
+@pytest.mark.slow
 def test_corners_are_white_where_a_style_has_no_background(drawn):
     dataset = load_dataset(drawn, resolution=16)
     pixel_people = dataset.images[dataset.labels == 8]

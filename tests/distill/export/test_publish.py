@@ -99,6 +99,7 @@ def test_what_a_shipped_recipe_has_distilled_is_published(tmp_path, publish_toy,
     assert manifest.training.get("generator_betas") == {"ffhq64": "[0.9, 0.999]"}.get(recipe)
 
 
+@pytest.mark.slow
 def test_what_was_distilled_with_every_option_of_run_is_published(tmp_path, publish_toy):
     options = {
         "--microbatch": 1, "--lr": 1e-6, "--fake-lr": 1e-6, "--cooldown": 2, "--alpha": 1.2,
