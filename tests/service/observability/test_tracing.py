@@ -237,7 +237,7 @@ def test_clients_that_leave_end_their_trace_and_their_batch_s(tmp_path, received
     async def noted(engine, prepare, *others):
         def prepared():
             inputs = prepare()
-            if SLOW in inputs[1]:  # else it is the canary of a look after the late one
+            if SLOW in inputs["class_labels"]:  # else it is the canary of a look after the late one
                 computing.set()
             return inputs
 
