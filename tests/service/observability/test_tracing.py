@@ -236,10 +236,10 @@ def test_clients_that_leave_end_their_trace_and_their_batch_s(tmp_path, received
 
     async def noted(engine, prepare, *others):
         def prepared():
-            inputs = prepare()
-            if SLOW in inputs["class_labels"]:  # else it is the canary of a look after the late one
+            found = prepare()
+            if SLOW in found.inputs["class_labels"]:  # else it is the supervisor's canary
                 computing.set()
-            return inputs
+            return found
 
         return await generate(engine, prepared, *others)
 
