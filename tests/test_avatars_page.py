@@ -75,6 +75,7 @@ def test_the_address_is_for_ever_and_the_headers_are_those_of_the_table(url, pro
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="needs Chromium (Debian: chromium)")
 def test_javascript_makes_the_same_addresses_and_the_page_shows_the_picture(url, program):
     seeds = [program["seed_of"](user) for user in USERS]

@@ -1,5 +1,6 @@
 """Shared by the tests of the online half."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,12 @@ from service.settings import Settings
 from tests.bundles import write_bundle
 from tests.service.client import Client
 from tests.service.triton import Repository, Triton, triton_over
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    """Find garbage now, for the same reason: what is said of a lost task parses its source."""
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

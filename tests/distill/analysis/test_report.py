@@ -87,6 +87,7 @@ def headings(page):
     return re.findall(r"<h2>(.*?)</h2>", page)
 
 
+@pytest.mark.slow
 def test_a_run_with_everything_is_shown_whole(tmp_path):
     write_run(tmp_path / "run")
     page, numbers = report(tmp_path / "run", plots=tmp_path / "plots")
@@ -108,6 +109,7 @@ def test_a_run_with_everything_is_shown_whole(tmp_path):
     assert page.count("<svg") == len(plots)
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_and_runs_nothing(tmp_path):
     write_run(tmp_path / "<b>&amp;")
     page, _ = report(tmp_path / "<b>&amp;")
@@ -130,6 +132,7 @@ def test_a_folder_with_a_curve_alone_says_what_is_missing(tmp_path):
     assert "Samples" in reasons
 
 
+@pytest.mark.slow
 def test_an_older_run_names_no_teacher(tmp_path):
     teacher = write_run(tmp_path / "run", recorded=False)
     page, numbers = report(tmp_path / "run")
@@ -140,6 +143,7 @@ def test_an_older_run_names_no_teacher(tmp_path):
     assert "Where the student falls short of its teacher" not in headings(page)
 
 
+@pytest.mark.slow
 def test_a_run_without_classes(tmp_path):
     write_run(tmp_path / "run", classes=[])
     page, numbers = report(tmp_path / "run")
@@ -158,6 +162,7 @@ def test_a_teacher_that_is_not_the_runs_is_refused(tmp_path):
         report(tmp_path / "run", teacher=tmp_path / "run" / "network.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "said"),
     [
@@ -174,6 +179,7 @@ def test_a_damaged_file_is_named(file, said, tmp_path):
         report(tmp_path / "run", pictures=0)
 
 
+@pytest.mark.slow
 def test_nothing_to_show_and_bad_options_are_said_plainly(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"nothing to analyse: .*curve.jsonl is missing"):
@@ -195,6 +201,7 @@ def test_the_curve_alone_as_a_picture(tmp_path, capsys):
     assert "slope -0.500" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_are_called_by_what_differs(tmp_path):
     write_run(tmp_path / "one")
     write_run(tmp_path / "two", alpha=0.5)

@@ -61,6 +61,7 @@ def discs(count, hues, seed):
     return Dataset("discs", images, labels, ("disc", "square"))
 
 
+@pytest.mark.slow
 def test_a_thumbnail_makes_the_features_see_what_varies_within_a_class():
     """Pictures that lost half of the colours score far worse; to classes alone they are alike."""
     colours = [(230, 40, 40), (40, 200, 60), (50, 70, 230), (230, 210, 60)]

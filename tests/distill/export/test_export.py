@@ -33,15 +33,21 @@ def network(label_dim, patch_size=1):
     return denoiser
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label_dim", [0, 3])
-@pytest.mark.parametrize(("batch", "patch_size"), [(1, 1), (5, 1), (5, 2)])
-def test_the_graph_draws_what_torch_draws(tmp_path, label_dim, batch, patch_size):
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_the_graph_draws_what_torch_draws(tmp_path, label_dim, patch_size):
     denoiser = network(label_dim, patch_size)
     export_onnx(denoiser, 2.5, tmp_path / "model.onnx")
+    for batch in (1, 5):
+        assert_draws_alike(denoiser, tmp_path / "model.onnx", batch, patch_size)
+
+
+def assert_draws_alike(denoiser, graph, batch, patch_size):
     inputs = example_inputs(denoiser, batch)
     with torch.no_grad():
         expected = PixelGenerator(denoiser, 2.5)(*inputs).numpy()
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(graph)
     names = ["latents", "class_labels"]
     feed = {name: value.numpy() for name, value in zip(names, inputs, strict=False)}
     (images,) = session.run(["images"], feed)
@@ -53,6 +59,7 @@ def test_the_graph_draws_what_torch_draws(tmp_path, label_dim, batch, patch_size
     assert (difference > 0).mean() < 0.01
 
 
+@pytest.mark.slow
 def test_the_graph_is_reproducible_and_tells_nothing_of_this_machine(tmp_path):
     for name in ("a.onnx", "b.onnx"):
         export_onnx(network(3), 2.5, tmp_path / name)
@@ -95,6 +102,7 @@ def models(first_version, tmp_path):
     return tmp_path / "models"
 
 
+@pytest.mark.slow
 def test_a_published_bundle_verifies_and_states_its_quality(models, tmp_path):
     generator = save_generator(tmp_path / "generator.safetensors")
     teacher = save_generator(tmp_path / "teacher.safetensors", role="teacher")
@@ -124,6 +132,7 @@ def test_a_published_bundle_verifies_and_states_its_quality(models, tmp_path):
         assert manifest.golden.mismatch(reference, session.run(None, feed)[0][0]) is None
 
 
+@pytest.mark.slow
 def test_an_unconditional_generator_is_published_without_classes(tmp_path):
     generator = save_generator(tmp_path / "generator.safetensors", label_dim=0)
     folder = publish(generator, None, "plain", "", "MIT", tmp_path / "models")
@@ -166,6 +175,7 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path):
     assert (tmp_path / "runs" / "precious").exists()
 
 
+@pytest.mark.slow
 def test_a_publish_that_was_killed_half_way_is_undone_by_the_next(models, tmp_path):
     generator = save_generator(tmp_path / "generator.safetensors")
     folder = models / "letters"
@@ -175,6 +185,7 @@ def test_a_publish_that_was_killed_half_way_is_undone_by_the_next(models, tmp_pa
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["models"]
 
 
+@pytest.mark.slow
 def test_what_is_built_never_lies_where_triton_would_take_it_for_a_model(tmp_path, monkeypatch):
     generator = save_generator(tmp_path / "generator.safetensors")
     models, seen = tmp_path / "models", []
@@ -188,6 +199,7 @@ def test_what_is_built_never_lies_where_triton_would_take_it_for_a_model(tmp_pat
     assert seen == []
 
 
+@pytest.mark.slow
 def test_a_version_of_another_signature_is_not_kept_beside_the_new_one(models, tmp_path):
     """Triton has one configuration for both, and would load neither."""
     unconditional = save_generator(tmp_path / "unconditional.safetensors", label_dim=0)
@@ -243,6 +255,7 @@ def test_a_folded_network_computes_in_float16_wherever_its_tables_are(label_dim)
     assert (found - expected).abs().max() <= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", ["wide", "narrow", "patched"])
 def test_the_form_for_processors_draws_the_same_pictures(tmp_path, width):
     denoiser = wide_network() if width == "wide" else network(3, 2 if width == "patched" else 1)
@@ -265,6 +278,7 @@ def test_the_form_for_processors_draws_the_same_pictures(tmp_path, width):
         assert (difference > 0).mean() < 0.01
 
 
+@pytest.mark.slow
 def test_lower_precisions_are_published_with_what_they_cost(tmp_path, monkeypatch):
     generator = save_generator(tmp_path / "generator.safetensors")
     report = tmp_path / "report.png"
@@ -286,6 +300,7 @@ def test_lower_precisions_are_published_with_what_they_cost(tmp_path, monkeypatc
         assert picture.size == (16 * 8 * 2, (1 + 2 * len(graphs)) * 8 * 2)
 
 
+@pytest.mark.slow
 def test_a_graph_that_draws_other_pictures_is_never_published(tmp_path, monkeypatch):
     generator = save_generator(tmp_path / "generator.safetensors")
 
@@ -298,6 +313,7 @@ def test_a_graph_that_draws_other_pictures_is_never_published(tmp_path, monkeypa
     assert not list((tmp_path / "models").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 def test_tensorrt_for_rtx_builds_every_precision_without_a_gpu(tmp_path, precision):
     pytest.importorskip("tensorrt_rtx")
@@ -306,6 +322,7 @@ def test_tensorrt_for_rtx_builds_every_precision_without_a_gpu(tmp_path, precisi
     assert (tmp_path / "p").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_what_tensorrt_cannot_build_is_one_line(tmp_path):
     pytest.importorskip("tensorrt_rtx")
     (tmp_path / "model.onnx").write_bytes(b"no graph")

@@ -25,6 +25,7 @@ def truth():
     return draw_truth(PixelGenerator(generator, facts["sigma_init"]), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", load_bundle(SHIPPED).manifest.graphs)
 def test_the_shipped_graphs_pass_and_their_pictures_keep_their_bounds_one_by_one(truth, name):
     bundle = load_bundle(SHIPPED)

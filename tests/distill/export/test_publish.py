@@ -89,6 +89,7 @@ def distil(folder, *options, **facts):
     return folder / "network.safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", sorted(file.stem for file in RECIPES.glob("*.toml")))
 def test_what_a_shipped_recipe_has_distilled_is_published(tmp_path, publish_toy, recipe):
     # The start level is the exported graph's, whatever the recipe's.
@@ -98,6 +99,7 @@ def test_what_a_shipped_recipe_has_distilled_is_published(tmp_path, publish_toy,
     assert manifest.training.get("generator_betas") == {"ffhq64": "[0.9, 0.999]"}.get(recipe)
 
 
+@pytest.mark.slow
 def test_what_was_distilled_with_every_option_of_run_is_published(tmp_path, publish_toy):
     options = {
         "--microbatch": 1, "--lr": 1e-6, "--fake-lr": 1e-6, "--cooldown": 2, "--alpha": 1.2,
@@ -115,6 +117,7 @@ def test_what_was_distilled_with_every_option_of_run_is_published(tmp_path, publ
     assert manifest.training["seed"] == 2**63
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stated", [None, "CC-BY-4.0"])
 def test_a_student_of_an_imported_teacher_inherits_its_licence(tmp_path, publish_toy, stated):
     options = [] if stated is None else ["--licence", stated]

@@ -53,6 +53,7 @@ def draw(bundle, references):
     return asyncio.run(run())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "classes", "shape"),
     [

@@ -109,6 +109,7 @@ def test_what_a_regression_does_not_do_is_refused_in_its_recipe(name):
         RegressionConfig.model_validate(CONFIG.model_dump() | {name: 0.5})
 
 
+@pytest.mark.slow
 def test_one_step_learns_what_the_teacher_draws_in_many(teacher, tmp_path):
     pairs = draw_pairs(teacher, CONFIG, tmp_path / "pairs", CPU, progress=False)
     training = RegressionTraining(teacher, pairs, CONFIG, CPU)
@@ -194,6 +195,7 @@ def test_from_pairs_to_a_generator_by_the_commands(teacher_file, tmp_path, monke
     assert facts["started_from"] == "128 images of regression"
 
 
+@pytest.mark.slow
 def test_the_avatars_recipe_goes_from_its_teacher_to_a_generator(tmp_path, monkeypatch):
     """What docs/results.md says of models/avatars, at toy size."""
     start = tmp_path / "start" / "network.safetensors"

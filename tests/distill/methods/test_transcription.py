@@ -85,6 +85,7 @@ def pairs(training, oracle):
     yield training.ema, oracle.ema
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

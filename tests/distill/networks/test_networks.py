@@ -242,6 +242,7 @@ def test_what_is_admitted_can_be_built_and_run_and_nothing_else_can(
     assert drawn.shape == (1, 1, 8, 8)
 
 
+@pytest.mark.slow
 def test_trying_a_network_draws_no_random_number_and_loads_no_compiler():
     code = (
         "import sys, torch; from distill.recipe import load_recipe; torch.manual_seed(1);"

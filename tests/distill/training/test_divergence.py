@@ -67,6 +67,7 @@ def test_a_run_that_diverges_ends_and_keeps_the_last_good_network(tmp_path, caps
     assert "steps were skipped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_steps_that_are_skipped_now_and_then_are_counted_and_shown(tmp_path, capsys):
     training = make()
     break_from(training, 38, until=42)
@@ -81,6 +82,7 @@ def test_steps_that_are_skipped_now_and_then_are_counted_and_shown(tmp_path, cap
     assert "generator: 4 steps were skipped and 16 samples left out so far" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["weights", "pictures"])
 def test_a_network_without_pictures_never_replaces_a_good_one(what, tmp_path):
     """Every step has a finite gradient, and still the average draws nothing any more."""

@@ -143,6 +143,7 @@ def test_psis_gradients_are_those_of_the_other_samples(place, value, expected):
     assert training.fake_score.skipped.item() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
 @pytest.mark.parametrize("place", ["theta", "phi", "psi", "into phi", "into psi"])
 def test_thetas_gradients_are_those_of_the_other_samples(place, value, expected):

@@ -43,6 +43,7 @@ def make_teacher(world):
     return TeacherTraining(NETWORK, TeacherConfig(checkpoint_every=8, **LOOP), dataset, world)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [make_sid, make_teacher])
 def test_networks_are_built_and_sharded_one_after_the_other(make, world, monkeypatch):
     def whole_networks():

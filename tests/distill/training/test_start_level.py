@@ -60,6 +60,7 @@ def test_a_teacher_whose_pictures_are_not_finite_is_refused():
         fitting_sigma_init(FlatColours(math.nan, 2).eval())
 
 
+@pytest.mark.slow
 def test_run_shows_the_level_and_a_resumed_run_keeps_it(tmp_path):
     (tmp_path / "tiny.toml").write_text(RECIPE)
     images = tmp_path / "images"

@@ -99,6 +99,7 @@ def teacher(tmp_path_factory):
     return load_network(folder / "network.safetensors")[0]
 
 
+@pytest.mark.slow
 def test_the_teacher_learns_its_images(teacher):
     untrained = TeacherTraining(NETWORK, TEACHER, bars(), CPU).ema
     before = pixel_distance(lambda z, labels: heun(untrained, z, labels))
@@ -107,6 +108,7 @@ def test_the_teacher_learns_its_images(teacher):
     assert after < 0.5
 
 
+@pytest.mark.slow
 def test_distillation_brings_the_distance_down(teacher, tmp_path):
     """The teacher in one step is a blur; a few hundred SiD steps make it a generator."""
 
@@ -133,6 +135,7 @@ def make_sid(config, seed=0):
     return Distillation(Sid(config), Denoiser(NETWORK), CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "config"),
     [
@@ -190,6 +193,7 @@ def test_a_teachers_folder_does_not_go_on_with_other_data(tmp_path):
         train(TeacherTraining(NETWORK, config, other, CPU), tmp_path, {}, progress=False)
 
 
+@pytest.mark.slow
 def test_the_data_set_is_hashed_once(tmp_path, monkeypatch):
     """Not at every checkpoint: the real ones take minutes."""
     calls = []
@@ -241,6 +245,7 @@ def test_the_loop_repeats_its_golden_losses():
         assert losses == expected, platform()
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
     config = SID.model_copy(update={"total_images": 1024})
 
@@ -265,6 +270,7 @@ def test_a_cooldown_brings_the_learning_rate_of_a_distillation_to_nothing():
     assert learning_rate_share(SID, SID.total_images) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_began_before_a_setting_existed_goes_on_with_its_default(tmp_path):
     config = SID.model_copy(update={"total_images": 128})
     train(make_sid(config), tmp_path, {}, progress=False)
@@ -309,6 +315,7 @@ def test_a_state_without_what_a_training_needs_is_named(tmp_path):
         train(make_sid(config), tmp_path, {}, progress=False)
 
 
+@pytest.mark.slow
 def test_a_run_may_be_given_another_end(tmp_path):
     config = SID.model_copy(update={"total_images": 128})
     train(make_sid(config), tmp_path, {}, progress=False)

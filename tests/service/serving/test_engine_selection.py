@@ -80,6 +80,7 @@ def test_it_is_closed_again_and_opens_as_any(tmp_path):
     assert asyncio.run(scenario()) is None
 
 
+@pytest.mark.slow
 def test_what_hangs_is_given_up_and_never_taken(tmp_path):
     """The canary asks for another class: it is the timing that finds it out."""
     bundle = load_bundle(write_bundle(tmp_path, "tiny", turns=5 * A_WHILE))

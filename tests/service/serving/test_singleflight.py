@@ -9,6 +9,7 @@ from service.engines import EngineError
 from service.http.security import RateLimitedError
 from service.serving.exceptions import ComputeError, QueueFullError
 from service.serving.singleflight import SingleFlight
+from tests.service.waiting import turns
 
 
 class Work:
@@ -33,7 +34,7 @@ class Work:
 
 async def callers(flights, work, count, key="key"):
     tasks = [asyncio.create_task(flights.run(key, work)) for _ in range(count)]
-    await asyncio.sleep(0.01)
+    await turns()
     return tasks
 
 
@@ -58,7 +59,7 @@ def test_the_first_caller_may_leave_and_only_the_last_ends_the_work():
         first, second, third = await callers(flights, work, 3)
         first.cancel()
         third.cancel()
-        await asyncio.sleep(0.01)
+        await turns()
         assert (work.started, work.cancelled) == (1, 0)
         second.cancel()
         await asyncio.gather(first, second, third, return_exceptions=True)
@@ -75,7 +76,7 @@ def test_after_everybody_left_the_next_caller_gets_work_of_its_own():
         (only,) = await callers(flights, work, 1)
         only.cancel()
         again = asyncio.create_task(flights.run("key", work))  # before the cancel had its turn
-        await asyncio.sleep(0.01)
+        await turns()
         work.end.set()
         assert await asyncio.wait_for(again, 5) in (1, 2)
 
