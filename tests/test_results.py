@@ -43,9 +43,11 @@ TOY = [
     (r"--out distill/evaluation/assets/", "--out runs/"),
     # Networks: the recipes of the tree are made small, below.
     (r"--epochs \d+|(?<=sid-distill features )(?!.*--epochs)", "--epochs 1 "),
-    (r"(sid-distill (?:teacher|run|regress) .*?)(--images \d+|$)", r"\1 --images 32 "),
+    (r"(sid-distill (?:teacher|run|regress) .*?)(--images \d+)(.*)", r"\1\3"),
+    (r"(sid-distill (?:teacher|run|regress) .*)", r"\1 --images 32"),
     (r"(sid-distill run (?!.*--features))", r"\1--features none "),
-    (r"--pairs \d+|(?<=sid-distill regress )(?!.*--pairs)", "--pairs 32 "),
+    # A second, smaller run of the same command is the same at this size.
+    (r"(sid-distill regress .*?) --pairs \d+( .*?)runs/avatars-check", r"\1\2runs/avatars-start"),
     (r"\.venv/bin/torchrun .*? --no-python ", ""),  # on two processes: tests/distill/training
     (r"for a in [\d. ]+;", "for a in 1.2;"),
     (r"runs/avatars-sid/snapshots/\S+", "runs/avatars-sid/network.safetensors"),
