@@ -11,7 +11,7 @@ from service.addresses import check_public_url, networks, origins
 from service.bundle import Precision
 from service.resources import available_cpus
 
-_BATCHES_A_SERVER = 4  # on two instances: two computed, two on their way (docs/results.md)
+_BATCHES_A_SERVER = 4  # on two instances: two computed, two on their way (docs/notebook.md)
 _BATCHES_A_GPU = 2  # it computes one; noise and files of the other are made meanwhile
 # Above these a number is a slip of the pen, and no machine would start or end in good time.
 _DAY = 86_400  # seconds
@@ -100,7 +100,7 @@ class Settings(BaseSettings):
         default=8,
         ge=1,
         le=4096,
-        description="Largest batch. On processors larger ones only wait longer (docs/results.md); "
+        description="Largest batch. On processors larger ones only wait longer (docs/notebook.md); "
         "raise it where they gain throughput.",
     )
     queue_size: int = Field(

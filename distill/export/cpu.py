@@ -1,6 +1,7 @@
 """The folded network in the form that processors compute fastest.
 
-The same function in float32, said in other operators (`docs/results.md` has what it is worth):
+The same function in float32, said in other operators; what that is worth:
+docs/results/export-and-engines.md.
 
 - A group normalisation is an instance normalisation of the groups and a batch normalisation that
   scales and shifts channels. ONNX Runtime has a kernel for each of those on processors, and none

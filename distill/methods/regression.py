@@ -2,7 +2,7 @@
 
 Regression on noise-image pairs (knowledge distillation, arXiv 2101.02388). Alone it draws blurred
 pictures, but it keeps the teacher's whole variety, from which SiD then starts
-(docs/results.md, "Avatars").
+(docs/results/avatars.md).
 """
 
 import copy

@@ -3,7 +3,7 @@
 At a noise level s the mean colour of a picture of R pixels a side is known to s / R. Where that is
 far below the spread of real mean colours, the teacher takes all noise for one colour:
 D(s z; s) starts without variety, and SiD, which seeks modes, keeps it so for long
-(docs/results.md, "Avatars"). A level of the spread times the side leaves the colour open.
+(docs/results/avatars.md). A level of the spread times the side leaves the colour open.
 """
 
 import torch

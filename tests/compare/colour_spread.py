@@ -2,7 +2,7 @@
 
     python tests/compare/colour_spread.py runs/teacher/network.safetensors runs/sid/snapshots/*
 
-Sixteen pictures a class from fixed noise: a teacher's by 12 of Heun's steps, a generator's in one.
+The pictures are drawn from fixed noise: a teacher's by 12 of Heun's steps, a generator's in one.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from distill.data.datasets import one_hot
 from distill.sampling import heun, one_step
 from distill.training.start_level import mean_colour_spread
 
-PER_CLASS, CELL, STEPS = 16, 8, 12
+CELL, STEPS = 8, 12
 
 
 @torch.no_grad()
@@ -24,11 +24,13 @@ def main() -> None:
     """Print the spread over whole pictures, and over cells of 8x8 pixels, a line a network."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="+", type=Path)
-    for path in parser.parse_args().networks:
+    parser.add_argument("--images-per-class", type=int, default=16)
+    options = parser.parse_args()
+    for path in options.networks:
         network, facts = load_network(path)
         network.eval()
         config = network.config
-        labels = torch.arange(config.label_dim).repeat_interleave(PER_CLASS)
+        labels = torch.arange(config.label_dim).repeat_interleave(options.images_per_class)
         generator = torch.Generator().manual_seed(5)
         z = torch.randn(len(labels), *config.latent_shape, generator=generator)
         pictures = []

@@ -36,13 +36,16 @@ Job = tuple[int, int]
 
 def open_session(threads: int = THREADS, spin: bool = SPIN) -> Any:
     """Open the model as service/engines/onnx.py does; only threads and spinning may differ."""
+    version = load_manifest(MODEL).version  # publish counts it up, and removes older ones
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     return onnxruntime.InferenceSession(
-        MODEL / "1" / "model.onnx", sess_options=options, providers=["CPUExecutionProvider"]
+        MODEL / str(version) / "model.onnx",
+        sess_options=options,
+        providers=["CPUExecutionProvider"],
     )
 
 

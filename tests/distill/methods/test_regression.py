@@ -197,7 +197,7 @@ def test_from_pairs_to_a_generator_by_the_commands(teacher_file, tmp_path, monke
 
 @pytest.mark.slow
 def test_the_avatars_recipe_goes_from_its_teacher_to_a_generator(tmp_path, monkeypatch):
-    """What docs/results.md says of models/avatars, at toy size."""
+    """What docs/results/avatars.md says of models/avatars, at toy size."""
     start = tmp_path / "start" / "network.safetensors"
     common = ["--recipe", "avatars", "--teacher", AVATARS_TEACHER, "--images", 64]
     for arguments in (

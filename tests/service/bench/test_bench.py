@@ -84,7 +84,7 @@ def test_a_stall_is_felt_by_all_that_were_due_in_it():
     assert 0.3 < asked.latency.max < 3
     assert min(seconds for percent, seconds in asked.curve if percent >= 80) > 0.12
     assert asked.latency.p50 > 3 * coordinated.latency.p50
-    assert coordinated.latency.max > 0.12
+    assert coordinated.latency.p50 < 0.12 < coordinated.latency.max
     assert add_up(asked)
 
 
