@@ -179,7 +179,6 @@ class Recipe(_Section):
             the teacher's weights.
         method: the name of the one further section, that of the method of distillation.
         method_entries: what stands in it, not checked yet: `distill.methods.registry`.
-        file: where all this was read.
     """
 
     description: str
@@ -191,7 +190,6 @@ class Recipe(_Section):
     regression: RegressionConfig | None = None
     method: str
     method_entries: dict[str, Any]
-    file: Path
 
     def licence_for(self, data: str) -> str | None:
         """The licence of a network that is trained with this recipe on the data set `data`."""
@@ -226,12 +224,12 @@ def load_recipe(name: str) -> Recipe:
             family = family_of(content["network"])
         except ValueError as error:
             raise UserError(f"{path}: network: {error}") from None
-        _refuse_unknown(path, "network", family, content["network"])
+        _refuse_unknown(str(path), "network", family, content["network"])
     for section, kind in RECIPE_SECTIONS.items():
         if isinstance(content.get(section), dict):
-            _refuse_unknown(path, section, kind, content[section])
+            _refuse_unknown(str(path), section, kind, content[section])
     method = _method_named(path, content)
-    content |= {"file": path, "method": method, "method_entries": content.pop(method)}
+    content |= {"method": method, "method_entries": content.pop(method)}
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -264,31 +262,31 @@ def _method_named(path: Path, content: dict[str, Any]) -> str:
 
 
 def checked_section(
-    path: Path, name: str, kind: type[Section], entries: Mapping[str, Any]
+    recipe: str, name: str, kind: type[Section], entries: Mapping[str, Any]
 ) -> Section:
-    """Check what stands in the section `name` of the recipe at `path`.
+    """Check what stands in the section `name` of a recipe, by its own name or path.
 
     Raises:
         UserError: an entry is unknown, missing or out of range.
     """
-    _refuse_unknown(path, name, kind, entries)
+    _refuse_unknown(recipe, name, kind, entries)
     # A recipe of this section alone, so that pydantic says where in the file an error is.
     whole = create_model("Recipe", **{name: (kind, ...)})  # type: ignore[call-overload]
     try:
         section: Section = getattr(whole.model_validate({name: entries}), name)
     except ValidationError as error:
-        raise UserError(f"{path}: {first_error(error)}") from None
+        raise UserError(f"{recipe}: {first_error(error)}") from None
     return section
 
 
 def _refuse_unknown(
-    path: Path, section: str, kind: type[BaseModel], entries: Mapping[str, Any]
+    recipe: str, section: str, kind: type[BaseModel], entries: Mapping[str, Any]
 ) -> None:
     """Name the first entry that a section does not know, and those that it knows."""
     for name in entries:
         if name not in kind.model_fields:
             raise UserError(
-                f"{path}: unknown entry {section}.{name}: [{section}] may hold "
+                f"{recipe}: unknown entry {section}.{name}: [{section}] may hold "
                 f"{', '.join(sorted(kind.model_fields))}"
             )
 

@@ -84,7 +84,7 @@ def read_recipe(name: str) -> "tuple[Recipe, DistillationConfig]":
     from distill.recipe import load_recipe
 
     recipe = load_recipe(name)
-    return recipe, method_section(recipe)
+    return recipe, method_section(recipe, name)
 
 
 def read_teacher(file: Path) -> "tuple[Denoiser, dict[str, Any]]":

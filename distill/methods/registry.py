@@ -8,16 +8,20 @@ from distill.training.method import Method
 METHODS: dict[str, type[Method]] = {method.name: method for method in (Sid,)}
 
 
-def method_section(recipe: Recipe) -> DistillationConfig:
+def method_section(recipe: Recipe, name: str) -> DistillationConfig:
     """What a recipe says of its distillation, checked by the method that the section names.
+
+    Args:
+        recipe: as `load_recipe` read it.
+        name: by which it was asked for, to be named in errors.
 
     Raises:
         UserError: there is no such method, or an entry is unknown, missing or out of range.
     """
     if recipe.method not in METHODS:
         raise UserError(
-            f"{recipe.file}: unknown section [{recipe.method}]: a recipe may hold "
+            f"{name}: unknown section [{recipe.method}]: a recipe may hold "
             f"{', '.join(RECIPE_ENTRIES)} and the section of its method: {', '.join(METHODS)}"
         )
     section = METHODS[recipe.method].section
-    return checked_section(recipe.file, recipe.method, section, recipe.method_entries)
+    return checked_section(name, recipe.method, section, recipe.method_entries)
