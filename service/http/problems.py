@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from service.bundle import ClassLabelError, SeedError
+from service.bundle import ClassLabelError, InputError, SeedError
 from service.http.security import BurstError, RateLimitedError
 from service.serving.catalogue import ModelRequiredError, UnknownModelError
 from service.serving.exceptions import ClosedError, ComputeError, DeadlineError, QueueFullError
@@ -67,6 +67,7 @@ _DOMAIN: dict[type[Exception], tuple[int, str, str]] = {
     ModelRequiredError: (422, "model-required", ""),
     ClassLabelError: (422, "class-out-of-range", ""),
     SeedError: (422, "seed-out-of-range", ""),
+    InputError: (422, "input-not-taken", ""),
     WalkError: (422, "walk-nowhere", ""),
     BurstError: (413, "above-burst", ""),
     RateLimitedError: (429, "rate-limited", ""),
