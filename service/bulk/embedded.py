@@ -54,7 +54,7 @@ class EmbeddedSource:
             self._media_type,
         )
         try:
-            pictures = await self._model.generate(jobs)
+            pictures = await self._model.submit(jobs)
         except QueueFullError as error:
             raise PostponedError(max(0.1, error.retry_after)) from None
         return [picture.file for picture in pictures]
@@ -87,7 +87,7 @@ async def draw_one(
     async with _open_model(settings, name) as model:
         manifest = model.bundle.manifest
         jobs = resolve_jobs(manifest, class_label, seed, 1, f"image/{form}")
-        (picture,) = await model.generate(jobs)
+        (picture,) = await model.submit(jobs)
     job = picture.job
     return Drawn(picture.file, job.seed, job.class_label, picture.class_name, model.tag)
 

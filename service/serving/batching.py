@@ -17,7 +17,7 @@ The module knows no HTTP and no engine; its only clock is the event loop's.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import nullcontext
 from typing import Any, Generic, Literal, TypeVar
 
@@ -89,8 +89,7 @@ class Batcher(Generic[Item, Result]):
         batches = len(self._running) - (-(self.waiting + more) // self._max_batch_size)
         return self._batch_seconds * -(-batches // self._concurrency)
 
-    def admit(self, count: int, deadline: float | None = None) -> None:
-        """Raise what `submit` would raise at once for `count` items."""
+    def _admit(self, count: int, deadline: float | None) -> None:
         if self._closed:
             raise ClosedError
         # What free places will take in the loop's next turn does not count as waiting.
@@ -105,24 +104,40 @@ class Batcher(Generic[Item, Result]):
             took = f"the queue leaves no time: it would take about {seconds * 1000:.0f} ms"
             raise DeadlineError(took)
 
-    async def submit(self, items: Sequence[Item], deadline: float | None = None) -> list[Result]:
-        """Queue `items` and return their results, in order; they may be computed in pieces.
+    def submit(
+        self, items: Sequence[Item], deadline: float | None = None, *, shared: bool = False
+    ) -> Coroutine[Any, Any, list[Result]]:
+        """Queue `items` or refuse them, at once; they may be computed in pieces.
 
-        Cancelling the caller, or reaching the deadline (a time of the event loop's clock),
-        withdraws what still waits. What is being computed goes on for its batch-mates, if any.
+        Not a coroutine function, so that this is one step: what is admitted is in the queue, and
+        what is refused has cost nothing. What it returns has to be awaited by the task that
+        called it, or by a new one that is left to start.
+
+        Args:
+            items: what to compute.
+            deadline: a time of the event loop's clock by which the results are wanted.
+            shared: others may join the wait with deadlines of their own, so that this one only
+                decides whether the items are queued, and does not end the wait.
+
+        Returns:
+            A coroutine that returns the results, in order. Cancelling it, or reaching the
+            deadline, withdraws what still waits. What is being computed goes on for its
+            batch-mates, if any. It raises ClosedError (the batcher was closed while the items
+            waited), DeadlineError (the deadline came first) or ComputeError (a batch with one of
+            the items failed).
 
         Raises:
-            QueueFullError: refused at once; nothing was queued.
-            DeadlineError: refused at once, or the deadline came first.
-            ClosedError: the batcher was closed before or while the items waited.
-            ComputeError: a batch with one of the items failed.
+            ClosedError, QueueFullError, DeadlineError: refused; nothing was queued.
         """
-        self.admit(len(items), deadline)
+        self._admit(len(items), deadline)
         ticket: _Ticket[Item, Result] = _Ticket(items)
         self._tickets.add(ticket)
         self._queue[ticket] = None
         self.waiting += len(items)
         self._start_workers()
+        return self._results(ticket, None if shared else deadline)
+
+    async def _results(self, ticket: _Ticket[Item, Result], deadline: float | None) -> list[Result]:
         try:
             async with asyncio.timeout_at(deadline) if deadline else nullcontext():
                 error = await ticket.future
@@ -135,7 +150,7 @@ class Batcher(Generic[Item, Result]):
                 self._abandon()
         if error:
             raise error
-        return [ticket.results[index] for index in range(len(items))]
+        return [ticket.results[index] for index in range(len(ticket.items))]
 
     async def drain(self) -> None:
         """Take no more items and return when every accepted submit has ended.

@@ -1,8 +1,9 @@
 """One served model: what is asked (class, seed) to pictures, through the queue and the engine."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from time import perf_counter
+from typing import Any
 
 import structlog
 
@@ -96,38 +97,54 @@ class ServedModel:
         """Open the engine; raises EngineError when its graph cannot be served."""
         await self.supervisor.open()
 
-    def admit(self, count: int, deadline: float | None = None) -> None:
-        """Raise at once what `generate` would raise at once; draw nothing."""
-        try:
-            self.supervisor.require_up()
-            self._batcher.admit(count, deadline)
-        except Exception as error:
-            self.metrics.reject(_REJECTIONS[type(error)])
-            raise
-
-    async def generate(
+    def submit(
         self,
         jobs: Sequence[ImageJob],
         deadline: float | None = None,
         trace: RequestTrace = UNTRACED,
-    ) -> list[Picture]:
-        """Draw pictures, all or none.
+        *,
+        shared: bool = False,
+    ) -> Coroutine[Any, Any, list[Picture]]:
+        """Queue pictures or refuse them, at once: all or none (see `Batcher.submit`).
+
+        This is the only place where a request is admitted, before anything else is set up for it:
+        under overload most requests end here.
 
         Args:
             jobs: what `resolve_jobs` returned.
             deadline: time of the event loop's clock by which they are wanted.
             trace: the trace of the request that wants them.
+            shared: others may join the wait, so that the deadline only decides admission.
+
+        Returns:
+            A coroutine that returns the pictures, and has to be awaited. It raises ClosedError
+            (shutting down), DeadlineError (not drawn in time), ComputeError (the engine failed),
+            EngineDownError (it failed before their turn) or QueueFullError (it has no room).
 
         Raises:
-            QueueFullError, ClosedError, EngineDownError: not now; nothing was computed.
-            DeadlineError: refused for want of time, or not drawn in time.
-            ComputeError: the engine failed.
+            EngineDownError, ClosedError, QueueFullError, DeadlineError: refused; nothing was
+                queued.
         """
-        self.admit(len(jobs), deadline)
         submitted = perf_counter()
-        accepted = [_Accepted(job, submitted, deadline, trace) for job in jobs]
+        ends = None if shared else deadline
+        accepted = [_Accepted(job, submitted, ends, trace) for job in jobs]
         try:
-            pictures = await self._batcher.submit(accepted, deadline)
+            self.supervisor.require_up()
+            drawing = self._batcher.submit(accepted, deadline, shared=shared)
+        except Exception as error:
+            self.metrics.reject(_REJECTIONS[type(error)])
+            raise
+        return self._observed(drawing, accepted, submitted)
+
+    async def _observed(
+        self,
+        drawing: Coroutine[Any, Any, list[Picture]],
+        accepted: list[_Accepted],
+        submitted: float,
+    ) -> list[Picture]:
+        """Wait for the batcher's pictures, and count how the wait ends."""
+        try:
+            pictures = await drawing
         except (asyncio.CancelledError, DeadlineError) as error:
             self.metrics.give_up(
                 "deadline" if isinstance(error, DeadlineError) else "abandoned",

@@ -101,15 +101,15 @@ async def _share(
 ) -> list[Picture]:
     """Draw the pictures, or wait for a request that is drawing the very same ones.
 
-    The deadline is each request's own, so it does not go along with the shared work.
+    The deadline is each request's own, so it does not end the shared work.
     """
     if shared := model.flights.flying(etag):
         model.metrics.cache_hit("shared")
-    else:
-        model.admit(len(jobs), deadline)
     try:
         async with asyncio.timeout_at(deadline):
-            pictures = await model.flights.run(etag, lambda: model.generate(jobs, trace=trace))
+            pictures = await model.flights.run(
+                etag, lambda: model.submit(jobs, deadline, trace, shared=True)
+            )
     except TimeoutError:
         raise DeadlineError("the picture was not drawn in time") from None
     if shared:

@@ -50,8 +50,7 @@ async def draw(
 ) -> list[Picture]:
     """Charge the client, and draw for as long as it waits. Raises what `unless_left` raises."""
     charge_for(request, model, len(jobs))
-    model.admit(len(jobs), deadline)  # before anything is set up: under overload most end here
-    return await unless_left(request, model.generate(jobs, deadline, request.state.trace))
+    return await unless_left(request, model.submit(jobs, deadline, request.state.trace))
 
 
 def charge_for(request: Request, model: ServedModel, n: int) -> None:

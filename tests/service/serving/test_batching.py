@@ -35,6 +35,7 @@ class Submit:
     number: int
     count: int
     deadline: float | None
+    shared: bool  # the deadline does not end the wait
     task: asyncio.Task = field(init=False)
     refusal: str | None = None  # what the batcher's state at its turn called for
     ran: bool = False
@@ -120,16 +121,17 @@ class Batching(RuleBasedStateMachine):
             submit.refusal = "QueueFullError"
         elif late and not idle:
             submit.refusal = "DeadlineError"
-        return await self.batcher.submit(submit.items, submit.deadline)
+        return await self.batcher.submit(submit.items, submit.deadline, shared=submit.shared)
 
     @rule(
         counts=st.lists(st.integers(1, 3), min_size=1, max_size=5),
         patience=st.none() | st.floats(0.001, 3),
+        shared=st.booleans(),
     )
-    def submit(self, counts, patience):
+    def submit(self, counts, patience, shared):
         for count in counts:
             deadline = None if patience is None else self.loop.now + patience
-            submit = Submit(len(self.submits), count, deadline)
+            submit = Submit(len(self.submits), count, deadline, shared)
             self.submits.append(submit)
             submit.task = self.loop.create_task(self.call(submit))
         self.settled = False
@@ -170,7 +172,8 @@ class Batching(RuleBasedStateMachine):
             return
         for submit in self.submits:
             outcome = submit.outcome()
-            expired = submit.deadline is not None and submit.deadline <= self.loop.now
+            ends = None if submit.shared else submit.deadline
+            expired = ends is not None and ends <= self.loop.now
             if outcome is None:
                 assert not submit.refusal
                 assert not submit.cancelled
@@ -340,6 +343,22 @@ def test_a_full_queue_refuses_at_once_and_a_cancel_makes_room():
         gate.open.set()
         assert await asyncio.gather(running, admitted) == [[0], [3]]
         assert gate.batches == [[0], [3]]
+
+    asyncio.run(scenario())
+
+
+def test_what_is_admitted_is_queued_in_the_same_step_so_that_no_two_take_one_place():
+    async def scenario():
+        gate = Gate()
+        batcher = Batcher(gate, max_batch_size=1, queue_size=1)
+        running = asyncio.create_task(batcher.submit([0]))
+        await asyncio.sleep(0.01)
+        admitted = batcher.submit([1])
+        assert batcher.waiting == 1
+        with pytest.raises(QueueFullError):
+            batcher.submit([2])
+        gate.open.set()
+        assert await asyncio.gather(running, admitted) == [[0], [1]]
 
     asyncio.run(scenario())
 
