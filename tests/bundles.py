@@ -32,6 +32,9 @@ from service.bundle import (
 from service.engines import Engine, Inputs, Prepared
 
 CLOTHES = ["T-shirt/top", "Trouser", "Dress"]
+# What a model may take beside noise and class.
+STYLE = LabelInput(name="style", count=5, default=1)
+MIX = VectorInput(name="mix", shape=(2,), default=(0.5, 0.5))
 # Turns of the loop, in native code: until someone ends it, and some tenths of a second.
 FOR_EVER, A_WHILE = 10**15, 200_000
 _WIDTH = 8
@@ -116,16 +119,21 @@ def served_tag(folder: Path, graph: str = "float32") -> str:
     return f"{load_bundle(folder).tag}:{graph}"
 
 
-def graph_inputs(noise: Any, class_labels: Any = None) -> Inputs:
+def graph_inputs(noise: Any, class_labels: Any = None, **extra: Any) -> Inputs:
     """The inputs of a graph by name."""
-    return {"latents": noise} | ({} if class_labels is None else {"class_labels": class_labels})
+    labels = {} if class_labels is None else {"class_labels": class_labels}
+    return {"latents": noise} | labels | extra
 
 
 async def compute(
-    engine: Engine, noise: Any, class_labels: Any = None, deadline: float | None = None
+    engine: Engine,
+    noise: Any,
+    class_labels: Any = None,
+    deadline: float | None = None,
+    **extra: Any,
 ) -> Any:
     """The images that an engine computes from these inputs."""
-    prepared = Prepared(graph_inputs(noise, class_labels))
+    prepared = Prepared(graph_inputs(noise, class_labels, **extra))
     return await engine.generate(lambda: prepared, lambda images: images, deadline)
 
 

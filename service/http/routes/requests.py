@@ -15,6 +15,7 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from service.bundle import SEED_MAX
 
@@ -46,7 +47,9 @@ def _decimal(value: object) -> object:
 def _label(value: object) -> object:
     """Take digits only, as `_digits`; what else there may be of an input needs a body."""
     if isinstance(value, str) and not re.fullmatch(r"[0-9]{1,9}", value, re.ASCII):
-        raise ValueError("GET takes labels only, in digits (input.NAME=3); POST takes vectors too")
+        raise PydanticCustomError(
+            "label", "GET takes labels only, in digits (input.NAME=3); POST takes vectors too"
+        )
     return value
 
 

@@ -7,14 +7,9 @@ import pytest
 from service.bundle import (
     BundleError,
     InputError,
-    LabelInput,
-    VectorInput,
     load_manifest,
 )
-from tests.bundles import write_bundle
-
-STYLE = LabelInput(name="style", count=5, default=1)
-MIX = VectorInput(name="mix", shape=(2,), default=(0.5, 0.5))
+from tests.bundles import MIX, STYLE, write_bundle
 
 
 @pytest.fixture

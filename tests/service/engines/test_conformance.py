@@ -114,6 +114,29 @@ def test_the_class_and_the_noise_change_the_image(repository: Repository, make):
     asyncio.run(scenario())
 
 
+def test_further_inputs_are_fed_by_name_each_row_its_own(repository: Repository, make):
+    """One noise and one class; a label and a vector, and latents of another shape than images."""
+    bundle = repository.bundle("styled")
+    z = np.repeat(latents([1], bundle.manifest.latent_shape), 5, axis=0)
+    labels = np.zeros(5, np.int64)
+    style = np.array([0, 1, 2, 2, 4])
+    mix = np.float32([[0, 1], [0, 1], [0, 1], [1, 0], [0.5, 0.5]])
+
+    async def scenario():
+        reference = OnnxEngine(bundle, threads=1, concurrency=1)
+        async with opened(make(bundle)) as engine, opened(reference):
+            images = await compute(engine, z, labels, style=style, mix=mix)
+            assert images.shape == (5, 16, 16, 1)
+            assert len({image.tobytes() for image in images}) == 5
+            assert np.array_equal(images, await compute(reference, z, labels, style=style, mix=mix))
+            for i in range(5):
+                row = slice(i, i + 1)
+                alone = await compute(engine, z[row], labels[row], style=style[row], mix=mix[row])
+                assert np.array_equal(alone[0], images[i])
+
+    asyncio.run(scenario())
+
+
 def test_it_works_between_open_and_close_and_after_a_restart(repository: Repository, make):
     async def scenario():
         bundle = repository.bundle("grey")
