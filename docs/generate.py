@@ -5,7 +5,6 @@ tests/test_docs.py fails when what is committed is not what this writes.
 
 import html
 import json
-import re
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -15,8 +14,11 @@ from typer.main import get_command
 
 import distill.cli
 import service.cli
+import service.server  # and with it all that can refuse a request
 from service.app import create_app
+from service.exceptions import refusals
 from service.http import problems
+from service.http.disconnect import ClientLeftError
 from service.observability.metrics import Telemetry
 from service.settings import Settings
 
@@ -171,9 +173,8 @@ def _problems() -> str:
         "same in OpenAI's words.\n\n"
         "| status | kind |\n|---|---|\n"
     )
-    known = {("404", "not-found"), ("405", "method-not-allowed")}  # Starlette's own
-    for file in Path(service.__file__).parent.rglob("*.py"):
-        known |= set(re.findall(r'\(\s*([45][0-9]{2}),\s+"([a-z-]+)"', file.read_text("utf-8")))
+    known = {(refusal.status, refusal.kind) for refusal in refusals()}
+    known.remove((ClientLeftError.status, ClientLeftError.kind))  # nobody gets to read it
     return text + "".join(f"| {status} | `{kind}` |\n" for status, kind in sorted(known))
 
 

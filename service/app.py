@@ -11,7 +11,7 @@ from service.addresses import origins
 from service.engines.threads import run_aside
 from service.http import problems
 from service.http.cors import CrossOrigin
-from service.http.fast_route import LeanRoute, LeanRoutes
+from service.http.fast_route import FastRoute, FastRoutes
 from service.http.middleware import ApiKeys, BodyLimit, RequestTelemetry
 from service.http.routes import generate, health, models, openai, playground
 from service.http.security import TokenBuckets, load_keys
@@ -72,12 +72,12 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 class _Application(FastAPI):
-    """FastAPI behind our own middleware, and behind a short cut for the lean routes."""
+    """FastAPI behind our own middleware, and behind a short cut for the fast routes."""
 
     def build_middleware_stack(self) -> ASGIApp:
         """From the inside out: every answer is counted and has a request id."""
-        lean = [route for route in generate.router.routes if isinstance(route, LeanRoute)]
-        stack: ASGIApp = LeanRoutes(super().build_middleware_stack(), lean)
+        fast = [route for route in generate.router.routes if isinstance(route, FastRoute)]
+        stack: ASGIApp = FastRoutes(super().build_middleware_stack(), fast)
         stack = BodyLimit(stack, max_bytes=self.state.settings.max_body_bytes)
         if self.state.keys is not None:
             stack = ApiKeys(stack, keys=self.state.keys)

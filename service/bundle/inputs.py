@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from service.bundle.schema import ManifestPart
+from service.exceptions import RefusedError
 
 LATENTS, CLASS_LABELS, IMAGES = "latents", "class_labels", "images"
 """What `sid-distill` calls a graph's inputs, and what every graph calls its output."""
@@ -28,8 +29,10 @@ InputName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
 Shape = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
 
 
-class InputError(ValueError):
+class InputError(RefusedError, ValueError):
     """A value that an input of the model does not take; the message says what it takes."""
+
+    status, kind = 422, "input-not-taken"
 
 
 class NoiseInput(ManifestPart):

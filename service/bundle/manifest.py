@@ -30,6 +30,7 @@ from service.bundle.inputs import (
 )
 from service.bundle.schema import ManifestPart, field_paths
 from service.bundle.seeds import SEED_CONTRACT
+from service.exceptions import RefusedError
 
 MANIFEST_NAME = "manifest.json"
 _NAMES_SHOWN = 20
@@ -38,8 +39,10 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class ClassLabelError(ValueError):
+class ClassLabelError(RefusedError, ValueError):
     """A class label that the model does not have; the message says which it has."""
+
+    status, kind = 422, "class-out-of-range"
 
 
 class Quality(ManifestPart):

@@ -18,6 +18,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from service.exceptions import RefusedError
+
 SEED_CONTRACT: Final = "philox4x32-cuda"
 SEED_MAX = 2**64 - 1
 
@@ -35,8 +37,10 @@ _BLOCK = 16384
 Words = npt.NDArray[np.uint64]
 
 
-class SeedError(ValueError):
+class SeedError(RefusedError, ValueError):
     """A seed that is not a whole number from 0 to 2^64 - 1."""
+
+    status, kind = 422, "seed-out-of-range"
 
 
 def check_seed(seed: object) -> int:

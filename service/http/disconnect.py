@@ -5,13 +5,20 @@ from types import TracebackType
 
 from starlette.types import Receive
 
+from service.exceptions import RefusedError
 
-class ClientDisconnectedError(Exception):
-    """The client closed its connection before the answer was ready; nobody will read one."""
+
+class ClientLeftError(RefusedError):
+    """The client closed its connection before the answer was ready; nobody will read one.
+
+    The status tells such requests apart in metrics and logs.
+    """
+
+    status, kind = 499, "client-left"
 
 
 class UnlessDisconnected:
-    """`async with`: cancels its body and raises ClientDisconnectedError if the client leaves.
+    """`async with`: cancels its body and raises ClientLeftError if the client leaves.
 
     Listens on the request's channel rather than polling `is_disconnected`. The request's body
     must have been read before: from then on the only message of the channel is the disconnect. A
@@ -46,7 +53,7 @@ class UnlessDisconnected:
             and task.uncancel() <= self._cancelling
             and isinstance(error, asyncio.CancelledError)
         ):
-            raise ClientDisconnectedError from error
+            raise ClientLeftError("the client left") from error
 
     async def _listen(self, task: asyncio.Task[object]) -> None:
         while (await self._receive())["type"] != "http.disconnect":

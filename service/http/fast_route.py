@@ -14,15 +14,23 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.http.problems import ProblemError, internal_error, problem_for
+from service.exceptions import RefusedError
+from service.http.problems import MalformedError, internal_error, problem_for
 
 
-class LeanRoute(APIRoute):
+class UnsupportedMediaTypeError(RefusedError):
+    """The request's body is of a media type that is not read."""
+
+    status, kind = 415, "unsupported-media-type"
+
+
+class FastRoute(APIRoute):
     """A route whose endpoint is `(request: Request, body: SomeModel) -> Response`.
 
-    An empty body stands for `{}`. A body that is not JSON is a ProblemError (400, 415),
-    one of another schema a RequestValidationError, as in any FastAPI route. The route has its
-    place in the OpenAPI document like any other; `LeanRoutes` leads to it past FastAPI.
+    An empty body stands for `{}`. A body that is not JSON is a MalformedError or an
+    UnsupportedMediaTypeError, one of another schema a RequestValidationError, as in any FastAPI
+    route. The route has its place in the OpenAPI document like any other; `FastRoutes` leads to it
+    past FastAPI.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -39,15 +47,15 @@ class LeanRoute(APIRoute):
         return handle
 
 
-class LeanRoutes:
-    """ASGI: leads requests for lean routes straight there, and all others to the application.
+class FastRoutes:
+    """ASGI: leads requests for fast routes straight there, and all others to the application.
 
     Args:
         app: the rest of the application.
-        routes: the lean routes, all of plain paths without parameters.
+        routes: the fast routes, all of plain paths without parameters.
     """
 
-    def __init__(self, app: ASGIApp, routes: list[LeanRoute]) -> None:
+    def __init__(self, app: ASGIApp, routes: list[FastRoute]) -> None:
         self._app = app
         self._routes = {
             (method, route.path): (route, route.get_route_handler())
@@ -94,7 +102,7 @@ def _parse(request: Request, content: bytes, model: type[BaseModel]) -> BaseMode
         errors = error.errors(include_url=False)
         if errors[0]["type"] == "json_invalid":
             reason = errors[0]["ctx"]["error"]
-            raise ProblemError(400, "malformed", f"the body is not JSON: {reason}") from None
+            raise MalformedError(f"the body is not JSON: {reason}") from None
         located = [{**item, "loc": ("body", *item["loc"])} for item in errors]
         raise RequestValidationError(located) from None
 
@@ -106,4 +114,4 @@ def _check_type(request: Request) -> None:
         media_type.startswith("application/") and media_type.endswith("+json")
     ):
         detail = f"the body's content-type must be application/json, not {sent}"
-        raise ProblemError(415, "unsupported-media-type", detail)
+        raise UnsupportedMediaTypeError(detail)

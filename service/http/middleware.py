@@ -15,7 +15,9 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.problems import ProblemError, internal_error, problem_for
+from service.exceptions import RefusedError
+from service.http.disconnect import ClientLeftError
+from service.http.problems import internal_error, problem_for
 from service.http.security import Keys
 from service.observability.metrics import Telemetry
 from service.observability.tracing import UNTRACED, Tracing
@@ -25,7 +27,6 @@ PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 _OPEN = PROBES | {"/"}
 _OPEN_PREFIX = "/playground/"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-_CLIENT_LEFT = 499  # nobody reads it; it tells such requests apart in metrics and logs
 
 
 def new_request_id() -> str:
@@ -106,6 +107,24 @@ class RequestTelemetry:
         )
 
 
+class KeyRequiredError(RefusedError):
+    """The request brought no API key, and what it asks for needs one."""
+
+    status, kind = 401, "key-required"
+
+
+class KeyUnknownError(RefusedError):
+    """The request brought an API key that is not let in."""
+
+    status, kind = 403, "key-unknown"
+
+
+class BodyTooLargeError(RefusedError):
+    """The request's body has more bytes than a body may have."""
+
+    status, kind = 413, "body-too-large"
+
+
 class ApiKeys:
     """Let in only requests with a known key, and say whose it is in the request's state.
 
@@ -124,11 +143,11 @@ class ApiKeys:
             if (key := _sent_key(scope)) is None:
                 detail = "send your API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
                 headers = {"WWW-Authenticate": "Bearer"}
-                refusal = ProblemError(401, "key-required", detail, headers=headers)
+                refusal = KeyRequiredError(detail, headers=headers)
                 await _refuse(refusal, scope, receive, send)
             elif (client := self._keys.client(key)) is None:
                 detail = "this server does not know the API key that was sent"
-                await _refuse(ProblemError(403, "key-unknown", detail), scope, receive, send)
+                await _refuse(KeyUnknownError(detail), scope, receive, send)
             else:
                 scope.setdefault("state", {})["client"] = client
                 await self._app(scope, receive, send)
@@ -155,14 +174,14 @@ class BodyLimit:
             message = await receive()
             if message["type"] == "http.disconnect":
                 # Either way nobody hears this; the status is for metrics and logs.
-                status = scope.get("state", {}).get("refused", _CLIENT_LEFT)
+                status = scope.get("state", {}).get("refused", ClientLeftError.status)
                 await Response(status_code=status)(scope, receive, send)
                 return
             body += message.get("body", b"")
             size, more = len(body), message.get("more_body", False)
         if size > self._max_bytes:
             detail = f"a request's body may have at most {self._max_bytes} bytes here"
-            await _refuse(ProblemError(413, "body-too-large", detail), scope, receive, send)
+            await _refuse(BodyTooLargeError(detail), scope, receive, send)
             return
         unread = True
 
@@ -191,7 +210,7 @@ def _is_open(path: str) -> bool:
     return path in _OPEN or path.startswith(_OPEN_PREFIX)
 
 
-async def _refuse(error: ProblemError, scope: Scope, receive: Receive, send: Send) -> None:
+async def _refuse(error: RefusedError, scope: Scope, receive: Receive, send: Send) -> None:
     answer = problem_for(Request(scope), error)
     assert answer is not None
     await answer(scope, receive, send)

@@ -1,6 +1,6 @@
 """Errors over HTTP: each one, whatever its cause, is an application/problem+json (RFC 9457).
 
-Domain code raises its own exceptions and knows no HTTP; the table here gives each its status.
+Every refusal is a class of its own (service/exceptions.py), and is answered as its attributes say.
 """
 
 import json
@@ -15,16 +15,10 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from service.bundle import ClassLabelError, InputError, SeedError
-from service.http.security import BurstError, RateLimitedError
-from service.serving.catalogue import ModelRequiredError, UnknownModelError
-from service.serving.exceptions import ClosedError, ComputeError, DeadlineError, QueueFullError
-from service.serving.jobs import WalkError
-from service.serving.supervision import EngineDownError
+from service.exceptions import RefusedError
 
 PROBLEM = "application/problem+json"
 OPENAI_PREFIX = "/v1/"
-_RETRY_AFTER_SECONDS = 1  # for errors that know no better
 
 
 class Problem(BaseModel):
@@ -36,47 +30,34 @@ class Problem(BaseModel):
     detail: str = Field(description="What was wrong this time, what was expected, what to do.")
 
 
-class ProblemError(Exception):
-    """An error that a route answers with.
+class MalformedError(RefusedError):
+    """What was sent cannot be read as what it should be."""
 
-    Args:
-        status: HTTP status.
-        kind: the last part of the problem's type.
-        detail: a sentence for the person who sent the request.
-        headers: additional headers.
-        members: additional members of the body.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        kind: str,
-        detail: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        **members: object,
-    ) -> None:
-        super().__init__(detail)
-        self.status, self.kind, self.detail = status, kind, detail
-        self.headers, self.members = dict(headers or {}), members
+    status, kind = 400, "malformed"
 
 
-# exception -> status, kind, what to say when the exception itself says nothing
-_DOMAIN: dict[type[Exception], tuple[int, str, str]] = {
-    UnknownModelError: (404, "model-not-found", ""),
-    ModelRequiredError: (422, "model-required", ""),
-    ClassLabelError: (422, "class-out-of-range", ""),
-    SeedError: (422, "seed-out-of-range", ""),
-    InputError: (422, "input-not-taken", ""),
-    WalkError: (422, "walk-nowhere", ""),
-    BurstError: (413, "above-burst", ""),
-    RateLimitedError: (429, "rate-limited", ""),
-    QueueFullError: (429, "queue-full", ""),
-    ClosedError: (503, "draining", "the server is shutting down; try another, or again later"),
-    EngineDownError: (503, "engine-down", "the model's engine is down; try again later"),
-    ComputeError: (503, "engine-failed", "the engine failed to draw the picture; try again later"),
-    DeadlineError: (504, "deadline", ""),
-}
+class NotFoundError(RefusedError):
+    """There is nothing at that path."""
+
+    status, kind = 404, "not-found"
+
+
+class MethodNotAllowedError(RefusedError):
+    """What is at that path does not answer that method."""
+
+    status, kind = 405, "method-not-allowed"
+
+
+class InvalidRequestError(RefusedError):
+    """A body or a query that is not of the schema."""
+
+    status, kind = 422, "invalid-request"
+
+
+class InternalError(RefusedError):
+    """An exception that nothing handled; what it was stays in the log."""
+
+    status, kind = 500, "internal-error"
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -92,56 +73,58 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def install(app: FastAPI) -> None:
     """Have the application answer every exception with a problem."""
-    for known in (*_DOMAIN, ProblemError, RequestValidationError, HTTPException):
+    for known in (RefusedError, RequestValidationError, HTTPException):
         app.add_exception_handler(known, _known_error)
     app.add_exception_handler(Exception, _unexpected_error)
 
 
 def problem_for(request: Request, error: Exception) -> Response | None:
     """The answer for an exception that is meant for the client; None for any other."""
-    known = _as_problem(request, error)
-    if known is None:
+    if isinstance(error, RequestValidationError):
+        error = _invalid_request(error)
+    elif isinstance(error, HTTPException):
+        error = _of_starlette(request, error)
+    if not isinstance(error, RefusedError):
         return None
     if request.url.path.startswith(OPENAI_PREFIX):
-        known.members["error"] = _openai_error(known)
-    return problem(known.status, known.kind, known.detail, known.headers, **known.members)
+        return problem(error, error=_openai_error(error))
+    return problem(error)
 
 
 def problem(
-    status: int, kind: str, detail: str, headers: Mapping[str, str] | None = None, **members: object
+    refusal: RefusedError, headers: Mapping[str, str] | None = None, **members: object
 ) -> Response:
-    """The answer for an error, which is an ASGI application too, so that middleware can send it."""
+    """The answer for a refusal, which is an ASGI application too, so that middleware can send it.
+
+    Args:
+        refusal: what is answered.
+        headers, members: further ones than those of the refusal itself.
+    """
+    sent = {**refusal.headers, **(headers or {})}
+    if refusal.status in (429, 503):
+        sent["Retry-After"] = str(max(1, math.ceil(refusal.retry_after)))
     body = {
-        "type": f"urn:sid-serve:problem:{kind}",
-        "title": kind.replace("-", " ").capitalize(),
-        "status": status,
-        "detail": detail,
+        "type": f"urn:sid-serve:problem:{refusal.kind}",
+        "title": refusal.kind.replace("-", " ").capitalize(),
+        "status": refusal.status,
+        "detail": _detail(refusal),
+        **refusal.members,
         **members,
     }
     # ASCII, because a detail may quote what was sent: a lone surrogate has no UTF-8 form.
     content = json.dumps(body, ensure_ascii=True).encode("ascii")
-    return Response(content, status, dict(headers or {}), media_type=PROBLEM)
+    return Response(content, refusal.status, sent, media_type=PROBLEM)
 
 
-def _as_problem(request: Request, error: Exception) -> ProblemError | None:
-    if isinstance(error, ProblemError):
-        return error
-    if isinstance(error, RequestValidationError):
-        return _validation_problem(error)
-    if isinstance(error, HTTPException):
-        return _http_problem(request, error)
-    for domain_error, (status, kind, detail) in _DOMAIN.items():
-        if isinstance(error, domain_error):
-            said, headers = detail or str(error), _retry_after(status, error)
-            return ProblemError(status, kind, said, headers=headers)
-    return None
+def _detail(refusal: RefusedError) -> str:
+    return refusal.public or str(refusal)
 
 
-def _openai_error(known: ProblemError) -> dict[str, str | None]:
+def _openai_error(known: RefusedError) -> dict[str, str | None]:
     """What tools that speak OpenAI's API show of an error, as a member of the problem."""
     kind = "server_error" if known.status >= 500 else "invalid_request_error"
     kind = "rate_limit_error" if known.status == 429 else kind
-    return {"message": known.detail, "type": kind, "param": None, "code": known.kind}
+    return {"message": _detail(known), "type": kind, "param": None, "code": known.kind}
 
 
 async def _known_error(request: Request, error: Exception) -> Response:
@@ -150,15 +133,7 @@ async def _known_error(request: Request, error: Exception) -> Response:
     return response
 
 
-def _retry_after(status: int, error: Exception) -> dict[str, str]:
-    if status not in (429, 503):
-        return {}
-    seconds = getattr(error, "retry_after", _RETRY_AFTER_SECONDS)
-    return {"Retry-After": str(max(1, math.ceil(seconds)))}
-
-
-def _validation_problem(error: RequestValidationError) -> ProblemError:
-    """Bodies and queries that are not of the schema."""
+def _invalid_request(error: RequestValidationError) -> InvalidRequestError:
     found = error.errors()
     fields: dict[str, str] = {}
     for item in found:
@@ -166,23 +141,23 @@ def _validation_problem(error: RequestValidationError) -> ProblemError:
         message = "no such field" if item["type"] == "extra_forbidden" else item["msg"]
         fields[field] = f"{fields[field]}; or {message}" if field in fields else message
     detail = "; ".join(f"{field}: {message}" for field, message in fields.items())
-    return ProblemError(422, "invalid-request", detail, errors=fields)
+    return InvalidRequestError(detail, errors=fields)
 
 
-def _http_problem(request: Request, error: HTTPException) -> ProblemError:
+def _of_starlette(request: Request, error: HTTPException) -> RefusedError:
     """What Starlette and FastAPI raise themselves: no such path, wrong method, unreadable body."""
-    phrase = HTTPStatus(error.status_code).phrase
-    details = {
-        400: f"the request cannot be read: {error.detail}",
-        404: f"there is nothing at {request.url.path}; see /docs",
-        405: f"{request.url.path} does not answer {request.method}",
-    }
-    detail = details.get(error.status_code, error.detail)
-    kind = "malformed" if error.status_code == 400 else phrase.lower().replace(" ", "-")
-    headers = dict(error.headers or {})
+    path, headers = request.url.path, dict(error.headers or {})
+    if error.status_code == 404:
+        return NotFoundError(f"there is nothing at {path}; see /docs", headers=headers)
     if error.status_code == 405:  # Starlette names the methods of the first route at that path
         headers["Allow"] = ", ".join(_allowed_methods(request))
-    return ProblemError(error.status_code, kind, detail, headers=headers)
+        return MethodNotAllowedError(f"{path} does not answer {request.method}", headers=headers)
+    if error.status_code == 400:
+        return MalformedError(f"the request cannot be read: {error.detail}", headers=headers)
+    other = RefusedError(str(error.detail), headers=headers)
+    other.status = error.status_code
+    other.kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
+    return other
 
 
 def _allowed_methods(request: Request) -> list[str]:
@@ -196,7 +171,7 @@ def _allowed_methods(request: Request) -> list[str]:
 
 def internal_error() -> Response:
     """The answer for an exception that nothing handled; what it was stays in the log."""
-    return problem(500, "internal-error", "the server failed; its log says why")
+    return problem(InternalError("the server failed; its log says why"))
 
 
 async def _unexpected_error(_: Request, __: Exception) -> Response:

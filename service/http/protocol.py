@@ -40,7 +40,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 import httptools
 import structlog
@@ -50,24 +50,53 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from service.exceptions import RefusedError
 from service.http.connections import Room
 from service.http.cors import answer_headers
 from service.http.middleware import PROBES, new_request_id
-from service.http.problems import problem
+from service.http.problems import MalformedError, problem
 
 log = structlog.get_logger(__name__)
 
 
-class _Refusal(NamedTuple):
-    """What is answered in the place of the application."""
-
-    status: int
-    kind: str
-    detail: str
-
-
 _PROBES = frozenset(path.encode("ascii") for path in PROBES)
-_MALFORMED = _Refusal(400, "malformed", "what was sent is not a valid HTTP request")
+_MALFORMED = "what was sent is not a valid HTTP request"
+
+
+class HalfClosedError(RefusedError):
+    """The client shut down its sending side before it had its answer, which counts as leaving."""
+
+    status, kind = 400, "half-closed"
+
+
+class RequestTimeoutError(RefusedError):
+    """The head or the body of a request did not arrive in time."""
+
+    status, kind = 408, "request-timeout"
+
+
+class HeadTooLargeError(RefusedError):
+    """The request line and headers, or the trailers, have more bytes than they may."""
+
+    status, kind = 431, "head-too-large"
+
+
+class NotImplementedHereError(RefusedError):
+    """A part of HTTP that this server leaves out."""
+
+    status, kind = 501, "not-implemented"
+
+
+class TooManyConnectionsError(RefusedError):
+    """More connections are open than may be."""
+
+    status, kind = 503, "too-many-connections"
+
+
+class HttpVersionError(RefusedError):
+    """Another version of HTTP than 1.1 and 1.0."""
+
+    status, kind = 505, "http-version"
 
 
 class _Phase(Enum):
@@ -103,7 +132,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._size = 0  # bytes since the phase began, at most; of a body only the framing
         self._begun = False  # a request of which the parser has not seen the end
         self._running: RequestResponseCycle | None = None
-        self._refusal: _Refusal | None = None  # why a callback stopped the parser
+        self._refusal: RefusedError | None = None  # why a callback stopped the parser
         self._beyond = False  # the limit on connections
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -131,7 +160,7 @@ class BoundedProtocol(HttpToolsProtocol):
             try:
                 self._parse(data)
             except httptools.HttpParserError:
-                self._refuse(self._refusal or _MALFORMED)
+                self._refuse(self._refusal or MalformedError(_MALFORMED))
         if idle and self._phase is _HEAD and not self._begun:
             self._phase = _NOTHING  # blank lines (RFC 9112, 2.2): it idles on, with the same end
         if self._size > self.head_bytes:
@@ -144,7 +173,7 @@ class BoundedProtocol(HttpToolsProtocol):
         running = self._unanswered()
         if running is not None and not running.response_started:
             detail = "the connection was shut down before the answer, which counts as leaving"
-            self._answer(_Refusal(400, "half-closed", detail), running)
+            self._answer(HalfClosedError(detail), running)
 
     def on_message_begin(self) -> None:
         """Note that this is a request, and not a blank line before one."""
@@ -244,22 +273,20 @@ class BoundedProtocol(HttpToolsProtocol):
                 yield b"%b: %b\r\n" % (name, value)
         yield b"\r\n"
 
-    def _check_head(self) -> _Refusal | None:
+    def _check_head(self) -> RefusedError | None:
         """Why the request that begins with this head is refused; None: it is not."""
         if self._size > self.head_bytes and self._head_size() > self.head_bytes:
             return self._head_too_large()
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
-            return _Refusal(505, "http-version", f"this server speaks HTTP/1.1, not HTTP/{version}")
+            return HttpVersionError(f"this server speaks HTTP/1.1, not HTTP/{version}")
         if self.parser.get_method() == b"CONNECT":
-            return _Refusal(
-                501, "not-implemented", "this server is no proxy: it does not answer CONNECT"
-            )
+            return NotImplementedHereError("this server is no proxy: it does not answer CONNECT")
         if self._beyond and self.url.partition(b"?")[0] not in _PROBES:
             assert self.room is not None
             self.room.refuse()
             detail = f"{self.room.limit} connections are open, which is all there may be"
-            return _Refusal(503, "too-many-connections", f"{detail}; try again later")
+            return TooManyConnectionsError(f"{detail}; try again later")
         hosts, coding = 0, None
         for name, value in self.headers:
             if name == b"host":
@@ -267,20 +294,16 @@ class BoundedProtocol(HttpToolsProtocol):
             elif name == b"transfer-encoding":
                 coding = value if coding is None else b"%b, %b" % (coding, value)
         if hosts > 1:
-            return _Refusal(400, "malformed", "a request has one Host field, not several")
+            return MalformedError("a request has one Host field, not several")
         if coding is None:
             return None
         if version == "1.0":
-            return _Refusal(
-                400, "malformed", "HTTP/1.0 knows no Transfer-Encoding: send a Content-Length"
-            )
+            return MalformedError("HTTP/1.0 knows no Transfer-Encoding: send a Content-Length")
         codings = [one.strip() for one in coding.lower().split(b",")]
         if codings != [b"chunked"]:
             if codings[-1] != b"chunked":
-                return _MALFORMED  # nobody knows where the body ends
-            return _Refusal(
-                501, "not-implemented", "of transfer codings this server knows only `chunked`"
-            )
+                return MalformedError(_MALFORMED)  # nobody knows where the body ends
+            return NotImplementedHereError("of transfer codings this server knows only `chunked`")
         return None
 
     def _unanswered(self) -> RequestResponseCycle | None:
@@ -330,20 +353,20 @@ class BoundedProtocol(HttpToolsProtocol):
             self._set_deadline()  # it waits for us: behind another request, or for a full buffer
         elif self._phase is _BODY:
             detail = f"the body did not arrive within {self.body_seconds:g} s"
-            self._refuse(_Refusal(408, "request-timeout", detail))
+            self._refuse(RequestTimeoutError(detail))
         elif running is not None:
             self._set_deadline()  # a part of the next head, which may come when it likes till then
         elif self._phase is _HEAD and self._size:
             detail = f"the request's head did not arrive within {self.head_seconds:g} s"
-            self._refuse(_Refusal(408, "request-timeout", detail))
+            self._refuse(RequestTimeoutError(detail))
         else:
             self.transport.close()
 
-    def _head_too_large(self) -> _Refusal:
+    def _head_too_large(self) -> RefusedError:
         detail = f"the request line and headers may have at most {self.head_bytes} bytes here"
-        return _Refusal(431, "head-too-large", detail)
+        return HeadTooLargeError(detail)
 
-    def _refuse(self, refusal: _Refusal) -> None:
+    def _refuse(self, refusal: RefusedError) -> None:
         """Answer and end the connection, but let an earlier request of it have its answer."""
         answered = self._phase is _REST
         self._enter(_NOISE)
@@ -364,23 +387,23 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
-    def _answer(self, refusal: _Refusal, running: RequestResponseCycle | None) -> None:
-        status, kind, detail = refusal
+    def _answer(self, refusal: RefusedError, running: RequestResponseCycle | None) -> None:
         state = running.scope["state"] if running is not None else {}
         if (request_id := state.get("request_id")) is None:
             request_id = new_request_id()
-            log.info("request refused", status=status, reason=kind, request_id=request_id)
-            self.count_refusal(status)
+            log.info(
+                "request refused", status=refusal.status, reason=refusal.kind, request_id=request_id
+            )
+            self.count_refusal(refusal.status)
         headers = {"Connection": "close", "X-Request-ID": request_id}
-        if status == 503:
-            headers["Retry-After"] = "1"
         sent = running.scope["headers"] if running is not None else self.headers or ()
         origin = dict(sent).get(b"origin", b"").decode("latin-1")
         headers.update(answer_headers(self.allowed_origins, origin))
-        response = problem(status, kind, detail, headers)
+        response = problem(refusal, headers)
         fields = (*self.server_state.default_headers, *response.raw_headers)
         head = b"".join(b"%b: %b\r\n" % field for field in fields)
-        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], head, bytes(response.body)))
+        line = STATUS_LINE[refusal.status]
+        self.transport.write(b"%b%b\r\n%b" % (line, head, bytes(response.body)))
 
 
 def bounded(

@@ -17,6 +17,7 @@ from time import monotonic_ns
 from typing import Any, NamedTuple
 
 from service.bundle.text import TextError, decode_text
+from service.exceptions import RefusedError
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
@@ -27,20 +28,24 @@ class KeysError(Exception):
     """A file of keys, or the name for a new one, that cannot be used; the message is one line."""
 
 
-class RateLimitedError(Exception):
+class RateLimitedError(RefusedError):
     """The key has used up its rate.
 
     Args:
         retry_after: seconds until the same request would be granted.
     """
 
+    status, kind, reason = 429, "rate-limited", "rate_limited"
+
     def __init__(self, retry_after: float) -> None:
-        self.retry_after = retry_after
         super().__init__(f"this key has used up its rate; try again in {math.ceil(retry_after)} s")
+        self.retry_after = retry_after
 
 
-class BurstError(Exception):
+class BurstError(RefusedError):
     """A request for more images than a bucket can ever hold; the message says how many."""
+
+    status, kind = 413, "above-burst"
 
 
 class NewKey(NamedTuple):

@@ -21,6 +21,7 @@ from prometheus_client import (
 
 from service.bundle import Bundle
 from service.engines import Engine
+from service.exceptions import RefusedError, reasons
 from service.observability import logs
 from service.resources import available_memory
 
@@ -37,7 +38,6 @@ _STATUSES_WITHOUT_MODEL = (400, 401, 403, 404, 405, 406, 408, 413, 415, 422, 500
 _STATUSES = (200, 304, 413, 422, 429, 499, 500, 503, 504)
 
 _BATCH_REASONS = ("idle", "freed", "full")
-_REJECTIONS = ("queue_full", "engine_busy", "deadline", "draining", "engine_down", "rate_limited")
 _CANCELLATIONS = tuple(
     (cause, phase) for cause in ("deadline", "abandoned") for phase in ("queued", "running")
 )
@@ -116,9 +116,8 @@ class Telemetry:
         )
         self.rejections = Counter(
             "sid_rejections",
-            "Requests refused before anything was computed: queue_full, engine_busy (Triton's own "
-            "queue is full), deadline (too much waited before them), draining, engine_down, "
-            "rate_limited.",
+            f"Requests refused before anything was computed: {', '.join(reasons())}. engine_busy "
+            "means that Triton's own queue is full, deadline that too much waited before them.",
             ["model", "reason"],
             registry=registry,
         )
@@ -215,7 +214,7 @@ class ModelMetrics:
         }
         self.batch_failures = telemetry.batch_failures.labels(model)
         self._rejections = {
-            reason: telemetry.rejections.labels(model, reason) for reason in _REJECTIONS
+            reason: telemetry.rejections.labels(model, reason) for reason in reasons()
         }
         self._cancellations = {
             (cause, phase): telemetry.cancellations.labels(model, cause, phase)
@@ -268,9 +267,10 @@ class ModelMetrics:
         """Count a canary image."""
         self._canaries[right].inc()
 
-    def reject(self, reason: str) -> None:
-        """Count a request that was refused at once."""
-        self._rejections[reason].inc()
+    def reject(self, error: RefusedError) -> None:
+        """Count a request that was refused at once, if such refusals are counted."""
+        if error.reason:
+            self._rejections[error.reason].inc()
 
     def give_up(self, cause: str, phase: str) -> None:
         """Count an accepted request that was given up."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from service.bundle import Bundle, list_bundles, load_bundle
 from service.engines import EngineError
 from service.engines.threads import run_aside
+from service.exceptions import RefusedError
 from service.observability.metrics import ModelMetrics, Telemetry
 from service.serving.default_model import choose_default, stated_default
 from service.serving.engine_selection import make_engine
@@ -17,12 +18,16 @@ from service.settings import Settings
 _LINGER_SECONDS = 1.0
 
 
-class UnknownModelError(LookupError):
+class UnknownModelError(RefusedError, LookupError):
     """No model of that name is served; the message names those that are."""
 
+    status, kind = 404, "model-not-found"
 
-class ModelRequiredError(ValueError):
+
+class ModelRequiredError(RefusedError, ValueError):
     """Several models are served and the request names none; the message names them."""
+
+    status, kind = 422, "model-required"
 
 
 def pick(names: Iterable[str], wanted: str | None, default: str | None = None) -> str:

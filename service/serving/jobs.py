@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from service.bundle import Manifest, Value, check_seed
 from service.engines import Images
+from service.exceptions import RefusedError
 from service.observability.metrics import Timings
 from service.observability.tracing import BatchTrace
 
@@ -56,8 +57,10 @@ class Picture:
     batch: BatchTrace
 
 
-class WalkError(ValueError):
+class WalkError(RefusedError, ValueError):
     """What is asked of a walk between two seeds makes none; the message says why."""
+
+    status, kind = 422, "walk-nowhere"
 
 
 def resolve_jobs(

@@ -14,14 +14,20 @@ from service.engines import (
     EngineDeadlineError,
     EngineError,
 )
+from service.exceptions import RefusedError
 from service.observability.metrics import ModelMetrics, Timings
 from service.observability.tracing import UNTRACED, Batch, RequestTrace, start_batch
 from service.serving.batching import Batcher, Reason
-from service.serving.exceptions import ClosedError, ComputeError, DeadlineError, QueueFullError
+from service.serving.exceptions import (
+    ComputeError,
+    DeadlineError,
+    EngineDownError,
+    EngineFullError,
+)
 from service.serving.jobs import ImageJob, Picture
 from service.serving.pipeline import batch_work
 from service.serving.singleflight import SingleFlight
-from service.serving.supervision import EngineDownError, Supervisor
+from service.serving.supervision import Supervisor
 
 log = structlog.get_logger(__name__)
 
@@ -131,8 +137,8 @@ class ServedModel:
         try:
             self.supervisor.require_up()
             drawing = self._batcher.submit(accepted, deadline, shared=shared)
-        except Exception as error:
-            self.metrics.reject(_REJECTIONS[type(error)])
+        except RefusedError as error:
+            self.metrics.reject(error)
             raise
         return self._observed(drawing, accepted, submitted)
 
@@ -202,8 +208,9 @@ class ServedModel:
         if isinstance(cause, EngineDownError):
             return cause
         if isinstance(cause, EngineBusyError):
-            self.metrics.reject("engine_busy")
-            return QueueFullError(self._batcher.expected_seconds())
+            full = EngineFullError(self._batcher.expected_seconds())
+            self.metrics.reject(full)
+            return full
         if isinstance(cause, EngineDeadlineError):
             self.metrics.give_up("deadline", "running")
             return DeadlineError("the picture was not drawn in time")
@@ -245,12 +252,3 @@ class ServedModel:
                 jobs, drawn.images, drawn.files, timings, strict=True
             )
         ]
-
-
-# Why a request was refused, as the metric `sid_rejections` names it.
-_REJECTIONS: dict[type[Exception], str] = {
-    QueueFullError: "queue_full",
-    DeadlineError: "deadline",
-    ClosedError: "draining",
-    EngineDownError: "engine_down",
-}

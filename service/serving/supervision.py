@@ -19,6 +19,7 @@ from service.engines import (
     Prepared,
 )
 from service.serving.canary import Canary
+from service.serving.exceptions import EngineDownError
 
 T = TypeVar("T")
 
@@ -31,10 +32,6 @@ _SUSPICIOUS_SECONDS = 1.0
 # How long a good canary may count: a second, or ten times what it took, so that whoever asks
 # without end (readiness needs no key) takes a tenth of the engine's time at most.
 _REMEMBERED_SECONDS, _REMEMBERED_TIMES, _REMEMBERED_LONGEST = 1.0, 10.0, 30.0
-
-
-class EngineDownError(EngineError):
-    """The engine is down and being mended; nothing was computed."""
 
 
 class Supervisor:

@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
 
-from service.http.fast_route import LeanRoute
+from service.http.disconnect import UnlessDisconnected
+from service.http.fast_route import FastRoute
 from service.http.problems import responses
-from service.http.routes.handlers import charge_for, deadline_of, draw, resolve, unless_left
+from service.http.routes.handlers import charge_for, deadline_of, draw, resolve
 from service.http.routes.requests import GenerateQuery, GenerateRequest
 from service.http.routes.responses import (
     GenerateResponse,
@@ -23,7 +24,7 @@ from service.serving.jobs import ImageJob, Picture
 from service.serving.served_model import ServedModel
 from service.settings import Settings
 
-router = APIRouter(route_class=LeanRoute)
+router = APIRouter(route_class=FastRoute)
 cacheable_router = APIRouter()
 
 _HOUR, _YEAR = 3600, 365 * 24 * 3600  # seconds
@@ -90,7 +91,8 @@ async def generate_cacheable(
         return Response(status_code=304, headers=caching)
     charge_for(request, model, len(jobs))
     trace: RequestTrace = request.state.trace
-    pictures = await unless_left(request, _share(model, etag, jobs, deadline, trace))
+    async with UnlessDisconnected(request.receive):
+        pictures = await _share(model, etag, jobs, deadline, trace)
     response = await answer(model, pictures, form)
     response.headers.update(caching)
     return response

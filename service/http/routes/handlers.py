@@ -1,23 +1,25 @@
 """From a request for pictures to the pictures: what every route that draws does alike."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
 
 from fastapi import Request
 
-from service.http.disconnect import ClientDisconnectedError, UnlessDisconnected
-from service.http.problems import ProblemError
+from service.exceptions import RefusedError
+from service.http.disconnect import UnlessDisconnected
+from service.http.problems import MalformedError
 from service.http.routes.requests import GenerateQuery, GenerateRequest
-from service.http.security import RateLimitedError, charge
+from service.http.security import charge
 from service.serving.jobs import ImageJob, Picture, resolve_jobs
 from service.serving.served_model import ServedModel
 from service.settings import Settings
 
-T = TypeVar("T")
-
-_CLIENT_LEFT = 499  # nobody reads it; it tells such requests apart in metrics and logs
 _LONGEST_DEADLINE_MS = 3_600_000
+
+
+class TooManyImagesError(RefusedError):
+    """One request asks for more images than one may."""
+
+    status, kind = 413, "too-many-images"
 
 
 def resolve(
@@ -25,14 +27,14 @@ def resolve(
 ) -> tuple[ServedModel, list[ImageJob]]:
     """The model and the jobs that a request means, each to be encoded as `media_type`.
 
-    Raises the domain's errors, and ProblemError: 413.
+    Raises what `resolve_jobs` raises, UnknownModelError, ModelRequiredError and TooManyImagesError.
     """
     model = request.app.state.catalogue.resolve(asked.model)
     request.state.model = model.name
     settings: Settings = request.app.state.settings
     n, most = asked.n, min(settings.max_images, settings.queue_size)
     if n > most:
-        raise ProblemError(413, "too-many-images", f"n is at most {most} here, not {n}", most=most)
+        raise TooManyImagesError(f"n is at most {most} here, not {n}", most=most)
     return model, resolve_jobs(
         model.bundle.manifest,
         asked.class_label,
@@ -48,27 +50,23 @@ def resolve(
 async def draw(
     request: Request, model: ServedModel, jobs: list[ImageJob], deadline: float | None
 ) -> list[Picture]:
-    """Charge the client, and draw for as long as it waits. Raises what `unless_left` raises."""
+    """Charge the client, and draw for as long as it waits.
+
+    Raises what `charge_for` and `ServedModel.submit` raise, and ClientLeftError.
+    """
     charge_for(request, model, len(jobs))
-    return await unless_left(request, model.submit(jobs, deadline, request.state.trace))
+    drawing = model.submit(jobs, deadline, request.state.trace)
+    async with UnlessDisconnected(request.receive):
+        return await drawing
 
 
 def charge_for(request: Request, model: ServedModel, n: int) -> None:
     """Charge the client for n pictures (see security.charge), and count a refusal."""
     try:
         charge(request, n)
-    except RateLimitedError:
-        model.metrics.reject("rate_limited")
+    except RefusedError as error:
+        model.metrics.reject(error)
         raise
-
-
-async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of `work`, or cancel it and answer 499 if the client leaves."""
-    try:
-        async with UnlessDisconnected(request.receive):
-            return await work
-    except ClientDisconnectedError:
-        raise ProblemError(_CLIENT_LEFT, "client-left", "the client left") from None
 
 
 def deadline_of(request: Request) -> float | None:
@@ -82,5 +80,5 @@ def deadline_of(request: Request) -> float | None:
         milliseconds = 0
     if not 0 < milliseconds <= _LONGEST_DEADLINE_MS:
         detail = f"X-Deadline-Ms must be a number above 0, to {_LONGEST_DEADLINE_MS}, not {sent!r}"
-        raise ProblemError(400, "malformed", detail)
+        raise MalformedError(detail)
     return asyncio.get_running_loop().time() + milliseconds / 1000

@@ -6,11 +6,19 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
-from service.http.problems import ProblemError, responses
+from service.exceptions import RefusedError
+from service.http.problems import responses
 from service.observability.metrics import Telemetry
 from service.serving.catalogue import Catalogue
+from service.serving.exceptions import ClosedError
 
 router = APIRouter()
+
+
+class NotReadyError(RefusedError):
+    """A model does not draw its canary image."""
+
+    status, kind = 503, "not-ready"
 
 
 class Alive(BaseModel):
@@ -37,9 +45,9 @@ async def ready(request: Request) -> Ready:
     """Every model drew its canary image, and the server is not shutting down."""
     catalogue: Catalogue = request.app.state.catalogue
     if catalogue.draining:
-        raise ProblemError(503, "draining", "the server is shutting down")
+        raise ClosedError
     if failures := await catalogue.failures():
-        raise ProblemError(503, "not-ready", "; ".join(failures.values()), models=failures)
+        raise NotReadyError("; ".join(failures.values()), models=failures)
     return Ready(models=list(catalogue.models))
 
 

@@ -21,8 +21,9 @@ from pydantic import (
     TypeAdapter,
 )
 
-from service.http.fast_route import LeanRoute
-from service.http.problems import ProblemError, responses
+from service.exceptions import RefusedError
+from service.http.fast_route import FastRoute
+from service.http.problems import responses
 from service.http.public_address import public_address
 from service.http.routes.handlers import deadline_of, draw, resolve
 from service.http.routes.requests import GenerateRequest, WholeNumber
@@ -32,13 +33,19 @@ from service.serving.jobs import ImageJob, Picture
 from service.serving.served_model import ServedModel
 from service.settings import Settings
 
-drawing_router = APIRouter(prefix="/v1", route_class=LeanRoute)
+drawing_router = APIRouter(prefix="/v1", route_class=FastRoute)
 router = APIRouter(prefix="/v1")
 
 # Strict first: 0 equals False.
 False_ = Annotated[Literal[False], BeforeValidator(TypeAdapter(StrictBool).validate_python)]
 
 _MEDIA_TYPES = {"png": PNG, "webp": WEBP, "jpeg": JPEG}
+
+
+class SizeNotAvailableError(RefusedError):
+    """The model draws images of one size, and the request names another."""
+
+    status, kind = 422, "size-not-available"
 
 
 class ImagesRequest(BaseModel):
@@ -167,7 +174,7 @@ def _check_size(model: ServedModel, size: str | None) -> str:
     own = f"{width}x{height}"
     if size not in (None, "auto", own):
         detail = f"{model.name} draws pictures of {own}, not {size}: say size {own}, or auto"
-        raise ProblemError(422, "size-not-available", detail, sizes=[own, "auto"])
+        raise SizeNotAvailableError(detail, sizes=[own, "auto"])
     return own
 
 

@@ -11,8 +11,8 @@ from fastapi import Request, Response
 from pydantic import BaseModel, Field
 
 from service.bundle import Value
+from service.exceptions import RefusedError
 from service.http.accept import choose
-from service.http.problems import ProblemError
 from service.serving.encoding import (
     ENCODER,
     JPEG,
@@ -56,19 +56,23 @@ class GenerateResponse(BaseModel):
     images: list[GeneratedImage]
 
 
+class NotAcceptableError(RefusedError):
+    """The client accepts none of the forms in which the answer can be had."""
+
+    status, kind = 406, "not-acceptable"
+
+
 def choose_form(request: Request, n: int) -> str:
     """Return the media type of the answer that the client prefers.
 
     Raises:
-        ProblemError: 406, it accepts none that holds `n` pictures.
+        NotAcceptableError: it accepts none that holds `n` pictures.
     """
     offered = ONE if n == 1 else SEVERAL
     form = choose(", ".join(request.headers.getlist("accept")), offered)
     if form is None:
         pictures = "one picture" if n == 1 else f"{n} pictures"
-        raise ProblemError(
-            406,
-            "not-acceptable",
+        raise NotAcceptableError(
             f"{pictures} can be had as {' or '.join(offered)}",
             offered=list(offered),
         )

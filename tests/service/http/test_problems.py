@@ -2,9 +2,15 @@
 
 import pytest
 
+from service.exceptions import refusals
 from service.serving.catalogue import Catalogue
-from service.serving.exceptions import ClosedError, ComputeError, DeadlineError, QueueFullError
-from service.serving.supervision import EngineDownError
+from service.serving.exceptions import (
+    ClosedError,
+    ComputeError,
+    DeadlineError,
+    EngineDownError,
+    QueueFullError,
+)
 
 FIELDS = {"type", "title", "status", "detail"}
 
@@ -65,7 +71,17 @@ def test_what_can_go_wrong_in_the_server(client, monkeypatch, error, status):
     assert "x" not in answer.json()["detail"].split(), "the inside stays inside"
 
 
+def test_a_kind_of_problem_has_one_status(client):  # noqa: ARG001 the application loads them all
+    statuses: dict[str, set[int]] = {}
+    for refusal in refusals():
+        statuses.setdefault(refusal.kind, set()).add(refusal.status)
+    assert {"draining", "malformed", "rate-limited", "seed-out-of-range"} <= set(statuses)
+    assert {kind: one for kind, one in statuses.items() if len(one) > 1} == {}
+
+
 def test_draining_is_not_ready(client):
     client.app.state.catalogue.draining = True
-    assert_problem(client.get("/readyz"), 503)
+    red = client.get("/readyz")
+    assert_problem(red, 503)
+    assert red.headers["retry-after"] == "1"
     assert client.get("/livez").status_code == 200

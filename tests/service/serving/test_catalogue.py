@@ -7,8 +7,8 @@ import pytest
 
 from service.app import create_app
 from service.bundle import BundleError, load_bundle
+from service.exceptions import reasons
 from service.serving.catalogue import ModelRequiredError, UnknownModelError, pick
-from service.serving.served_model import _REJECTIONS
 from service.settings import Settings
 from tests.bundles import CLOTHES, write_bundle
 from tests.service.client import Client
@@ -102,8 +102,7 @@ def test_what_can_be_counted_stands_at_0_from_the_start(client):
     before = series()
     counters = {name: value for name, value in before.items() if re.match(r"\w+_total\{", name)}
     assert not any(counters.values())
-    reasons = {*_REJECTIONS.values(), "rate_limited", "engine_busy"}
-    refused = {f'sid_rejections_total{{model="tiny",reason="{reason}"}}' for reason in reasons}
+    refused = {f'sid_rejections_total{{model="tiny",reason="{reason}"}}' for reason in reasons()}
     late = {
         f'sid_requests_total{{model="tiny",route="/generate",status="{status}"}}'
         for status in (429, 499, 500, 503, 504)

@@ -10,7 +10,8 @@ from service.app import create_app
 from service.bundle import latents, load_bundle
 from service.engines import EngineError
 from service.engines.onnx import OnnxEngine
-from service.serving.supervision import EngineDownError, Supervisor
+from service.serving.exceptions import EngineDownError
+from service.serving.supervision import Supervisor
 from tests.bundles import FOR_EVER, compute, write_bundle
 from tests.service.client import Client
 
