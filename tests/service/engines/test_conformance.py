@@ -14,15 +14,17 @@ from service.engines.openvino import OpenVinoEngine
 from service.engines.triton import TritonEngine
 from service.serving.supervision import Supervisor
 from tests.bundles import compute, graph_inputs
+from tests.service.engines.numpy_engine import NumpyEngine
 from tests.service.triton import Repository
 
 CONCURRENCY = 2
 
 
-@pytest.fixture(params=["onnxruntime", "openvino", "triton"])
+# numpy stands for the next engine, which is not written yet.
+@pytest.fixture(params=["onnxruntime", "openvino", "numpy", "triton"])
 def make(request):
     """Makes an engine for a bundle of `repository`."""
-    embedded = {"onnxruntime": OnnxEngine, "openvino": OpenVinoEngine}
+    embedded = {"onnxruntime": OnnxEngine, "openvino": OpenVinoEngine, "numpy": NumpyEngine}
 
     def in_process(bundle):
         return embedded[request.param](bundle, threads=1, concurrency=CONCURRENCY)
