@@ -363,7 +363,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     """Exceptions whose message is written for the user; anything else is a defect of ours."""
     from service.bench import BenchError
     from service.bulk import BulkError
-    from service.bundle import BundleError, ClassLabelError, SeedError
+    from service.bundle import BundleError, ClassLabelError, InputError, SeedError
     from service.client import ClientError
     from service.engines import EngineError
     from service.http.connections import ConnectionsError
@@ -386,6 +386,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         ConnectionsError,
         DefaultModelError,
         EngineError,
+        InputError,
         KeysError,
         ListenError,
         ModelRequiredError,

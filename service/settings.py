@@ -57,14 +57,15 @@ class Settings(BaseSettings):
         "file DEFAULT in the folder of models says; else, of several, the one that was alone when "
         "the server started; else none, and each request has to name its model.",
     )
-    engine: Literal["auto", "onnxruntime", "openvino", "cuda", "triton"] | None = Field(
+    # Any name here: the engines are registered in serving/engine_selection.py, floors above.
+    engine: str | None = Field(
         default=None,
-        description="What computes. Default: onnxruntime, on the processors; or triton where "
-        "SID_TRITON names servers. openvino (the package's extra) is faster on some processors, "
-        "cuda (extra gpu) needs an NVIDIA GPU. auto tries at the start, and for each new model, "
-        "what is installed, and takes the fastest that draws the right picture, in float32 unless "
-        "SID_PRECISION says otherwise: for machines that you do not know, if some seconds more at "
-        "the start do not matter.",
+        description="What computes: auto, onnxruntime, openvino, cuda or triton. Default: "
+        "onnxruntime, on the processors; or triton where SID_TRITON names servers. openvino (the "
+        "package's extra) is faster on some processors, cuda (extra gpu) needs an NVIDIA GPU. auto "
+        "tries at the start, and for each new model, what is installed, and takes the fastest that "
+        "draws the right picture, in float32 unless SID_PRECISION says otherwise: for machines "
+        "that you do not know, if some seconds more at the start do not matter.",
     )
     precision: Precision | Literal["any"] | None = Field(
         default=None,

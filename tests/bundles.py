@@ -17,17 +17,24 @@ from service.bundle import (
     Golden,
     GoldenImage,
     Graph,
+    LabelInput,
     Manifest,
     Measured,
+    NoiseInput,
     Precision,
+    VectorInput,
     latents,
     load_bundle,
+    noise_and_class,
     sha256_file,
     write_manifest,
 )
 from service.engines import Engine, Inputs, Prepared
 
 CLOTHES = ["T-shirt/top", "Trouser", "Dress"]
+# What a model may take beside noise and class.
+STYLE = LabelInput(name="style", count=5, default=1)
+MIX = VectorInput(name="mix", shape=(2,), default=(0.5, 0.5))
 # Turns of the loop, in native code: until someone ends it, and some tenths of a second.
 FOR_EVER, A_WHILE = 10**15, 200_000
 _WIDTH = 8
@@ -50,28 +57,35 @@ def write_bundle(
     version: int = 1,
     triton: Mapping[str, int] = MappingProxyType({}),
     graphs: Sequence[str] = (),
+    latent_shape: tuple[int, int, int] | None = None,
+    extra: Sequence[LabelInput | VectorInput] = (),
     **manifest: Any,
 ) -> Path:
     """Publish a random two-layer convolutional network of the bundle's signature.
 
     Returns the bundle's folder, models/name. The network is the same for the same arguments.
     `graphs` are the files that hold it once more, in the precision that belongs to their names.
-    `triton` goes to `triton_config`.
+    `triton` goes to `triton_config`. `latent_shape` is that of the images if it is None, else of a
+    smaller noise that the network scales up; `extra` are inputs beside noise and class.
     Asked for its first class, it computes a loop of so many `turns` too (see FOR_EVER).
     """
     classes = CLOTHES if classes is None else classes
     folder = models / name
     graph = folder / str(version) / "model.onnx"
     graph.parent.mkdir(parents=True)
-    network = {"classes": len(classes), "resolution": resolution, "channels": channels}
+    latent_shape = latent_shape or (channels, resolution, resolution)
+    network: dict[str, Any] = {
+        "classes": len(classes), "resolution": resolution, "channels": channels,
+        "latent_shape": latent_shape, "extra": extra,
+    }  # fmt: skip
     write_graph(graph, turns=turns, **network)
     for filename in graphs:
         write_graph(graph.with_name(filename), precision=FILENAMES[filename], **network)
     facts: dict[str, Any] = {
         "name": name,
         "version": version,
-        "resolution": resolution,
-        "channels": channels,
+        "inputs": [*noise_and_class(latent_shape, has_classes=bool(classes)), *extra],
+        "images": (resolution, resolution, channels),
         "classes": classes,
         "sigma_init": 2.5,
         "files": {
@@ -82,8 +96,9 @@ def write_bundle(
         "licence": "Apache-2.0",
         "description": "Random weights, for tests.",
         "training": {"data": "none", "kimg": 0},
-        "golden": _golden(graph, len(classes), channels, resolution) if golden else None,
     }
+    if golden:
+        facts["golden"] = _golden(graph, Manifest(**facts))
     written = Manifest(**(facts | manifest))
     (folder / "config.pbtxt").write_text(triton_config(written, **triton))
     write_manifest(folder, written)
@@ -103,16 +118,21 @@ def served_tag(folder: Path, graph: str = "float32") -> str:
     return f"{load_bundle(folder).tag}:{graph}"
 
 
-def graph_inputs(noise: Any, class_labels: Any = None) -> Inputs:
+def graph_inputs(noise: Any, class_labels: Any = None, **extra: Any) -> Inputs:
     """The inputs of a graph by name."""
-    return {"latents": noise} | ({} if class_labels is None else {"class_labels": class_labels})
+    labels = {} if class_labels is None else {"class_labels": class_labels}
+    return {"latents": noise} | labels | extra
 
 
 async def compute(
-    engine: Engine, noise: Any, class_labels: Any = None, deadline: float | None = None
+    engine: Engine,
+    noise: Any,
+    class_labels: Any = None,
+    deadline: float | None = None,
+    **extra: Any,
 ) -> Any:
     """The images that an engine computes from these inputs."""
-    prepared = Prepared(graph_inputs(noise, class_labels))
+    prepared = Prepared(graph_inputs(noise, class_labels, **extra))
     return await engine.generate(lambda: prepared, lambda images: images, deadline)
 
 
@@ -125,8 +145,10 @@ def write_graph(
     batch: str | int = "N",
     turns: int = 0,
     precision: Precision = "float32",
+    latent_shape: tuple[int, int, int] | None = None,
+    extra: Sequence[LabelInput | VectorInput] = (),
 ) -> None:
-    """Write the network: convolution, class embedding, tanh, convolution, quantisation.
+    """Write the network: convolution, embeddings, tanh, (scaling up,) convolution, quantisation.
 
     In other precisions than float32 the weights of the second convolution are stored so.
     """
@@ -138,36 +160,56 @@ def write_graph(
     def weights(name: str, *shape: int) -> Any:
         return constant(name, random.normal(0, 0.3, shape).astype(np.float32))
 
+    depth, *side = latent_shape or (channels, resolution, resolution)
     values = [
         constant("sigma", np.float32(2.5)),
         constant("half", np.float32(127.5)),
         constant("zero", np.float32(0)),
         constant("top", np.float32(255)),
-        weights("in.weight", _WIDTH, channels, 3, 3),
+        constant("axes", np.array([2, 3])),
+        weights("in.weight", _WIDTH, depth, 3, 3),
     ]
     last_weight = random.normal(0, 0.3, (channels, _WIDTH, 3, 3)).astype(np.float32)
-    inputs = [_tensor("latents", TensorProto.FLOAT, [batch, channels, resolution, resolution])]
+    inputs = [_tensor("latents", TensorProto.FLOAT, [batch, depth, *side])]
     nodes = [
         helper.make_node("Mul", ["latents", "sigma"], ["x"]),
         helper.make_node("Conv", ["x", "in.weight"], ["h0"], pads=[1, 1, 1, 1]),
     ]
     hidden = "h0"
+
+    def embed(name: str, operator: str, inputs: list[str]) -> str:
+        """Add what an input's table makes of it, [N, _WIDTH], to every pixel."""
+        nodes.extend(
+            [
+                helper.make_node(operator, inputs, [f"{name}.row"]),
+                helper.make_node("Unsqueeze", [f"{name}.row", "axes"], [f"{name}.pixel"]),
+                helper.make_node("Add", [hidden, f"{name}.pixel"], [f"{name}.added"]),
+            ]
+        )
+        return f"{name}.added"
+
     if classes:
-        values += [weights("embedding", classes, _WIDTH), constant("axes", np.array([2, 3]))]
+        values.append(weights("embedding", classes, _WIDTH))
         inputs.append(_tensor("class_labels", TensorProto.INT64, [batch]))
-        nodes += [
-            helper.make_node("Gather", ["embedding", "class_labels"], ["e0"]),
-            helper.make_node("Unsqueeze", ["e0", "axes"], ["e1"]),
-            helper.make_node("Add", ["h0", "e1"], ["h1"]),
-        ]
-        hidden = "h1"
+        hidden = embed("class", "Gather", ["embedding", "class_labels"])
+    for one in extra:
+        dtype = TensorProto.INT64 if isinstance(one, LabelInput) else TensorProto.FLOAT
+        inputs.append(_tensor(one.name, dtype, [batch, *one.shape]))
+        table = f"{one.name}.table"
+        if isinstance(one, LabelInput):
+            values.append(weights(table, one.count, _WIDTH))
+            hidden = embed(one.name, "Gather", [table, one.name])
+        else:
+            values.append(weights(table, *one.shape, _WIDTH))
+            hidden = embed(one.name, "MatMul", [one.name, table])
     if turns:
         values += [constant("first", np.int64(0)), constant("turns_of_first", np.int64(turns))]
         nodes += _loop(hidden, "h_late")
         hidden = "h_late"
     nodes += [
         helper.make_node("Tanh", [hidden], ["h2"]),
-        *_last_convolution("h2", "y0", last_weight, precision, values),
+        *_scaling("h2", "h3", resolution // side[0], values),
+        *_last_convolution("h3", "y0", last_weight, precision, values),
         helper.make_node("Tanh", ["y0"], ["y1"]),
         helper.make_node("Mul", ["y1", "half"], ["y2"]),
         helper.make_node("Add", ["y2", "half"], ["y3"]),
@@ -180,6 +222,16 @@ def write_graph(
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, values)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     save(model, path)
+
+
+def _scaling(hidden: str, output: str, factor: int, values: list[Any]) -> list[Any]:
+    """Nodes that repeat each pixel `factor` times in height and width."""
+    if factor == 1:
+        return [helper.make_node("Identity", [hidden], [output])]
+    values.append(numpy_helper.from_array(np.float32([1, 1, factor, factor]), "scales"))
+    options = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric"}
+    nearest = {"nearest_mode": "floor"}
+    return [helper.make_node("Resize", [hidden, "", "scales"], [output], **options, **nearest)]
 
 
 def _last_convolution(
@@ -238,14 +290,18 @@ def _tensor(name: str, dtype: int, shape: list[str | int]) -> Any:
     return helper.make_tensor_value_info(name, dtype, shape)
 
 
-def _golden(graph: Path, classes: int, channels: int, resolution: int) -> Golden:
+def _golden(graph: Path, manifest: Manifest) -> Golden:
     """Draw the golden image in a session of its own, so that tests compare two paths."""
     import onnxruntime
 
-    seed, label = 7, classes - 1 if classes else None
-    feeds: dict[str, Any] = {"latents": latents([seed], (channels, resolution, resolution))}
-    if label is not None:
-        feeds["class_labels"] = np.array([label])
+    seed, label = 7, len(manifest.classes) - 1 if manifest.classes else None
+    feeds: dict[str, Any] = {}
+    for one in manifest.inputs:
+        if isinstance(one, NoiseInput):
+            feeds[one.name] = latents([seed], one.shape)
+        else:
+            default = one.default if isinstance(one, LabelInput | VectorInput) else label
+            feeds[one.name] = np.array([default], one.dtype)
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     images: Any = session.run(["images"], feeds)[0]
     image = GoldenImage.from_pixels(images[0], class_label=label, seed=seed)

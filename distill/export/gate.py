@@ -17,7 +17,9 @@ from distill.evaluation.frechet import frechet_distance, statistics
 from distill.evaluation.reference import own_reference
 from distill.export.one_step import PixelGenerator
 from service.bundle import (
+    CLASS_LABELS,
     FILENAMES,
+    LATENTS,
     MEAN_DIFFERENCE,
     Bounds,
     Graph,
@@ -80,9 +82,9 @@ def draw_truth(module: PixelGenerator, detector: Detector | None) -> Truth:
     config = module.generator.config
     count = _DISTANCE_IMAGES if detector and own_reference(detector) else _COMPARED
     seeds = range(count)
-    inputs: dict[str, NDArray[Any]] = {"latents": latents(seeds, config.latent_shape)}
+    inputs: dict[str, NDArray[Any]] = {LATENTS: latents(seeds, config.latent_shape)}
     if config.label_dim:
-        inputs["class_labels"] = np.arange(count, dtype=np.int64) % config.label_dim
+        inputs[CLASS_LABELS] = np.arange(count, dtype=np.int64) % config.label_dim
     if not all(parameter.isfinite().all() for parameter in module.parameters()):
         raise UserError("the generator's weights are not finite: it cannot draw pictures")
     parts = []

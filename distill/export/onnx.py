@@ -14,7 +14,7 @@ from distill.export.cpu import cancel_transposes, rewrite_wide_layers, split_gro
 from distill.export.one_step import FoldedGenerator
 from distill.networks import Denoiser
 from distill.training.precision import DTYPES
-from service.bundle import Precision, write_atomically
+from service.bundle import CLASS_LABELS, IMAGES, LATENTS, Precision, write_atomically
 
 # From 21 on GroupNormalization stays one node instead of ten; from 22 on Conv takes bfloat16. Not
 # later than needed: engines of older servers read it, and from 23 on attention is a node that
@@ -56,7 +56,7 @@ def export_onnx(
     inputs = example_inputs(generator, 2)
     if cpu:
         rewrite_wide_layers(module, *inputs)
-    names = ["latents", "class_labels"][: len(inputs)]
+    names = [LATENTS, CLASS_LABELS][: len(inputs)]
     batch = torch.export.Dim("N")
     with _quiet():
         program = torch.onnx.export(
@@ -65,7 +65,7 @@ def export_onnx(
             dynamo=True,
             opset_version=OPSETS[precision],
             input_names=names,
-            output_names=["images"],
+            output_names=[IMAGES],
             dynamic_shapes=tuple({0: batch} for _ in inputs),
             verbose=False,
         )

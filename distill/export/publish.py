@@ -24,6 +24,7 @@ from distill.networks import Denoiser
 from service.bundle import (
     CPU,
     FILENAMES,
+    LATENTS,
     MANIFEST_NAME,
     PORTABLE,
     BundleError,
@@ -36,6 +37,7 @@ from service.bundle import (
     latents,
     load_bundle,
     load_manifest,
+    noise_and_class,
     sha256_file,
     write_manifest,
 )
@@ -91,7 +93,6 @@ def publish(
     except ValidationError:
         raise UserError(f"{name!r} cannot name a model: use a-z, 0-9, '.', '_', '-'") from None
     generator, facts = load_generator(generator_file)
-    config = generator.config
     licence = _licence(generator_file, facts) if licence is None else checked_licence(licence)
     quality = None if teacher_file is None else _quality(generator_file, teacher_file)
     folder = models / name
@@ -114,8 +115,10 @@ def publish(
         manifest = Manifest(
             name=name,
             version=version,
-            resolution=config.img_resolution,
-            channels=config.img_channels,  # type: ignore[arg-type]  # pydantic checks it
+            inputs=noise_and_class(
+                truth.inputs[LATENTS].shape[1:], has_classes=bool(facts["classes"])
+            ),
+            images=truth.pixels.shape[1:],
             classes=facts["classes"],
             sigma_init=facts["sigma_init"],
             files={f"{version}/{name}": sha256_file(inside / name) for name in judged},
@@ -184,8 +187,7 @@ def _keep_previous(folder: Path, staging: Path, new: Manifest) -> None:
         previous = load_manifest(folder)
     except BundleError:
         return
-    signature = (previous.latent_shape, bool(previous.classes))
-    if signature != (new.latent_shape, bool(new.classes)):
+    if previous.signature != new.signature:
         return
     for kept in (str(previous.version), "configs"):
         if (folder / kept).is_dir():

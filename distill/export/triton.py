@@ -1,6 +1,8 @@
 """Triton's configuration of a bundle (config.pbtxt), written from its manifest."""
 
-from service.bundle import Manifest
+from collections.abc import Sequence
+
+from service.bundle import IMAGES, Input, Manifest
 
 MAX_BATCH_SIZE = 32
 # Two batches at a time: on processors, with one thread each, that draws more than one batch on
@@ -10,6 +12,7 @@ INSTANCES, THREADS = 2, 1
 # gateways to refuse (429); what waits so long has nobody left that wants it.
 QUEUE_REQUESTS, QUEUE_SECONDS = 64, 10
 VERSIONS = 2  # as many as `publish` keeps
+_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
 
 
 def triton_config(manifest: Manifest, *, queue_requests: int = QUEUE_REQUESTS) -> str:
@@ -22,20 +25,8 @@ def triton_config(manifest: Manifest, *, queue_requests: int = QUEUE_REQUESTS) -
         manifest: of the bundle.
         queue_requests: requests, of up to MAX_BATCH_SIZE images each, that may wait.
     """
-    latents = f"dims: {_list(manifest.latent_shape)}"
-    images = f"dims: {_list(manifest.image_shape)}"
-    inputs = [f'  {{ name: "latents" data_type: TYPE_FP32 {latents} }}']
-    warmup = [f'  inputs {{ key: "latents" value {{ data_type: TYPE_FP32 {latents} ']
-    warmup[0] += "zero_data: true } }"
-    if manifest.classes:
-        # A scalar an image: the graph takes [N], not [N, 1].
-        inputs.append(
-            '  { name: "class_labels" data_type: TYPE_INT64 dims: [ 1 ] reshape { shape: [ ] } }'
-        )
-        warmup.append(
-            '  inputs { key: "class_labels" '
-            "value { data_type: TYPE_INT64 dims: [ 1 ] zero_data: true } }"
-        )
+    inputs = [_input(one) for one in manifest.inputs]
+    warmup = [_warmup(one) for one in manifest.inputs]
     lines = [
         "# Written by sid-distill publish; not to be edited by hand (docs/operations.md).",
         f'name: "{manifest.name}"',
@@ -45,7 +36,7 @@ def triton_config(manifest: Manifest, *, queue_requests: int = QUEUE_REQUESTS) -
         "input [",
         ",\n".join(inputs),
         "]",
-        f'output [ {{ name: "images" data_type: TYPE_UINT8 {images} }} ]',
+        f'output [ {{ name: "{IMAGES}" data_type: TYPE_UINT8 {_dims(manifest.images)} }} ]',
         "dynamic_batching {",
         "  default_queue_policy {",
         f"    max_queue_size: {queue_requests}",
@@ -65,5 +56,16 @@ def triton_config(manifest: Manifest, *, queue_requests: int = QUEUE_REQUESTS) -
     return "\n".join([*lines, "response_cache { enable: false }", ""])
 
 
-def _list(sizes: tuple[int, ...]) -> str:
-    return f"[ {', '.join(map(str, sizes))} ]"
+def _input(one: Input) -> str:
+    # A number an image: the graph takes [N], and Triton knows no input of less than [N, 1].
+    reshape = "" if one.shape else " reshape { shape: [ ] }"
+    return f'  {{ name: "{one.name}" data_type: {_TYPES[one.dtype]} {_dims(one.shape)}{reshape} }}'
+
+
+def _warmup(one: Input) -> str:
+    value = f"data_type: {_TYPES[one.dtype]} {_dims(one.shape)} zero_data: true"
+    return f'  inputs {{ key: "{one.name}" value {{ {value} }} }}'
+
+
+def _dims(shape: Sequence[int]) -> str:
+    return f"dims: [ {', '.join(map(str, shape or (1,)))} ]"

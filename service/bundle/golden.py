@@ -11,18 +11,20 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from service.bundle.graphs import Bounds
+from service.bundle.schema import ManifestPart
 from service.bundle.seeds import SEED_MAX
 
 Image = npt.NDArray[np.uint8]
 
 
-class GoldenImage(BaseModel):
-    """One reference: the class and the seed that were asked for, and the pixels they gave."""
+class GoldenImage(ManifestPart):
+    """One reference: the class and the seed that were asked for, and the pixels they gave.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    Labels and vectors (see `inputs`) had their defaults.
+    """
 
     class_label: int | None = Field(description="Class index; null when unconditional.")
     seed: int = Field(ge=0, le=SEED_MAX)
@@ -59,10 +61,8 @@ class GoldenImage(BaseModel):
         return pixels
 
 
-class Golden(BaseModel):
+class Golden(ManifestPart):
     """Reference images, and by how much an engine's may differ from them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     max_difference: int = Field(ge=0, le=255, description="Largest difference, in levels of 255.")
     max_differing_share: float = Field(ge=0, le=1, description="Share of values that may differ.")

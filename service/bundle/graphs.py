@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from service.bundle.schema import ManifestPart
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -47,10 +49,8 @@ def variant(filename: str, precision: Precision) -> str:
     return f"{precision}-{form}" if form else precision
 
 
-class Bounds(BaseModel):
+class Bounds(ManifestPart):
     """How far pictures may be from float32 torch's and still count as the same."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     max_difference: int = Field(ge=0, le=255, description="Largest difference, in levels of 255.")
     max_differing_share: float = Field(ge=0, le=1, description="Share of values that may differ.")
@@ -77,10 +77,8 @@ class Bounds(BaseModel):
         )
 
 
-class Measured(BaseModel):
+class Measured(ManifestPart):
     """How far they were when the graph was published."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     engine: str = Field(description="What drew them, with its version.")
     images: int = Field(ge=1, description="Pictures that were compared.")
@@ -107,10 +105,8 @@ class Measured(BaseModel):
     )
 
 
-class Graph(BaseModel):
+class Graph(ManifestPart):
     """One graph of a bundle."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     precision: Precision = Field(description="In which the network computes.")
     bounds: Bounds

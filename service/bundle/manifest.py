@@ -1,18 +1,34 @@
 """The schema of a bundle's manifest.json: what a model is, what it holds, how good it is.
 
-The publisher of `distill` writes it, the gateway trusts nothing else about a model.
+The publisher of `distill` writes it, the gateway trusts nothing else about a model. This is format
+2; manifests of format 1 are read too, and become the same object (`format1`).
 """
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from service.bundle import format1
 from service.bundle.golden import Golden
 from service.bundle.graphs import PLAN, PORTABLE, Graph, Precision
+from service.bundle.inputs import (
+    IMAGES,
+    ClassInput,
+    ExtraInput,
+    Input,
+    InputError,
+    LabelInput,
+    NoiseInput,
+    Value,
+    VectorInput,
+)
+from service.bundle.schema import ManifestPart, field_paths
 from service.bundle.seeds import SEED_CONTRACT
 from service.exceptions import RefusedError
 
@@ -29,10 +45,8 @@ class ClassLabelError(RefusedError, ValueError):
     status, kind = 422, "class-out-of-range"
 
 
-class Quality(BaseModel):
+class Quality(ManifestPart):
     """Measured quality of the one-step generator, its teacher's beside it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     distance: str = Field(description="Full name of the distance; lower is better.")
     images: int = Field(ge=1, description="Generated images that were compared.")
@@ -48,16 +62,27 @@ class Quality(BaseModel):
     )
 
 
-class Manifest(BaseModel):
-    """One model: identity, shapes, classes, files with their digests, quality, golden images."""
+class Manifest(ManifestPart):
+    """One model: identity, inputs, classes, files with their digests, quality, golden images."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    format: Literal[1] = Field(default=1, description="Version of this schema.")
+    format: Literal[2] = Field(default=2, description="Version of this schema.")
+    requires: list[str] = Field(
+        default_factory=list,
+        description="Fields that whoever reads this has to know, as paths (`golden.images.seed`), "
+        "or it would serve something else. Other fields that it does not know it ignores.",
+    )
     name: Name = Field(description="Name of the model and of its folder.")
     version: int = Field(ge=1, description="Version, and the sub-folder that holds the graph.")
-    resolution: int = Field(ge=1, description="Height and width in pixels.")
-    channels: Literal[1, 3] = Field(description="1 is grey, 3 is RGB.")
+    inputs: list[Input] = Field(
+        description="What the graph takes: one noise, a class if there are classes, and labels and "
+        "vectors that requests may name.",
+    )
+    images: Annotated[
+        tuple[PositiveInt, PositiveInt, Literal[1, 3]],
+        Field(
+            strict=False, description="[H, W, C] of an image in pixels; C is 1, grey, or 3, RGB."
+        ),
+    ]
     classes: list[str] = Field(description="Class names by index; empty: unconditional.")
     sigma_init: float = Field(gt=0, description="The graph multiplies its latents by this.")
     seed_contract: Literal["philox4x32-cuda"] = SEED_CONTRACT
@@ -74,6 +99,46 @@ class Manifest(BaseModel):
         "are from float32 torch's.",
     )
     golden: Golden | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_format_that_is_read(cls, fields: Any) -> Any:
+        """Refuse what cannot be understood before the rest is looked at; lift format 1 to 2."""
+        if not isinstance(fields, dict):
+            return fields
+        if (stated := fields.get("format", 2)) not in (1, 2):
+            raise PydanticCustomError(
+                "format",
+                "format {stated}: this release reads 1 and 2; take a later one",
+                {"stated": str(stated)},
+            )
+        required = fields.get("requires")
+        known = set(field_paths(cls))
+        unknown = (
+            [path for path in required if path not in known] if isinstance(required, list) else []
+        )
+        if unknown:
+            raise PydanticCustomError(
+                "requires",
+                "it requires whoever reads it to understand {unknown}, and this release does not: "
+                "take a later one",
+                {"unknown": ", ".join(map(str, unknown))},
+            )
+        return format1.to_format_2(fields) if stated == 1 else fields
+
+    @field_validator("inputs")
+    @classmethod
+    def _of_one_image(cls, inputs: list[Input]) -> list[Input]:
+        names = [one.name for one in inputs]
+        if len(set(names)) < len(names):
+            raise ValueError("two of them have the same name")
+        if IMAGES in names:
+            raise ValueError(f"none can be called {IMAGES}, which is the graph's output")
+        if sum(isinstance(one, NoiseInput) for one in inputs) != 1:
+            raise ValueError("exactly one of them has to be of the kind noise")
+        if sum(isinstance(one, ClassInput) for one in inputs) > 1:
+            raise ValueError("at most one of them can be of the kind class; others are labels")
+        return inputs
 
     @field_validator("classes")
     @classmethod
@@ -123,19 +188,55 @@ class Manifest(BaseModel):
                 raise ValueError(
                     f"graphs speaks of {name}, but files holds no {self.version}/{name}"
                 )
+        takes_class = any(isinstance(one, ClassInput) for one in self.inputs)
+        if takes_class and not self.classes:
+            raise ValueError("inputs has one of the kind class, and classes is empty")
+        if self.classes and not takes_class:
+            raise ValueError("classes are named, and inputs has none of the kind class")
         for image in self.golden.images if self.golden else []:
             self.check_class(image.class_label)
         return self
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W), the shape of one image's latents."""
-        return (self.channels, self.resolution, self.resolution)
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of one image's noise, (C, H, W) for most: that of the input, not the image."""
+        return next(one.shape for one in self.inputs if isinstance(one, NoiseInput))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C), the shape of one image."""
-        return (self.resolution, self.resolution, self.channels)
+        return self.images
+
+    @property
+    def signature(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Of each of the graph's inputs and its output the type and the shape of one image's."""
+        inputs = {one.name: (one.dtype, one.shape) for one in self.inputs}
+        return inputs | {IMAGES: ("uint8", self.images)}
+
+    @cached_property
+    def extra_inputs(self) -> dict[str, ExtraInput]:
+        """The labels and vectors, which requests may name."""
+        return {one.name: one for one in self.inputs if isinstance(one, LabelInput | VectorInput)}
+
+    def resolve_inputs(self, values: Mapping[str, object]) -> dict[str, Value]:
+        """The value of each label and vector: the one of `values`, or the input's default.
+
+        Raises:
+            InputError: the model has no such input, or it does not take the value; the message
+                says what there is.
+        """
+        extra = self.extra_inputs
+        for name in values:
+            if name not in extra:
+                takes = "; ".join(f"{one.name}, {one.takes}" for one in extra.values())
+                raise InputError(
+                    f"{self.name} has no input {name!r} that a request can name: it has "
+                    f"{takes or 'none'}"
+                )
+        return {
+            name: one.check(values[name]) if name in values else one.default
+            for name, one in extra.items()
+        }
 
     @cached_property
     def _index(self) -> dict[str, int]:

@@ -147,12 +147,7 @@ def check_signature(found: Signature, manifest: Manifest, path: Path) -> None:
     Raises:
         EngineError: an input or output is missing, extra, or of another type or shape.
     """
-    expected: dict[str, tuple[str, tuple[int, ...]]] = {
-        "latents": ("float32", manifest.latent_shape),
-        "images": ("uint8", manifest.image_shape),
-    }
-    if manifest.classes:
-        expected["class_labels"] = ("int64", ())
+    expected = manifest.signature
     if set(found) != set(expected):
         raise EngineError(
             f"{path}: the graph's inputs and outputs are {', '.join(sorted(found)) or 'none'}; "

@@ -24,6 +24,7 @@ _EXPOSED = ", ".join(
         "Server-Timing",
         "WWW-Authenticate",
         "X-Class-Label",
+        "X-Inputs",
         "X-Mix",
         "X-Model",
         "X-Request-ID",

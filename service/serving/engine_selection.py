@@ -23,11 +23,11 @@ from service.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-# As SID_ENGINE names them.
-_EMBEDDED: dict[str, type[EmbeddedEngine]] = {
-    "cuda": CudaEngine,
+# By the names that SID_ENGINE takes: another engine in this process is a line here.
+ENGINES: dict[str, type[EmbeddedEngine]] = {
     "onnxruntime": OnnxEngine,
     "openvino": OpenVinoEngine,
+    "cuda": CudaEngine,
 }
 _MEASURED_SECONDS = 0.5
 
@@ -36,13 +36,17 @@ async def make_engine(bundle: Bundle, settings: Settings) -> Engine:
     """The engine that the settings ask for, not yet open.
 
     Raises:
-        EngineError: what it needs is not installed, it reads no graph that the bundle holds in
-            the precision asked for, or (auto) no engine draws the right picture.
+        EngineError: there is no such engine, what it needs is not installed, it reads no graph
+            that the bundle holds in the precision asked for, or (auto) none draws the right
+            picture.
     """
     if settings.triton_addresses:
         return _over_triton(bundle, settings)
     if settings.engine == "auto":
         return await _fastest(bundle, settings)
+    if settings.engine not in (None, *ENGINES):
+        names = ", ".join(map(repr, ("auto", *ENGINES, "triton")))
+        raise EngineError(f"SID_ENGINE: Input should be {names}, got {settings.engine!r}")
     assert settings.precision != "any", "the settings refuse it without auto"
     return _embedded(
         bundle, settings, settings.engine or "onnxruntime", settings.precision or "float32"
@@ -52,7 +56,7 @@ async def make_engine(bundle: Bundle, settings: Settings) -> Engine:
 def _embedded(
     bundle: Bundle, settings: Settings, name: str, precision: Precision
 ) -> EmbeddedEngine:
-    return _EMBEDDED[name](
+    return ENGINES[name](
         bundle,
         precision=precision,
         threads=settings.threads,
@@ -96,7 +100,7 @@ async def _fastest(bundle: Bundle, settings: Settings) -> Engine:
     name, wanted = bundle.manifest.name, settings.precision or "float32"
     rates: dict[tuple[str, Precision], float] = {}
     refused: list[str] = []
-    for kind, cls in _EMBEDDED.items():
+    for kind, cls in ENGINES.items():
         if not await asyncio.to_thread(cls.installed):
             continue
         for precision in cls.precisions(bundle):
@@ -160,4 +164,4 @@ async def _images_per_second(engine: Engine, bundle: Bundle, settings: Settings)
 
 
 def _title(kind: str, precision: Precision) -> str:
-    return f"{_EMBEDDED[kind].name} {precision}"
+    return f"{ENGINES[kind].name} {precision}"

@@ -1,9 +1,10 @@
 """What is asked of a model, resolved and checked: one job a picture; and what comes of it."""
 
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from service.bundle import Manifest, check_seed
+from service.bundle import Manifest, Value, check_seed
 from service.engines import Images
 from service.exceptions import RefusedError
 from service.observability.metrics import Timings
@@ -24,6 +25,7 @@ class ImageJob:
         media_type: how to encode it (see `encoding.encode`).
         toward: the seed at the end of a walk that starts at `seed`; None: no walk.
         mix: how far along that walk, 0 to 1.
+        inputs: the value of each label and vector that the model has (`Manifest.extra_inputs`).
     """
 
     class_label: int | None
@@ -31,6 +33,7 @@ class ImageJob:
     media_type: str
     toward: int | None = None
     mix: float = 0.0
+    inputs: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ def resolve_jobs(
     media_type: str,
     toward: int | None = None,
     mix: float | None = None,
+    inputs: Mapping[str, object] | None = None,
 ) -> list[ImageJob]:
     """Resolve what is asked of a model: picture i has seed + i, and goes toward toward + i.
 
@@ -80,9 +84,11 @@ def resolve_jobs(
         media_type: how to encode them.
         toward: the seed to which the first picture's walk leads; None: no walk.
         mix: how far along the walk, 0 to 1; None: halfway, if there is one.
+        inputs: of the model's labels and vectors those that are named; the others' defaults.
 
     Raises:
         ClassLabelError, SeedError: the model has no such class, or a seed is out of range.
+        InputError: it has no such input, or the input does not take the value.
         WalkError: there is a `mix` and nowhere to go.
     """
     label = None if class_label is None else manifest.resolve_class(class_label)
@@ -94,6 +100,7 @@ def resolve_jobs(
         mix = 0.5 if mix is None else mix
     elif mix is not None:
         raise WalkError("mix says how far to go toward a second seed: say toward as well")
+    values = manifest.resolve_inputs(inputs or {})
     return [
         ImageJob(
             (first + i) % len(manifest.classes) if label is None and manifest.classes else label,
@@ -101,6 +108,7 @@ def resolve_jobs(
             media_type,
             None if toward is None else toward + i,
             mix or 0.0,
+            values,
         )
         for i in range(n)
     ]

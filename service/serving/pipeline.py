@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from service.bundle import Manifest, latents
+from service.bundle import ClassInput, Input, Manifest, NoiseInput, latents
 from service.engines import Images, Inputs, Prepared
 from service.observability.tracing import BatchTrace
 from service.serving.encoding import PIXELS, encode
@@ -56,17 +57,28 @@ def batch_work(
 
 
 def graph_inputs(jobs: Sequence[ImageJob], manifest: Manifest) -> Inputs:
-    """Noise from the seeds, and the class labels where the model has classes."""
-    noise = latents([job.seed for job in jobs], manifest.latent_shape)
+    """What the graph takes of these jobs, each input as its kind says (see `bundle.inputs`)."""
+    return {one.name: _rows(one, jobs) for one in manifest.inputs}
+
+
+def _rows(one: Input, jobs: Sequence[ImageJob]) -> npt.NDArray[Any]:
+    """One input of the graph: a row a job, in the input's own type."""
+    if isinstance(one, NoiseInput):
+        return _noise(jobs, one.shape)
+    if isinstance(one, ClassInput):
+        return np.array([job.class_label for job in jobs], dtype=one.dtype)
+    return np.array([job.inputs[one.name] for job in jobs], dtype=one.dtype)
+
+
+def _noise(jobs: Sequence[ImageJob], shape: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Noise from the seeds, taken along its walk where a job has one."""
+    noise = latents([job.seed for job in jobs], shape)
     walks = {i: job.toward for i, job in enumerate(jobs) if job.toward is not None}
     if walks:
-        ends = latents(list(walks.values()), manifest.latent_shape)
+        ends = latents(list(walks.values()), shape)
         for i, end in zip(walks, ends, strict=True):
             noise[i] = slerp(noise[i], end, jobs[i].mix)
-    if not manifest.classes:
-        return {"latents": noise}
-    labels = np.array([job.class_label for job in jobs], dtype=np.int64)
-    return {"latents": noise, "class_labels": labels}
+    return noise
 
 
 def encode_files(images: Images, jobs: Sequence[ImageJob]) -> list[bytes]:

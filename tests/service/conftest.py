@@ -15,7 +15,7 @@ from service.app import create_app
 from service.engines import openvino
 from service.serving.default_model import DEFAULT_NAME
 from service.settings import Settings
-from tests.bundles import write_bundle
+from tests.bundles import MIX, STYLE, write_bundle
 from tests.service.client import Client
 from tests.service.triton import Repository, Triton, triton_over
 
@@ -66,6 +66,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     write_bundle(models, "grey")
     write_bundle(models, "colour", channels=3, resolution=16)
     write_bundle(models, "plain", classes=[])
+    write_bundle(models, "styled", extra=[STYLE, MIX], latent_shape=(4, 8, 8), resolution=16)
     (models / DEFAULT_NAME).write_text("grey")  # Triton passes the file by
     return Repository(models)
 

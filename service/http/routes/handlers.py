@@ -36,7 +36,14 @@ def resolve(
     if n > most:
         raise TooManyImagesError(f"n is at most {most} here, not {n}", most=most)
     return model, resolve_jobs(
-        model.bundle.manifest, asked.class_label, asked.seed, n, media_type, asked.toward, asked.mix
+        model.bundle.manifest,
+        asked.class_label,
+        asked.seed,
+        n,
+        media_type,
+        asked.toward,
+        asked.mix,
+        asked.inputs,
     )
 
 

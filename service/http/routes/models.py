@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from service.bundle import Graph, Manifest, Precision, Quality
+from service.bundle import Graph, Input, Manifest, Precision, Quality
 from service.http.problems import responses
 from service.serving.catalogue import Catalogue
 from service.serving.served_model import ServedModel
@@ -25,8 +25,13 @@ class ModelCard(BaseModel):
     )
     description: str
     licence: str
-    resolution: int
-    channels: int
+    resolution: int = Field(description="Height of an image in pixels; see `images` for both.")
+    channels: int = Field(description="1 is grey, 3 is RGB.")
+    images: tuple[int, int, int] = Field(description="[height, width, channels] of an image.")
+    inputs: list[Input] = Field(
+        description="What the graph takes. A request may name a `label` or a `vector` in its own "
+        "`inputs`; the others follow from seed and class."
+    )
     classes: list[str] = Field(description="Names by index; empty: unconditional.")
     seed_contract: str
     training: dict[str, Any]
@@ -48,6 +53,8 @@ class ModelCard(BaseModel):
             tag=model.tag,
             engine=f"{engine.name} {engine.version}",
             precision=engine.precision,
+            resolution=manifest.image_shape[0],
+            channels=manifest.image_shape[2],
             default=model.name == catalogue.default,
             graph=manifest.graphs.get(engine.filename),
             **manifest.model_dump(

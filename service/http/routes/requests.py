@@ -1,8 +1,9 @@
 """What a request for pictures may say: as JSON, and as a query."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
+from fastapi import Query
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -11,11 +12,15 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StrictStr,
+    WithJsonSchema,
+    model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from service.bundle import SEED_MAX
 
 _EXACT = 2**53  # above it a float may not be the number that was written
+_INPUT = "input."  # before the name of a label in a query
 
 
 def _whole(value: object) -> object:
@@ -39,9 +44,26 @@ def _decimal(value: object) -> object:
     return value
 
 
+def _label(value: object) -> object:
+    """Take digits only, as `_digits`; what else there may be of an input needs a body."""
+    if isinstance(value, str) and not re.fullmatch(r"[0-9]{1,9}", value, re.ASCII):
+        raise PydanticCustomError(
+            "label", "GET takes labels only, in digits (input.NAME=3); POST takes vectors too"
+        )
+    return value
+
+
 Digits = Annotated[int, BeforeValidator(_digits)]
 Decimal = Annotated[float, BeforeValidator(_decimal)]
 WholeNumber = Annotated[StrictInt, BeforeValidator(_whole)]
+Label = Annotated[int, BeforeValidator(_label)]
+# Described here, checked by the domain, whose message says what the model takes.
+InputValue = Annotated[
+    Any,
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "number"}}]}
+    ),
+]
 
 
 class GenerateRequest(BaseModel):
@@ -89,6 +111,13 @@ class GenerateRequest(BaseModel):
         "second's. Left out: 0.5.",
         examples=[0.25],
     )
+    inputs: dict[str, InputValue] | None = Field(
+        default=None,
+        description="What else the model takes, by name, as `inputs` of GET /models/{name} lists "
+        "it: of a `label` a whole number, of a `vector` a list of numbers. One that is left out "
+        "has its default. Most models take nothing else.",
+        examples=[{}],
+    )
 
 
 class GenerateQuery(BaseModel):
@@ -108,3 +137,17 @@ class GenerateQuery(BaseModel):
         json_schema_extra={"minimum": 0, "maximum": SEED_MAX},
     )
     mix: Decimal | None = Field(default=None, ge=0, le=1, description="As in POST.")
+    # Not in the OpenAPI document, which has no way to say that a name begins so.
+    inputs: Annotated[dict[str, Label], Query(include_in_schema=False)] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_inputs(cls, query: Any) -> Any:
+        """Take `input.style=3` as the label `style` of `inputs`."""
+        if not isinstance(query, dict):
+            return query
+        named = {key for key in query if key.startswith(_INPUT)}
+        if not named:
+            return query
+        inputs = {key.removeprefix(_INPUT): query[key] for key in sorted(named)}
+        return {"inputs": inputs} | {key: query[key] for key in query if key not in named}

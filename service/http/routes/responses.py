@@ -3,12 +3,14 @@
 import asyncio
 import base64
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from fastapi import Request, Response
 from pydantic import BaseModel, Field
 
+from service.bundle import Value
 from service.exceptions import RefusedError
 from service.http.accept import choose
 from service.serving.encoding import (
@@ -41,6 +43,9 @@ class GeneratedImage(BaseModel):
     seed: int
     toward: int | None = Field(description="The second seed of a walk; null: no walk.")
     mix: float | None = Field(description="How far along the walk; null: no walk.")
+    inputs: dict[str, int | list[float]] = Field(
+        description="The values of the model's labels and vectors; empty: it has none."
+    )
     png: str = Field(description="The PNG file, in base64.")
 
 
@@ -94,6 +99,7 @@ def entity_tag(model: ServedModel, jobs: Sequence[ImageJob], form: str) -> str:
         first.class_label if len(labels) == 1 else "by seed",
         first.toward,
         first.mix,
+        dict(first.inputs),
     )
     return f'"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}"'
 
@@ -119,6 +125,7 @@ def _assemble(model: ServedModel, pictures: Sequence[Picture], form: str) -> byt
             seed=picture.job.seed,
             toward=picture.job.toward,
             mix=None if picture.job.toward is None else picture.job.mix,
+            inputs=_plain(picture.job.inputs),
             png=base64.b64encode(picture.file).decode("ascii"),
         )
         for picture in pictures
@@ -132,6 +139,13 @@ def _file_name(picture: Picture) -> str:
     label = "" if job.class_label is None else f"class{job.class_label}-"
     walk = "" if job.toward is None else f"-toward{job.toward}-mix{job.mix:g}"
     return f"{label}seed{job.seed}{walk}.png"
+
+
+def _plain(inputs: Mapping[str, Value]) -> dict[str, int | list[float]]:
+    """Labels and vectors as JSON holds them, and as a request names them again."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in inputs.items()
+    }
 
 
 def _headers(model: ServedModel, pictures: Sequence[Picture]) -> dict[str, str]:
@@ -153,4 +167,6 @@ def _headers(model: ServedModel, pictures: Sequence[Picture]) -> dict[str, str]:
         headers["X-Class-Label"] = str(job.class_label)
     if job.toward is not None:
         headers |= {"X-Toward": str(job.toward), "X-Mix": repr(job.mix)}
+    if job.inputs:
+        headers["X-Inputs"] = json.dumps(_plain(job.inputs), separators=(",", ":"))
     return headers

@@ -19,6 +19,7 @@ from service.bundle import (
     list_bundles,
     load_bundle,
     load_manifest,
+    noise_and_class,
     sha256_file,
     write_manifest,
 )
@@ -82,11 +83,14 @@ def test_a_manifest_that_is_no_manifest_is_refused_in_one_line(tiny, content):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("format", 2),
+        ("format", 3),
+        ("requires", "all"),
         ("name", "Ti ny"),
         ("version", 0),
-        ("resolution", "8"),
-        ("channels", 2),
+        ("images", [8, 8, 2]),
+        ("images", [8, 8]),
+        ("images", [8, "8", 1]),
+        ("images", [8, 0, 1]),
         ("classes", ["a", " A"]),
         ("classes", ["a", " "]),
         ("sigma_init", 0),
@@ -98,7 +102,6 @@ def test_a_manifest_that_is_no_manifest_is_refused_in_one_line(tiny, content):
         ("files", {"1/model.onnx": "abc"}),
         ("licence", ""),
         ("golden", {"max_difference": 1, "max_differing_share": 0.1, "images": []}),
-        ("surprise", 1),
     ],
 )
 def test_a_field_that_breaks_the_schema_is_named(tiny, field, value):
@@ -178,7 +181,8 @@ def test_an_unknown_class_is_refused_with_range_and_names(tiny, label):
 def named(*classes: str) -> Manifest:
     """A manifest with these classes; of the rest no test here asks anything."""
     return Manifest(
-        name="digits", version=1, resolution=8, channels=1, classes=list(classes), sigma_init=1.0,
+        name="digits", version=1, inputs=noise_and_class((1, 8, 8), has_classes=True),
+        images=(8, 8, 1), classes=list(classes), sigma_init=1.0,
         files={"1/model.onnx": "0" * 64}, licence="none", description="",
     )  # fmt: skip
 

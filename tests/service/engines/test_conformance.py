@@ -14,6 +14,7 @@ from service.engines.openvino import OpenVinoEngine
 from service.engines.triton import TritonEngine
 from service.serving.supervision import Supervisor
 from tests.bundles import compute, graph_inputs
+from tests.service.engines.numpy_engine import NumpyEngine
 from tests.service.triton import Repository
 
 CONCURRENCY = 2
@@ -22,10 +23,11 @@ CONCURRENCY = 2
 TRITON = pytest.param("triton", marks=pytest.mark.slow)
 
 
-@pytest.fixture(params=["onnxruntime", "openvino", TRITON])
+# numpy stands for the next engine, which is not written yet.
+@pytest.fixture(params=["onnxruntime", "openvino", "numpy", TRITON])
 def make(request):
     """Makes an engine for a bundle of `repository`."""
-    embedded = {"onnxruntime": OnnxEngine, "openvino": OpenVinoEngine}
+    embedded = {"onnxruntime": OnnxEngine, "openvino": OpenVinoEngine, "numpy": NumpyEngine}
 
     def in_process(bundle):
         return embedded[request.param](bundle, threads=1, concurrency=CONCURRENCY)
@@ -114,6 +116,29 @@ def test_the_class_and_the_noise_change_the_image(repository: Repository, make):
             images = await compute(engine, z, np.array([0, 1, 0]))
             assert not np.array_equal(images[0], images[1])
             assert not np.array_equal(images[0], images[2])
+
+    asyncio.run(scenario())
+
+
+def test_further_inputs_are_fed_by_name_each_row_its_own(repository: Repository, make):
+    """One noise and one class; a label and a vector, and latents of another shape than images."""
+    bundle = repository.bundle("styled")
+    z = np.repeat(latents([1], bundle.manifest.latent_shape), 5, axis=0)
+    labels = np.zeros(5, np.int64)
+    style = np.array([0, 1, 2, 2, 4])
+    mix = np.float32([[0, 1], [0, 1], [0, 1], [1, 0], [0.5, 0.5]])
+
+    async def scenario():
+        reference = OnnxEngine(bundle, threads=1, concurrency=1)
+        async with opened(make(bundle)) as engine, opened(reference):
+            images = await compute(engine, z, labels, style=style, mix=mix)
+            assert images.shape == (5, 16, 16, 1)
+            assert len({image.tobytes() for image in images}) == 5
+            assert np.array_equal(images, await compute(reference, z, labels, style=style, mix=mix))
+            for i in range(5):
+                row = slice(i, i + 1)
+                alone = await compute(engine, z[row], labels[row], style=style[row], mix=mix[row])
+                assert np.array_equal(alone[0], images[i])
 
     asyncio.run(scenario())
 

@@ -1,26 +1,53 @@
-"""SID_ENGINE=auto: the fastest engine that draws the right picture, and why."""
+"""SID_ENGINE: the engine that is named, or with auto the fastest that draws the right picture."""
 
 import asyncio
 import re
 import threading
 
 import numpy as np
+import onnx
 import pytest
 import structlog
 from pydantic import ValidationError
 
+from service.app import create_app
 from service.bundle import latents, load_bundle, write_manifest
 from service.engines import EngineError
 from service.serving import engine_selection
 from service.serving.engine_selection import make_engine
 from service.settings import Settings
 from tests.bundles import A_WHILE, compute, republished, write_bundle
+from tests.service.client import Client
+from tests.service.engines.numpy_engine import NumpyEngine
 
 
 def chosen(bundle, **settings):
     with structlog.testing.capture_logs() as lines:
         engine = asyncio.run(make_engine(bundle, Settings(engine="auto", **settings)))
     return engine, [line for line in lines if line["event"] == "engine chosen"]
+
+
+def test_another_engine_is_a_line_in_the_registry(tmp_path, monkeypatch):
+    """From a file of the tests, to be named by SID_ENGINE and tried by auto like any other."""
+    monkeypatch.setitem(engine_selection.ENGINES, "numpy", NumpyEngine)
+    monkeypatch.setenv("SID_ENGINE", "numpy")
+    write_bundle(tmp_path, "tiny")
+    ask = {"class_label": 2, "seed": 9}
+    with Client(create_app(Settings(models=tmp_path))) as client:
+        card = client.get("/models/tiny").json()
+        drawn = client.generate(ask, accept="application/x-npy").content
+        assert client.get("/readyz").status_code == 200
+    assert card["engine"] == f"numpy {onnx.__version__}"
+    with Client(create_app(Settings(models=tmp_path, engine="onnxruntime"))) as client:
+        assert client.generate(ask, accept="application/x-npy").content == drawn
+    _, (line,) = chosen(load_bundle(tmp_path / "tiny"))
+    assert "numpy float32" in f"{line['engine']} {line['because']}"
+
+
+def test_a_name_that_no_engine_has_is_told_those_that_there_are(tmp_path):
+    bundle = load_bundle(write_bundle(tmp_path, "tiny"))
+    with pytest.raises(EngineError, match=r"SID_ENGINE: .*'auto', .*'triton', got 'tensorrt'"):
+        asyncio.run(make_engine(bundle, Settings(engine="tensorrt")))
 
 
 def test_it_says_which_engine_it_took_and_how_fast_each_was(tmp_path):

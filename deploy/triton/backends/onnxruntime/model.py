@@ -50,7 +50,8 @@ class TritonPythonModel:
         rows = {name: [_rows(request, name) for request in requests] for name in self._inputs}
         feeds = {name: np.concatenate(arrays) for name, arrays in rows.items()}
         (images,) = self._session.run(["images"], feeds)
-        return np.split(images, np.cumsum([len(array) for array in rows["latents"]])[:-1])
+        sizes = [len(array) for array in rows[self._inputs[0]]]
+        return np.split(images, np.cumsum(sizes)[:-1])
 
 
 # Arrays cross by DLPack: the server's own conversions are built against numpy 1, and under
