@@ -126,6 +126,7 @@ def assert_identical(a, b):
         assert a == b
 
 
+@pytest.mark.slow
 def test_a_method_of_ones_own_learns_and_its_checkpoints_are_exact(distil, tmp_path, monkeypatch):
     monkeypatch.setattr("distill.training.loop.LOG_EVERY", 5)
     whole, parts = tmp_path / "whole", tmp_path / "parts"

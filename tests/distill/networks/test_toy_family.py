@@ -102,6 +102,7 @@ def sid_distill(*arguments):
     assert result.exit_code == 0, result.exception or result.output
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy")
 def test_it_is_trained_distilled_and_published_by_the_commands(tmp_path, recipe, monkeypatch):
     # It would rule all of this process, and other tests look at memory.
