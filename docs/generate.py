@@ -184,11 +184,15 @@ def _kind(schema: dict[str, Any]) -> str:
         return (
             f"[{schema['$ref'].rsplit('/', 1)[-1]}](#{schema['$ref'].rsplit('/', 1)[-1].lower()})"
         )
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_kind(part) for part in schema["anyOf"]))
+    if choices := schema.get("anyOf", schema.get("oneOf")):
+        return " or ".join(dict.fromkeys(_kind(part) for part in choices))
     if "enum" in schema or "const" in schema:
         values = schema.get("enum", [schema.get("const")])
         return " or ".join(f"`{json.dumps(value)}`" for value in values)
+    if "prefixItems" in schema:
+        return f"list of {len(schema['prefixItems'])}: " + ", ".join(
+            _kind(part) for part in schema["prefixItems"]
+        )
     if schema.get("type") == "array":
         return f"list of {_kind(schema['items'])}"
     return str(schema.get("type", "anything"))
