@@ -86,7 +86,9 @@ PROSE = {
     r"pictures?": "image",
     r"feature networks?": "feature extractor",
 }
-OUTSIDE = re.compile(r"pictures\.example|picture\.png|--pictures\b")
+OUTSIDE = re.compile(
+    r"pictures\.example|picture\.png|--pictures\b|client\.Picture|\"Picture\"|Picture, which"
+)
 
 
 @cache
@@ -95,7 +97,6 @@ def tracked() -> list[str]:
         ["git", "ls-files", "-co", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
-    # Of the commit itself: a checkout may hold more beside it.
     ours = ("service/", "distill/", "tests/", "docs/", "deploy/", "README.md")
     return [
         name
@@ -110,7 +111,8 @@ def names_of(path: str) -> Iterator[tuple[int, str, bool]]:
         if isinstance(node, ast.Name):
             yield node.lineno, node.id, False
         elif isinstance(node, ast.Attribute):
-            yield node.lineno, node.attr, False
+            if not OUTSIDE.search(ast.unparse(node)):
+                yield node.lineno, node.attr, False
         elif isinstance(node, ast.arg | ast.keyword) and node.arg:
             yield node.lineno, node.arg, False
         elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
