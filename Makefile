@@ -64,10 +64,10 @@ lint: setup-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Write the references in docs/reference/ and the playground's picture anew
+# Write the references in docs/reference/ and the playground's image anew
 docs: setup-dev
 	$(BIN)/python -m docs.generate
-	$(BIN)/python -m docs.avatars_picture
+	$(BIN)/python -m docs.avatars_image
 	$(BIN)/python -m docs.screenshot
 
 $(VENV)/.python:

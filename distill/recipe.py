@@ -54,7 +54,7 @@ class LoopConfig(_Section):
         augment: the probability of each augmentation, see `distill.data.augment`.
         ema_halflife: images after which a weight's share in the average has halved.
         noise_mean: mean of ln sigma of the noise levels at which a denoiser learns; -1.2 is EDM's
-            for CIFAR-10. What a picture shares over all its pixels, such as its mean colour, is
+            for CIFAR-10. What an image shares over all its pixels, such as its mean colour, is
             decided at levels that grow with its side.
         noise_std: their standard deviation.
         checkpoint_every: images between two checkpoints.
@@ -77,14 +77,14 @@ class LoopConfig(_Section):
 
     @model_validator(mode="after")
     def _divides(self) -> "LoopConfig":
-        if self.batch % self.images_a_call:
+        if self.batch % self.images_per_call:
             raise ValueError(
                 f"a batch of {self.batch} is no multiple of the micro-batch of {self.microbatch}"
             )
         return self
 
     @property
-    def images_a_call(self) -> int:
+    def images_per_call(self) -> int:
         """Images in one micro-batch."""
         return min(self.batch, self.microbatch)
 
@@ -128,7 +128,7 @@ class RegressionConfig(SingleNetworkConfig):
         for name in ("augment", "noise_mean", "noise_std"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(
-                    f"{name} changes nothing in a regression on pairs, whose noise and pictures "
+                    f"{name} changes nothing in a regression on pairs, whose noise and images "
                     "are given: leave it out"
                 )
         return self
@@ -168,7 +168,7 @@ class Recipe(_Section):
 
     Attributes:
         description: what it is for and how long it takes.
-        features: the shipped feature network over which a distance means something here.
+        features: the shipped feature extractor over which a distance means something here.
         licence: of networks that are trained on the recipe's data (SPDX or a sentence); None:
             not known, and publish asks for it.
         data: the name of the data set that the licence is about, so that other images are not

@@ -1,4 +1,4 @@
-"""Drawing pictures: EDM's deterministic Heun sampler, and the one-step generator."""
+"""Drawing images: EDM's deterministic Heun sampler, and the one-step generator."""
 
 import itertools
 from collections.abc import Callable
@@ -75,7 +75,7 @@ def one_step(
 def sample_inputs(
     network: NetworkLayout, device: torch.device, count: int | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Latents and one-hot labels of a fixed sheet of pictures: ten columns, a class a row.
+    """Latents and one-hot labels of a fixed sheet of images: ten columns, a class a row.
 
     Args:
         network: its shape and classes.

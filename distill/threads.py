@@ -40,23 +40,23 @@ def available_cpus() -> int:
     return _processors() if limit is None else max(1, min(_processors(), math.floor(limit)))
 
 
-def cpu_limit(groups: Path = _GROUPS, own: Path = _OWN_GROUPS) -> float | None:
+def cpu_limit(groups: Path = _GROUPS, own_groups: Path = _OWN_GROUPS) -> float | None:
     """Processors that this process's control groups let it have, of all their levels the least.
 
     Both versions of control groups, nested or not; None where none of them limits.
 
     Args:
         groups: where the control groups are mounted.
-        own: the file that says which this process is in.
+        own_groups: the file that says which this process is in.
     """
-    limits = [limit for folder in _folders(groups, own) for limit in _limits(folder)]
+    limits = [limit for folder in _folders(groups, own_groups) for limit in _limits(folder)]
     return min(limits, default=None)
 
 
-def _folders(groups: Path, own: Path) -> Iterator[Path]:
+def _folders(groups: Path, own_groups: Path) -> Iterator[Path]:
     """The folders of this process's control groups that may limit its processors, and above."""
     try:
-        lines = own.read_text().splitlines()
+        lines = own_groups.read_text().splitlines()
     except OSError:
         lines = ["0::/"]
     for line in lines:

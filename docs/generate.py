@@ -19,7 +19,7 @@ from service.app import create_app
 from service.exceptions import refusals
 from service.http import problems
 from service.http.disconnect import ClientLeftError
-from service.observability.metrics import Telemetry
+from service.observability.metrics import Metrics
 from service.settings import Settings
 
 FOLDER = Path(__file__).parent / "reference"
@@ -97,7 +97,7 @@ def metrics() -> str:
         "[operations.md](../operations.md).\n\n"
         "| metric | type | labels | what |\n|---|---|---|---|\n"
     )
-    for metric in vars(Telemetry()).values():
+    for metric in vars(Metrics()).values():
         if hasattr(metric, "_labelnames"):
             (family,) = metric.describe()
             labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "-"

@@ -123,4 +123,4 @@ def _lines(file: Path) -> list[str]:
 
 def _unescaped(field: str) -> str:
     """A field of mountinfo, where blanks and the like are octal."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

@@ -12,7 +12,6 @@ from onnx import TensorProto, helper, numpy_helper, save
 from distill.export.triton import triton_config
 from service.bundle import (
     FILENAMES,
-    Bounds,
     Bundle,
     Golden,
     GoldenImage,
@@ -22,6 +21,7 @@ from service.bundle import (
     Measured,
     NoiseInput,
     Precision,
+    Tolerance,
     VectorInput,
     latents,
     load_bundle,
@@ -38,10 +38,10 @@ MIX = VectorInput(name="mix", shape=(2,), default=(0.5, 0.5))
 # Turns of the loop, in native code: until someone ends it, and some tenths of a second.
 FOR_EVER, A_WHILE = 10**15, 200_000
 _WIDTH = 8
-_BOUNDS: dict[Precision, Bounds] = {
-    "float32": Bounds(max_difference=1, max_differing_share=0.05),
-    "bfloat16": Bounds(max_difference=8, max_differing_share=1.0),
-    "float16": Bounds(max_difference=2, max_differing_share=0.5),
+_TOLERANCES: dict[Precision, Tolerance] = {
+    "float32": Tolerance(max_difference=1, max_differing_share=0.05),
+    "bfloat16": Tolerance(max_difference=8, max_differing_share=1.0),
+    "float16": Tolerance(max_difference=2, max_differing_share=0.5),
 }
 
 
@@ -81,7 +81,7 @@ def write_bundle(
     write_graph(graph, turns=turns, **network)
     for filename in graphs:
         write_graph(graph.with_name(filename), precision=FILENAMES[filename], **network)
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "name": name,
         "version": version,
         "inputs": [*noise_and_class(latent_shape, has_classes=bool(classes)), *extra],
@@ -98,8 +98,8 @@ def write_bundle(
         "training": {"data": "none", "kimg": 0},
     }
     if golden:
-        facts["golden"] = _golden(graph, Manifest(**facts))
-    written = Manifest(**(facts | manifest))
+        metadata["golden"] = _golden(graph, Manifest(**metadata))
+    written = Manifest(**(metadata | manifest))
     (folder / "config.pbtxt").write_text(triton_config(written, **triton))
     write_manifest(folder, written)
     return folder
@@ -107,9 +107,9 @@ def write_bundle(
 
 def republished(folder: Path, **manifest: Any) -> Bundle:
     """The bundle again, with digests that fit files that have changed, or other facts."""
-    facts = json.loads((folder / "manifest.json").read_text())
-    facts["files"] = {name: sha256_file(folder / name) for name in facts["files"]}
-    write_manifest(folder, Manifest(**(facts | manifest)))
+    metadata = json.loads((folder / "manifest.json").read_text())
+    metadata["files"] = {name: sha256_file(folder / name) for name in metadata["files"]}
+    write_manifest(folder, Manifest(**(metadata | manifest)))
     return load_bundle(folder)
 
 
@@ -253,7 +253,7 @@ def _last_convolution(
 def _graph(filename: str) -> Graph:
     """What the manifest says of one: bounds of the tests' own, and no measurement that counts."""
     precision = FILENAMES[filename]
-    bounds = _BOUNDS[precision]
+    bounds = _TOLERANCES[precision]
     measured = Measured(
         engine="none 0", images=1, difference=0, differing_share=0.0, batch_difference=0
     )

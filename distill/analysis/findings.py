@@ -5,56 +5,58 @@
 import numpy as np
 
 from distill.analysis.curve import Curve, PowerLaw
-from distill.analysis.pictures import ClassComparison
+from distill.analysis.paired_images import ClassComparison
 from distill.analysis.probe import Probe
 
 
-def about_curve(curve: Curve, law: PowerLaw | None, teacher: float | None) -> list[str]:
+def describe_curve(curve: Curve, law: PowerLaw | None, teacher: float | None) -> list[str]:
     """How far the run came, how fast, and what is left to the teacher."""
     last, best = curve.distances[-1], int(np.argmin(curve.distances))
-    said = [f"After {curve.images[-1]:,.0f} images the distance is {last:.2f}."]
+    sentences = [f"After {curve.images[-1]:,.0f} images the distance is {last:.2f}."]
     if best != len(curve.images) - 1:
-        said[0] = said[0][:-1] + (
+        sentences[0] = sentences[0][:-1] + (
             f"; it was lowest, {curve.distances[best]:.2f}, after {curve.images[best]:,.0f}."
         )
     if law is not None:
         halving = 2 ** (-1 / law.slope) if law.slope < 0 else np.inf
         falls = f"{halving:,.1f} times the images halve it" if halving < 1e4 else "it does not fall"
-        said.append(
+        sentences.append(
             f"The fitted slope is {law.slope:.3f} (95 %: {law.low:.3f} to {law.high:.3f}): {falls}."
         )
     if teacher is not None:
         ratio = last / teacher
-        said.append(
+        sentences.append(
             f"One step stands at {ratio:.2f} times the teacher's distance of {teacher:.2f}."
         )
         if law is not None and law.slope < 0 and ratio > 1:
             reach = (teacher / law.factor) ** (1 / law.slope)
             if reach > curve.images[-1]:
-                said.append(
+                sentences.append(
                     f"The line would meet the teacher after {reach:,.0f} images, if it went on."
                 )
-    return said
+    return sentences
 
 
-def about_gap(probe: Probe) -> list[str]:
+def describe_gap(probe: Probe) -> list[str]:
     """Where teacher and fake score differ, and whether psi knows the generator."""
     trained = probe.levels.trained
     sigmas, gap = probe.levels.sigmas[trained], probe.gap.mean(axis=1)[trained]
     at = int(np.argmax(gap))
-    said = [
+    sentences = [
         f"E[(a − b)² / w] is {gap.mean():.4g} over training's noise levels, largest at "
         f"σ = {sigmas[at]:.2g} ({gap[at]:.4g})."
     ]
     if not trained.all():
         beyond = probe.gap.mean(axis=1)[~trained].mean() / gap.mean()
-        said.append(f"Above t_max, where training does not look, it is {beyond:.2g} times that.")
+        sentences.append(
+            f"Above t_max, where training does not look, it is {beyond:.2g} times that."
+        )
     fake, teacher = (
         losses.mean(axis=1)[trained] for losses in (probe.fake_loss, probe.teacher_loss)
     )
     better = fake < teacher
-    said.append(
-        "The fake score denoises the generator's pictures better than the teacher does at "
+    sentences.append(
+        "The fake score denoises the generator's images better than the teacher does at "
         f"{better.sum()} of {len(better)} noise levels, by {1 - fake.sum() / teacher.sum():.1%} "
         "over all."
         + (
@@ -64,32 +66,32 @@ def about_gap(probe: Probe) -> list[str]:
             "to tell them apart."
         )
     )
-    return said
+    return sentences
 
 
-def about_classes(comparison: ClassComparison, classes: list[str]) -> list[str]:
+def describe_classes(comparison: ClassComparison, classes: list[str]) -> list[str]:
     """Which classes the generator draws worse than its teacher, or with less variety."""
-    said = []
+    sentences = []
     behind = comparison.generator_accuracy - comparison.teacher_accuracy
     if np.isfinite(behind).any():
         worst = int(np.nanargmin(behind))
         ours, theirs = comparison.generator_accuracy, comparison.teacher_accuracy
-        said.append(
-            f"The classifier takes {np.nanmean(ours):.0%} of the generator's pictures for the "
+        sentences.append(
+            f"The classifier takes {np.nanmean(ours):.0%} of the generator's images for the "
             f"class asked for, {np.nanmean(theirs):.0%} of the teacher's."
         )
         if behind[worst] < 0:
-            said.append(
+            sentences.append(
                 f"The generator falls furthest behind on {classes[worst]}: {ours[worst]:.0%} "
                 f"against {theirs[worst]:.0%}."
             )
         else:
-            said.append("In no class are more of the teacher's pictures recognised.")
+            sentences.append("In no class are more of the teacher's images recognised.")
     variety = comparison.variety
     if np.isfinite(variety).any():
         least = int(np.nanargmin(variety))
-        said.append(
+        sentences.append(
             f"Variety is {np.nanmean(variety):.2f} times the teacher's in the mean; least in "
             f"{classes[least]} ({variety[least]:.2f})."
         )
-    return said
+    return sentences

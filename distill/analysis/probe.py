@@ -1,6 +1,6 @@
 """Probing a finished or running distillation: score gap and denoising losses by noise level.
 
-The generator's pictures, from fixed seeds, are noised at a row of noise levels; teacher and fake
+The generator's images, from fixed seeds, are noised at a row of noise levels; teacher and fake
 score denoise them; what training would compute there is kept a sample each.
 """
 
@@ -36,9 +36,9 @@ class Levels:
 
 @dataclass(frozen=True)
 class Probe:
-    """What was found, a value for each noise level and picture [L, M]: means over its elements.
+    """What was found, a value for each noise level and image [L, M]: means over its elements.
 
-    With x the generator's picture, a and b what teacher and fake score make of it after noise, and
+    With x the generator's image, a and b what teacher and fake score make of it after noise, and
     w and lambda the losses' weights (`distill.methods.losses`).
 
     Attributes:
@@ -76,18 +76,18 @@ def probe(
     batch: int = 64,
     progress: bool = False,
 ) -> Probe:
-    """Look at the losses of given pictures at given noise levels.
+    """Look at the losses of given images at given noise levels.
 
     Args:
         teacher: phi, a function (noisy, sigma [1], one-hot labels) -> denoised.
         fake_score: psi, the same.
-        images: the generator's pictures x [M, C, H, W].
+        images: the generator's images x [M, C, H, W].
         one_hot: their classes for the networks [M, K]; None without classes.
         levels: where to look.
-        batch: pictures at a time.
+        batch: images at a time.
         progress: show a progress bar.
 
-    Noise is drawn on the CPU from a fixed seed: the same pictures are probed alike everywhere.
+    Noise is drawn on the CPU from a fixed seed: the same images are probed alike everywhere.
     """
     noise = torch.Generator().manual_seed(0)
     rows: list[Tensor] = []
@@ -100,14 +100,16 @@ def probe(
                 c = None if one_hot is None else one_hot[start : start + batch]
                 level = torch.full((1,), sigma, device=x.device)
                 noisy = x + sigma * torch.randn(x.shape, generator=noise).to(x.device)
-                parts.append(_look(x, teacher(noisy, level, c), fake_score(noisy, level, c), level))
+                parts.append(
+                    _probe_level(x, teacher(noisy, level, c), fake_score(noisy, level, c), level)
+                )
                 bar.update(len(x))
             rows.append(torch.cat(parts, dim=1))
     return Probe(levels, *torch.stack(rows, dim=1).double().cpu().numpy())
 
 
-def _look(x: Tensor, a: Tensor, b: Tensor, level: Tensor) -> Tensor:
-    """Gap, fake loss and teacher loss of pictures x and their denoised a and b: [3, N]."""
+def _probe_level(x: Tensor, a: Tensor, b: Tensor, level: Tensor) -> Tensor:
+    """Gap, fake loss and teacher loss of images x and their denoised a and b: [3, N]."""
     scale = level.reshape(1, 1, 1, 1)
     gap = (a - b) ** 2 / sample_weight(x, a)
     losses = (gap, fake_score_loss(x, b, scale), fake_score_loss(x, a, scale))

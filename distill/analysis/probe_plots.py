@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def plot_gap(probe: Probe) -> "Figure":
-    """The score gap, and how well each denoiser knows the generator's pictures."""
+    """The score gap, and how well each denoiser knows the generator's images."""
     figure = new_figure(7.6, 3.6)
     left, right = figure.subplots(1, 2)
     line(left, probe.levels, probe.gap.mean(axis=1), "", PURPLE)
@@ -31,7 +31,7 @@ def plot_gap(probe: Probe) -> "Figure":
     line(right, probe.levels, probe.teacher_loss.mean(axis=1), "teacher φ", ORANGE)
     line(right, probe.levels, probe.fake_loss.mean(axis=1), "fake score ψ", BLUE)
     right.set_ylabel("λ(σ) (D(x + σε) − x)², mean")
-    right.set_title("denoising the generator's pictures")
+    right.set_title("denoising the generator's images")
     right.legend()
     for axes in (left, right):
         axes.set_yscale("log")

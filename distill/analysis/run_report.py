@@ -5,21 +5,26 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.analysis import findings, picture_plots, probe_plots
+from distill.analysis import findings, image_plots, probe_plots
 from distill.analysis.curve import read_curve
 from distill.analysis.curve_plots import plot_curve
-from distill.analysis.pictures import compare_classes, draw_pictures
+from distill.analysis.paired_images import compare_classes, draw_paired_images
 from distill.analysis.report import (
     Options,
     Report,
-    chosen_detector,
+    chosen_extractor,
     fitted,
     numbers,
     on_device,
     probe_run,
     teacher_distance,
 )
-from distill.analysis.run_folder import Networks, load_networks, teacher_file, why_no_networks
+from distill.analysis.run_folder import (
+    Networks,
+    explain_missing_networks,
+    load_networks,
+    teacher_file,
+)
 from distill.errors import UserError
 
 
@@ -35,7 +40,7 @@ def analyze_run(folder: Path, options: Options) -> Report:
     report = Report(options)
     teacher = teacher_file(folder, options.teacher)
     _optional(report, "Distance", lambda: _add_curve(report, folder, teacher))
-    if reason := why_no_networks(folder, teacher):
+    if reason := explain_missing_networks(folder, teacher):
         report.left_out.append(f"Score gap and classes: {reason}.")
     else:
         assert teacher is not None
@@ -43,7 +48,7 @@ def analyze_run(folder: Path, options: Options) -> Report:
         report.numbers["settings"] = networks.settings
         report.numbers["images_seen"] = networks.images_seen
         _add_probe(report, networks)
-        _add_pictures(report, networks, folder)
+        _add_images(report, networks, folder)
     _add_samples(report, folder)
     if not report.sections:
         raise UserError(f"{folder} holds nothing to analyse: {' '.join(report.left_out)}")
@@ -67,7 +72,7 @@ def _add_curve(report: Report, folder: Path, teacher: Path | None) -> None:
         if reason:
             report.left_out.append(f"{what}: {reason}.")
     section = report.section(
-        "Distance against images seen", findings.about_curve(curve, law, distance)
+        "Distance against images seen", findings.describe_curve(curve, law, distance)
     )
     report.plot(
         section,
@@ -89,59 +94,59 @@ def _add_curve(report: Report, folder: Path, teacher: Path | None) -> None:
 
 
 def _add_probe(report: Report, networks: Networks) -> None:
-    found = probe_run(networks, report.options.images, report.options.device)
-    levels = found.levels
+    probe = probe_run(networks, report.options.images, report.options.device)
+    levels = probe.levels
     outside = "" if levels.trained.all() else " Shaded: above t_max, where training never looks."
-    section = report.section("Where teacher and generator disagree", findings.about_gap(found))
+    section = report.section("Where teacher and generator disagree", findings.describe_gap(probe))
     report.plot(
         section,
         "score-gap",
-        probe_plots.plot_gap(found),
-        f"{report.options.images} of the generator's pictures. Left: the score gap, 0 where they "
+        probe_plots.plot_gap(probe),
+        f"{report.options.images} of the generator's images. Left: the score gap, 0 where they "
         "are to the fake score what the data's are to the teacher; the points lie at training's "
-        "own density. Right: the lower, the better a network knows these pictures; the fake score "
+        "own density. Right: the lower, the better a network knows these images; the fake score "
         f"should lie below the teacher.{outside}",
     )
     report.numbers["noise_levels"] = [
         {
             "sigma": float(sigma),
             "trained": bool(levels.trained[i]),
-            "gap": float(found.gap[i].mean()),
-            "fake_loss": float(found.fake_loss[i].mean()),
-            "teacher_loss": float(found.teacher_loss[i].mean()),
+            "gap": float(probe.gap[i].mean()),
+            "fake_loss": float(probe.fake_loss[i].mean()),
+            "teacher_loss": float(probe.teacher_loss[i].mean()),
         }
         for i, sigma in enumerate(levels.sigmas)
     ]
 
 
-def _add_pictures(report: Report, networks: Networks, folder: Path) -> None:
-    if not report.options.pictures:
-        report.left_out.append("Teacher's and generator's pictures: --pictures is 0.")
+def _add_images(report: Report, networks: Networks, folder: Path) -> None:
+    if not report.options.images_per_class:
+        report.left_out.append("Teacher's and generator's images: --pictures is 0.")
         return
     names = networks.classes or ["all"]
-    detector, reason = chosen_detector(folder, networks, report.options)
+    extractor, reason = chosen_extractor(folder, networks, report.options)
     if reason:
-        report.left_out.append(f"Features to compare pictures by, so pixels serve: {reason}.")
-    count = report.options.pictures * len(names)
-    pictures = draw_pictures(networks, count, report.options.device)
-    comparison = compare_classes(pictures, detector, len(networks.classes))
+        report.left_out.append(f"Features to compare images by, so pixels serve: {reason}.")
+    count = report.options.images_per_class * len(names)
+    images = draw_paired_images(networks, count, report.options.device)
+    comparison = compare_classes(images, extractor, len(networks.classes))
     section = report.section(
-        "Where the student falls short of its teacher", findings.about_classes(comparison, names)
+        "Where the student falls short of its teacher", findings.describe_classes(comparison, names)
     )
     report.plot(
         section,
         "classes",
-        picture_plots.plot_classes(comparison, names),
-        f"{report.options.pictures} pictures a class of each, the same seeds; the teacher by "
-        "Heun's sampler in 35 evaluations, the generator in one. Variety: the spread of features "
-        f"over {comparison.features}. With few pictures these are rough.",
+        image_plots.plot_classes(comparison, names),
+        f"{report.options.images_per_class} images per class of each, the same seeds; the teacher "
+        f"by Heun's sampler in 35 evaluations, the generator in one. Variety: the spread of "
+        f"features over {comparison.features}. With few images these are rough.",
     )
-    strip = picture_plots.pair_strip(pictures, np.arange(min(20, count)))
+    strip = image_plots.pair_strip(images, np.arange(min(20, count)))
     caption = "Teacher above, generator below, the same seeds: the first seeds, unchosen."
-    section.pictures([(picture_plots.png_uri(strip, 2), caption)])
+    section.images([(image_plots.png_uri(strip, 2), caption)])
     report.numbers["classes"] = {
         "features": comparison.features,
-        "pictures_a_class": report.options.pictures,
+        "images_per_class": report.options.images_per_class,
         "names": names,
         "teacher_accuracy": numbers(comparison.teacher_accuracy),
         "generator_accuracy": numbers(comparison.generator_accuracy),
@@ -157,6 +162,6 @@ def _add_samples(report: Report, folder: Path) -> None:
         return
     chosen = sorted({0, len(files) // 2, len(files) - 1})
     section = report.section("Samples along the way", [])
-    section.pictures(
-        [(picture_plots.grid_uri(files[i]), picture_plots.grid_caption(files[i])) for i in chosen]
+    section.images(
+        [(image_plots.grid_uri(files[i]), image_plots.grid_caption(files[i])) for i in chosen]
     )

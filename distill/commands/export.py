@@ -52,8 +52,8 @@ def export(
     from distill.export.publish import load_generator
     from distill.export.tensorrt import Builder, build_plan
 
-    network, facts = load_generator(generator)
-    sigma_init = facts["sigma_init"]
+    network, metadata = load_generator(generator)
+    sigma_init = metadata["sigma_init"]
     if capability is not None and engine is not Engine.rtx:
         raise UserError("--capability belongs to --engine tensorrt-rtx")
     if engine is Engine.cpu:
@@ -67,5 +67,5 @@ def export(
             graph = Path(folder) / "model.onnx"
             export_onnx(network, sigma_init, graph, precision.value)
             build_plan(graph, out, Builder(engine.value), capability=capability)
-    licence = facts.get("licence", "not known")
+    licence = metadata.get("licence", "not known")
     typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB; licence: {licence}")

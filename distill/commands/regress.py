@@ -15,9 +15,9 @@ from distill.commands.options import (
     SeedOption,
     TeacherOption,
     chosen_device,
+    default_from_recipe,
     read_recipe,
     read_teacher,
-    recipes_own,
     report,
 )
 from distill.errors import UserError
@@ -29,13 +29,14 @@ def regress(
     teacher: TeacherOption,
     recipe: RecipeOption = "avatars",
     pairs: Annotated[
-        int | None, recipes_own("How many pictures the teacher draws to learn from.")
+        int | None, default_from_recipe("How many images the teacher draws to learn from.")
     ] = None,
     steps: Annotated[
-        int | None, recipes_own("Heun's steps a picture takes: 2 STEPS - 1 evaluations.")
+        int | None, default_from_recipe("Heun's steps an image takes: 2 STEPS - 1 evaluations.")
     ] = None,
     sigma_init: Annotated[
-        float | None, recipes_own("Noise level at which they begin, and the generator denoises.")
+        float | None,
+        default_from_recipe("Noise level at which they begin, and the generator denoises."),
     ] = None,
     images: ImagesOption = None,
     batch: BatchOption = None,
@@ -48,14 +49,14 @@ def regress(
 ) -> None:
     """Let one step learn what a teacher makes of each noise in many: a start for 'run --generator'.
 
-    The teacher draws its pictures into OUT/pairs first, which takes most of the time. The result
+    The teacher draws its images into OUT/pairs first, which takes most of the time. The result
     is OUT/network.safetensors: blurred, but of the teacher's whole variety.
     """
     keep_freed_memory()
     from distill.methods.pairs import draw_pairs
     from distill.methods.regression import RegressionTraining
     from distill.recipe import override
-    from distill.training.distributed import join_world
+    from distill.training.distributed import join_process_group
     from distill.training.loop import train
 
     chosen, _ = read_recipe(recipe)
@@ -78,7 +79,7 @@ def regress(
         ema_halflife=ema_halflife,
         seed=seed,
     )
-    facts = origin | {
+    metadata = origin | {
         "role": "generator",
         "recipe": recipe,
         "method": "regression",
@@ -86,7 +87,7 @@ def regress(
         "sigma_init": config.sigma_init,
         "teacher_images_seen": origin.get("images_seen"),
     }
-    with join_world(chosen_device(device)) as world:
-        drawn = draw_pairs(network.to(world.device), config, out / "pairs", world)
-        seen = train(RegressionTraining(network, drawn, config, world), out, facts)
-        report(seen, config, out, world)
+    with join_process_group(chosen_device(device)) as context:
+        drawn = draw_pairs(network.to(context.device), config, out / "pairs", context)
+        seen = train(RegressionTraining(network, drawn, config, context), out, metadata)
+        report(seen, config, out, context)

@@ -51,7 +51,7 @@ def teacher(
     from distill.data.augment import AUGMENT_DIM
     from distill.methods.teacher import TeacherTraining
     from distill.recipe import override
-    from distill.training.distributed import join_world
+    from distill.training.distributed import join_process_group
     from distill.training.loop import train
 
     chosen, _ = read_recipe(recipe)
@@ -84,14 +84,14 @@ def teacher(
         label_dim=len(dataset.classes),
         augment_dim=AUGMENT_DIM if config.augment else 0,
     )
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "role": "teacher",
         "recipe": recipe,
         "data": f"{dataset.name}, {len(dataset)} images",
         "classes": list(dataset.classes),
     }
     if licence := chosen.licence_for(dataset.name):
-        facts["licence"] = licence
-    with join_world(computes_on, shard) as world:
-        seen = train(TeacherTraining(network, config, dataset, world), out, facts)
-        report(seen, config, out, world)
+        metadata["licence"] = licence
+    with join_process_group(computes_on, shard) as context:
+        seen = train(TeacherTraining(network, config, dataset, context), out, metadata)
+        report(seen, config, out, context)

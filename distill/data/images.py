@@ -1,4 +1,4 @@
-"""Pixels: from a network's output to uint8, and pictures of many images."""
+"""Pixels: from a network's output to uint8, and grids of many images."""
 
 from pathlib import Path
 

@@ -115,7 +115,9 @@ def split_group_norms(model: onnx.ModelProto) -> None:
             graph.node.append(node)
             continue
         (x, weight, bias), (y,) = node.input, node.output
-        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        attributes = {
+            attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute
+        }
         groups, channels = attributes["num_groups"], weights[weight].dims[0]
 
         def constant(name: str, values: Any, y: str = y) -> str:

@@ -65,10 +65,10 @@ def plain_arguments(class_name: str, given: object) -> dict[str, Any]:
         )
     if type(given) is not dict:
         raise RefusedError(f"its {class_name} does not say what it was built from")
-    known = {*_DEFAULTS[class_name], *_LIMITS, "in_channels", "out_channels"}
+    allowed = {*_DEFAULTS[class_name], *_LIMITS, "in_channels", "out_channels"}
     arguments: dict[str, Any] = {}
     for name, value in given.items():
-        if name not in known:
+        if name not in allowed:
             raise RefusedError(f"its {class_name} has an unknown {name[:_MAX_LENGTH]!r}")
         plain = tuple(value) if type(value) in (list, tuple) else value
         each = plain if type(plain) is tuple else (plain,)

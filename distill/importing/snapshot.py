@@ -162,9 +162,9 @@ def _module(value: object) -> _Module:
 
 
 def _tensors(
-    module: _Module, prefix: str, found: dict[str, TensorRecord], seen: set[int], depth: int = 0
+    module: _Module, prefix: str, tensors: dict[str, TensorRecord], seen: set[int], depth: int = 0
 ) -> dict[str, TensorRecord]:
-    """Collect the description of every parameter and buffer by its full name, into `found`.
+    """Collect the description of every parameter and buffer by its full name, into `tensors`.
 
     A module that contains itself, or is in two places, would make this endless.
     """
@@ -174,7 +174,7 @@ def _tensors(
     for name, value in (module.parameters | module.buffers).items():
         if value is not None:
             try:
-                found[prefix + name] = tensor_record(value)
+                tensors[prefix + name] = tensor_record(value)
             except RefusedError as error:
                 raise RefusedError(f"its {prefix + name!r} {error}") from None
     for name, value in module.modules.items():
@@ -182,8 +182,8 @@ def _tensors(
             child = _module(value)
             if child.class_name not in (*_PARTS, "ModuleDict"):
                 raise RefusedError(f"its {prefix + name!r} is a {child.class_name!r}")
-            _tensors(child, f"{prefix}{name}.", found, seen, depth + 1)
-    return found
+            _tensors(child, f"{prefix}{name}.", tensors, seen, depth + 1)
+    return tensors
 
 
 def _load(config: EdmConfig, records: dict[str, TensorRecord], file_bytes: int) -> Denoiser:

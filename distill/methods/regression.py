@@ -1,7 +1,7 @@
 """A generator's warm start: one step learns what the teacher makes of each noise in many.
 
 Regression on noise-image pairs (knowledge distillation, arXiv 2101.02388). Alone it draws blurred
-pictures, but it keeps the teacher's whole variety, from which SiD then starts
+images, but it keeps the teacher's whole variety, from which SiD then starts
 (docs/results/avatars.md).
 """
 
@@ -17,9 +17,9 @@ from distill.methods.pairs import Pairs
 from distill.networks import Denoiser
 from distill.recipe import RegressionConfig
 from distill.sampling import one_step, sample_inputs
-from distill.training.distributed import World
+from distill.training.distributed import DistributedContext
 from distill.training.learner import Loss
-from distill.training.nonfinite import mean_without, nonfinite_samples, share, sum_without
+from distill.training.nonfinite import masked_mean, masked_sum, nonfinite_samples, share
 from distill.training.single_network import SingleNetworkTraining
 
 
@@ -34,11 +34,11 @@ class RegressionTraining(SingleNetworkTraining):
     config: RegressionConfig
 
     def __init__(
-        self, teacher: Denoiser, pairs: Pairs, config: RegressionConfig, world: World
+        self, teacher: Denoiser, pairs: Pairs, config: RegressionConfig, context: DistributedContext
     ) -> None:
         self.pairs = pairs
         self._identity = {"teacher": sha256_of_weights(teacher), "pairs": len(pairs)}
-        super().__init__("generator", copy.deepcopy(teacher), config, world)
+        super().__init__("generator", copy.deepcopy(teacher), config, context)
 
     def identity(self) -> dict[str, Any]:
         """The teacher, by its weights, and how many pairs it drew."""
@@ -46,9 +46,9 @@ class RegressionTraining(SingleNetworkTraining):
 
     def loss(self) -> Loss:
         """The distance to the teacher's images."""
-        config, device = self.config, self.world.device
+        config, device = self.config, self.context.device
         z, labels, images = self.pairs.batch(
-            torch.randint(len(self.pairs), (config.images_a_call,))
+            torch.randint(len(self.pairs), (config.images_per_call,))
         )
         z = z.to(device, memory_format=torch.channels_last)
         labels = None if labels is None else labels.to(device)
@@ -58,11 +58,11 @@ class RegressionTraining(SingleNetworkTraining):
         drawn = one_step(self.learner.call, z, labels, config.sigma_init, augmentation)
         loss = regression_loss(drawn, images.to(device, memory_format=torch.channels_last))
         left_out = nonfinite_samples(loss)
-        total = sum_without(left_out, loss, drawn) / config.batch
-        return Loss(total, share(left_out), {"loss/regression": mean_without(left_out, loss)})
+        total = masked_sum(left_out, loss, drawn) / config.batch
+        return Loss(total, share(left_out), {"loss/regression": masked_mean(left_out, loss)})
 
     @torch.no_grad()
     def samples(self, count: int | None = None) -> Tensor:
-        """Ten pictures a class (a hundred without classes) or the first of them, in one step."""
-        latents, labels = sample_inputs(self.ema.config, self.world.device, count)
+        """Ten images per class (a hundred without classes) or the first of them, in one step."""
+        latents, labels = sample_inputs(self.ema.config, self.context.device, count)
         return one_step(self.ema, latents, labels, self.config.sigma_init)

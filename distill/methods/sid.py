@@ -17,7 +17,13 @@ from distill.recipe import DistillationConfig
 from distill.schedules import generator_sigmas, training_sigmas
 from distill.training.learner import Loss
 from distill.training.method import HalfStep, Method
-from distill.training.nonfinite import mean_without, nonfinite_samples, share, sum_without, zeroed
+from distill.training.nonfinite import (
+    masked_mean,
+    masked_sum,
+    nonfinite_samples,
+    share,
+    zero_masked,
+)
 
 
 class SidConfig(DistillationConfig):
@@ -60,15 +66,15 @@ class Sid(Method):
         images, augmentation = half.augment(images)
         # A NaN must not enter psi, where it would reach the gradients of all weights.
         nothing_to_learn = nonfinite_samples(images)
-        images = zeroed(nothing_to_learn, images)
+        images = zero_masked(nothing_to_learn, images)
         normal = torch.randn(len(images), 1, 1, 1, device=images.device)
         sigma = training_sigmas(normal, config.noise_mean, config.noise_std)
         noisy = images + sigma * torch.randn_like(images)
         denoised = half.fake_score(noisy, sigma, labels, augmentation)
         loss = fake_score_loss(images, denoised, sigma)
         left_out = nothing_to_learn | nonfinite_samples(loss)
-        total = sum_without(left_out, loss, denoised) * (config.fake_loss_scale / config.batch)
-        return Loss(total, share(left_out), {"loss/fake_score": mean_without(left_out, loss)})
+        total = masked_sum(left_out, loss, denoised) * (config.fake_loss_scale / config.batch)
+        return Loss(total, share(left_out), {"loss/fake_score": masked_mean(left_out, loss)})
 
     def generator_loss(self, half: HalfStep) -> Loss:
         """How far psi's score is from phi's at theta's images (SiD equations 20, 23, 24)."""
@@ -84,10 +90,10 @@ class Sid(Method):
         loss = identity - config.alpha * gap
         left_out = nonfinite_samples(loss)  # as it is if one of x, a and b is
         logged = {
-            "loss/generator": mean_without(left_out, loss),
-            "loss/generator: score identity": mean_without(left_out, identity),
-            "loss/generator: - alpha x gap": -config.alpha * mean_without(left_out, gap),
-            "score gap": mean_without(left_out, (a - b) ** 2 / sample_weight(images, a)),
+            "loss/generator": masked_mean(left_out, loss),
+            "loss/generator: score identity": masked_mean(left_out, identity),
+            "loss/generator: - alpha x gap": -config.alpha * masked_mean(left_out, gap),
+            "score gap": masked_mean(left_out, (a - b) ** 2 / sample_weight(images, a)),
         }
-        total = sum_without(left_out, loss, images) * (config.generator_loss_scale / config.batch)
+        total = masked_sum(left_out, loss, images) * (config.generator_loss_scale / config.batch)
         return Loss(total, share(left_out), logged)

@@ -12,9 +12,9 @@ from distill.networks import Denoiser, NetworkLayout
 from distill.recipe import TeacherConfig
 from distill.sampling import heun, sample_inputs
 from distill.schedules import training_sigmas
-from distill.training.distributed import World
+from distill.training.distributed import DistributedContext
 from distill.training.learner import Loss
-from distill.training.nonfinite import mean_without, nonfinite_samples, share, sum_without
+from distill.training.nonfinite import masked_mean, masked_sum, nonfinite_samples, share
 from distill.training.single_network import SingleNetworkTraining
 
 
@@ -22,11 +22,15 @@ class TeacherTraining(SingleNetworkTraining):
     """A denoiser learning the images of a data set; see `distill.training.loop.Training`."""
 
     def __init__(
-        self, network: NetworkLayout, config: TeacherConfig, dataset: Dataset, world: World
+        self,
+        network: NetworkLayout,
+        config: TeacherConfig,
+        dataset: Dataset,
+        context: DistributedContext,
     ) -> None:
         self.dataset = dataset
         torch.manual_seed(config.seed)
-        super().__init__("teacher", Denoiser(network), config, world)
+        super().__init__("teacher", Denoiser(network), config, context)
 
     def identity(self) -> dict[str, Any]:
         """The network's shape and the data set."""
@@ -34,8 +38,8 @@ class TeacherTraining(SingleNetworkTraining):
 
     def loss(self) -> Loss:
         """EDM's denoising loss."""
-        config, device = self.config, self.world.device
-        picked = torch.randint(len(self.dataset), (config.images_a_call,))
+        config, device = self.config, self.context.device
+        picked = torch.randint(len(self.dataset), (config.images_per_call,))
         images, labels = self.dataset.batch(picked)
         images = images.to(device, memory_format=torch.channels_last)
         labels = None if labels is None else labels.to(device)
@@ -48,10 +52,10 @@ class TeacherTraining(SingleNetworkTraining):
         denoised = self.learner.call(noisy, sigma, labels, augmentation)
         loss = fake_score_loss(images, denoised, sigma)
         left_out = nonfinite_samples(loss)
-        total = sum_without(left_out, loss, denoised) / config.batch
-        return Loss(total, share(left_out), {"loss/teacher": mean_without(left_out, loss)})
+        total = masked_sum(left_out, loss, denoised) / config.batch
+        return Loss(total, share(left_out), {"loss/teacher": masked_mean(left_out, loss)})
 
     def samples(self, count: int | None = None) -> Tensor:
-        """Ten pictures a class (a hundred without classes) or the first of them, in 35 calls."""
-        latents, labels = sample_inputs(self.ema.config, self.world.device, count)
+        """Ten images per class (a hundred without classes) or the first of them, in 35 calls."""
+        latents, labels = sample_inputs(self.ema.config, self.context.device, count)
         return heun(self.ema, latents, labels)

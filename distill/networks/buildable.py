@@ -18,7 +18,7 @@ ALWAYS_WORKS = 64
 ENOUGH_BLOCKS = 2
 
 
-def why_not_buildable(config: EdmLayout) -> str | None:
+def explain_not_buildable(config: EdmLayout) -> str | None:
     """What is wrong with a configuration, and which widths would do; None if it can be built."""
     reason = _trial(_shape_of(config, config.model_channels))
     if reason is None:

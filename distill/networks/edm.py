@@ -2,7 +2,7 @@
 
 from pydantic import model_validator
 
-from distill.networks.buildable import why_not_buildable
+from distill.networks.buildable import explain_not_buildable
 from distill.networks.dhariwal import DhariwalUNet
 from distill.networks.layout import EdmLayout
 from distill.networks.song import SongUNet
@@ -41,6 +41,6 @@ class EdmConfig(EdmLayout):
             )
         if min(self.channel_mult) < 1:
             raise ValueError(f"channel_mult {list(self.channel_mult)} must hold factors from 1 on")
-        if reason := why_not_buildable(self):
+        if reason := explain_not_buildable(self):
             raise ValueError(reason)
         return self

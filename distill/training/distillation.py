@@ -19,17 +19,17 @@ from distill.errors import UserError
 from distill.networks import Denoiser
 from distill.recipe import DistillationConfig
 from distill.sampling import one_step, sample_inputs
-from distill.training.distributed import World
+from distill.training.distributed import DistributedContext
 from distill.training.learner import (
     Learner,
     Loss,
     ema_beta,
+    full_state_dict,
     load_weights,
     update_ema,
-    whole_weights,
 )
 from distill.training.method import HalfStep, Method
-from distill.training.microbatches import seed_draws, share_of_batch
+from distill.training.microbatches import local_microbatches, seed_rng
 from distill.training.prepare import prepared
 
 FAKE_SCORE_PHASE, GENERATOR_PHASE = 0, 1
@@ -41,7 +41,7 @@ class Distillation:
     Args:
         method: whose losses they learn, and how: `method.config`.
         teacher: what is distilled.
-        world: this process among those of the run.
+        context: this process among those of the run.
         start: the generator's first weights, of a network of the teacher's shape; None takes the
             teacher's. The fake score starts from the teacher in any case.
 
@@ -56,32 +56,36 @@ class Distillation:
     """
 
     def __init__(
-        self, method: Method, teacher: Denoiser, world: World, start: Denoiser | None = None
+        self,
+        method: Method,
+        teacher: Denoiser,
+        context: DistributedContext,
+        start: Denoiser | None = None,
     ) -> None:
         config = method.config
-        self.method, self.config, self.world = method, config, world
-        self.microbatches = share_of_batch(config, world)
-        frequencies = _frequencies(config, teacher.config.label_dim, world.device)
+        self.method, self.config, self.context = method, config, context
+        self.microbatches = local_microbatches(config, context)
+        frequencies = _frequencies(config, teacher.config.label_dim, context.device)
         _check_augmentation(config, teacher)
         self._identity = {"method": method.name, "teacher": sha256_of_weights(teacher)}
         if start is not None:
             self._identity["generator"] = sha256_of_weights(start)
-        teacher = prepared(_with_dropout(teacher, config.dropout), config.precision, world).eval()
+        teacher = prepared(_with_dropout(teacher, config.dropout), config.precision, context).eval()
         # One after the other, so that of networks to be sharded no more than two are whole.
-        self.ema = world.fixed(_copy_from(start, teacher).requires_grad_(False))
+        self.ema = context.prepare_frozen(_copy_from(start, teacher).requires_grad_(False))
         self.fake_score = self._learner(copy.deepcopy(teacher), config.betas)
         betas = config.generator_betas or config.betas
         self.generator = self._learner(_copy_from(start, teacher), betas)
-        self.teacher = world.fixed(teacher.requires_grad_(False))
+        self.teacher = context.prepare_frozen(teacher.requires_grad_(False))
 
-        psi, theta, inputs = self.fake_score, self.generator, (config, world.device, frequencies)
+        psi, theta, inputs = self.fake_score, self.generator, (config, context.device, frequencies)
         self._halves = {
             FAKE_SCORE_PHASE: HalfStep(self.teacher, psi.call, theta.network, *inputs),
             GENERATOR_PHASE: HalfStep(self.teacher, psi.network, theta.call, *inputs),
         }
 
     def _learner(self, network: Denoiser, betas: tuple[float, float]) -> Learner:
-        return Learner(network, self.world, betas, self.config.eps)
+        return Learner(network, self.context, betas, self.config.eps)
 
     @property
     def learners(self) -> dict[str, Learner]:
@@ -105,16 +109,16 @@ class Distillation:
         self.fake_score.network.train().requires_grad_(True)
         losses = self.losses(FAKE_SCORE_PHASE, images_seen)
         rate = rate_share * (config.fake_lr or config.lr)
-        fake, fake_norm = self.fake_score.descend(losses, rate)
+        fake, fake_norm = self.fake_score.optimizer_step(losses, rate)
 
         self.generator.network.train().requires_grad_(True)
         self.fake_score.network.eval().requires_grad_(False)
         losses = self.losses(GENERATOR_PHASE, images_seen)
-        made, norm = self.generator.descend(losses, rate_share * config.lr)
+        logged, norm = self.generator.optimizer_step(losses, rate_share * config.lr)
 
         beta = ema_beta(config.batch, config.ema_halflife, images_seen)
         update_ema(self.ema, self.generator.network, beta)
-        return fake | made | {"gradient/fake_score": fake_norm, "gradient/generator": norm}
+        return fake | logged | {"gradient/fake_score": fake_norm, "gradient/generator": norm}
 
     def losses(self, phase: int, images_seen: int) -> list[Callable[[], Loss]]:
         """The method's losses of this process's micro-batches, each with random draws of its own.
@@ -125,7 +129,7 @@ class Distillation:
         compute = method.fake_score_loss if phase == FAKE_SCORE_PHASE else method.generator_loss
 
         def loss(microbatch: int) -> Loss:
-            seed_draws(seed, images_seen, phase, microbatch)
+            seed_rng(seed, images_seen, phase, microbatch)
             return compute(half)
 
         return [partial(loss, number) for number in self.microbatches]
@@ -133,9 +137,9 @@ class Distillation:
     def state(self) -> dict[str, Any]:
         """Weights of psi, theta and its average, and Adam's moments; every process must ask."""
         return {
-            "fake_score": whole_weights(self.fake_score.network),
-            "generator": whole_weights(self.generator.network),
-            "ema": whole_weights(self.ema),
+            "fake_score": full_state_dict(self.fake_score.network),
+            "generator": full_state_dict(self.generator.network),
+            "ema": full_state_dict(self.ema),
             "fake_optimizer": self.fake_score.optimizer_state(),
             "generator_optimizer": self.generator.optimizer_state(),
         }
@@ -150,8 +154,8 @@ class Distillation:
 
     @torch.no_grad()
     def samples(self, count: int | None = None) -> Tensor:
-        """Ten pictures a class (a hundred without classes) or the first of them, in one step."""
-        latents, labels = sample_inputs(self.ema.config, self.world.device, count)
+        """Ten images per class (a hundred without classes) or the first of them, in one step."""
+        latents, labels = sample_inputs(self.ema.config, self.context.device, count)
         return one_step(self.ema, latents, labels, self.config.sigma_init)
 
 

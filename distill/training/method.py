@@ -47,7 +47,7 @@ class HalfStep:
 
     def draw_inputs(self) -> tuple[Tensor, Tensor | None]:
         """Fresh latents of one micro-batch [N, C, H, W], and one-hot labels (None: no classes)."""
-        network, count = self.teacher.config, self.config.images_a_call
+        network, count = self.teacher.config, self.config.images_per_call
         shape = (count, *network.latent_shape)
         latents = torch.randn(shape, device=self.device)
         latents = latents.contiguous(memory_format=torch.channels_last)

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from distill.networks import Denoiser
 from distill.recipe import SingleNetworkConfig
-from distill.training.distributed import World
+from distill.training.distributed import DistributedContext
 from distill.training.learner import (
     Learner,
     Loss,
     ema_beta,
+    full_state_dict,
     load_weights,
     update_ema,
-    whole_weights,
 )
-from distill.training.microbatches import seed_draws, share_of_batch
+from distill.training.microbatches import local_microbatches, seed_rng
 from distill.training.prepare import prepared
 
 
@@ -30,7 +30,7 @@ class SingleNetworkTraining(ABC):
         name: what people call the network.
         network: with its first weights; it is trained in place.
         config: how.
-        world: this process among those of the run.
+        context: this process among those of the run.
 
     Attributes:
         learner: the network, with its optimiser.
@@ -41,13 +41,13 @@ class SingleNetworkTraining(ABC):
     """
 
     def __init__(
-        self, name: str, network: Denoiser, config: SingleNetworkConfig, world: World
+        self, name: str, network: Denoiser, config: SingleNetworkConfig, context: DistributedContext
     ) -> None:
-        self.name, self.config, self.world = name, config, world
-        self.microbatches = share_of_batch(config, world)
-        network = prepared(network, config.precision, world).requires_grad_(True)
-        self.ema = world.fixed(copy.deepcopy(network).eval().requires_grad_(False))
-        self.learner = Learner(network.train(), world, config.betas, config.eps)
+        self.name, self.config, self.context = name, config, context
+        self.microbatches = local_microbatches(config, context)
+        network = prepared(network, config.precision, context).requires_grad_(True)
+        self.ema = context.prepare_frozen(copy.deepcopy(network).eval().requires_grad_(False))
+        self.learner = Learner(network.train(), context, config.betas, config.eps)
 
     @property
     def learners(self) -> dict[str, Learner]:
@@ -67,7 +67,7 @@ class SingleNetworkTraining(ABC):
 
     @abstractmethod
     def samples(self, count: int | None = None) -> Tensor:
-        """Draw the average's fixed grid of pictures, or the first `count` of it."""
+        """Draw the average's fixed grid of images, or the first `count` of it."""
 
     def step(self, images_seen: int) -> dict[str, Tensor]:
         """One Adam step on the loss, and one of the average.
@@ -77,20 +77,20 @@ class SingleNetworkTraining(ABC):
         """
         config = self.config
         losses = [partial(self._loss_of, images_seen, i) for i in self.microbatches]
-        logged, norm = self.learner.descend(losses, learning_rate(config, images_seen))
+        logged, norm = self.learner.optimizer_step(losses, learning_rate(config, images_seen))
         beta = ema_beta(config.batch, config.ema_halflife, images_seen)
         update_ema(self.ema, self.learner.network, beta)
         return logged | {f"gradient/{self.name}": norm}
 
     def _loss_of(self, images_seen: int, microbatch: int) -> Loss:
-        seed_draws(self.config.seed, images_seen, 0, microbatch)
+        seed_rng(self.config.seed, images_seen, 0, microbatch)
         return self.loss()
 
     def state(self) -> dict[str, Any]:
         """Weights, average and Adam's moments; every process must ask."""
         return {
-            "network": whole_weights(self.learner.network),
-            "ema": whole_weights(self.ema),
+            "network": full_state_dict(self.learner.network),
+            "ema": full_state_dict(self.ema),
             "optimizer": self.learner.optimizer_state(),
         }
 

@@ -1,4 +1,4 @@
-"""One picture, drawn in this process or by a server, to a file."""
+"""One image, drawn in this process or by a server, to a file."""
 
 import asyncio
 from pathlib import Path
@@ -19,7 +19,7 @@ def run(
     seed: int | None,
     path: Path,
 ) -> None:
-    """Draw a picture, write it and say what it is.
+    """Draw an image, write it and say what it is.
 
     Args:
         place: a server's address, or the settings of this process.

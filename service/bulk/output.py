@@ -1,4 +1,4 @@
-"""Where a bulk run's pictures go: a folder, or an archive that is made of one at the end.
+"""Where a bulk run's images go: a folder, or an archive that is made of one at the end.
 
 A file has its name only when it is whole, so a run that was killed at any moment goes on from
 what is there. (A machine that loses power may lose more: the disk is not waited for.)
@@ -23,14 +23,14 @@ _ELSE = "name another with -o, or remove this one"
 
 
 class Folder:
-    """A folder of pictures, one sub-folder a class.
+    """A folder of images, one sub-folder a class.
 
     Args:
         path: the folder.
         plan: what is drawn into it.
 
     Attributes:
-        folder: where its pictures are until it is finished.
+        folder: where its images are until it is finished.
     """
 
     def __init__(self, path: Path, plan: Plan) -> None:
@@ -39,10 +39,10 @@ class Folder:
         self._lock: int | None = None
 
     def begin(self) -> set[str]:
-        """Make the folder, or go on with it; returns the names of the pictures that it holds.
+        """Make the folder, or go on with it; returns the names of the images that it holds.
 
         Raises:
-            BulkError: something else lies there, or another plan's pictures; another run draws
+            BulkError: something else lies there, or another plan's images; another run draws
                 into it now.
             OSError: it cannot be written.
         """
@@ -57,14 +57,14 @@ class Folder:
         record = self.folder / RECORD
         if record.exists():
             _compare(self.path, record.read_bytes(), self._plan)
-            return _pictures(self.folder, self._plan.form)
+            return _images(self.folder, self._plan.form)
         if any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
             raise BulkError(f"{self.path} holds other files: {_ELSE}")
         _write(record, _record(self._plan))
         return set()
 
     def write(self, names: Sequence[str], files: Sequence[bytes]) -> None:
-        """Write pictures; raises OSError."""
+        """Write images; raises OSError."""
         for name, content in zip(names, files, strict=True):
             _write(self.folder / name, content)
 
@@ -80,7 +80,7 @@ class Folder:
 
 
 class Archive(Folder):
-    """A .zip of pictures, collected in a folder beside it until all are there."""
+    """A .zip of images, collected in a folder beside it until all are there."""
 
     def __init__(self, path: Path, plan: Plan) -> None:
         super().__init__(path, plan)
@@ -100,7 +100,7 @@ class Archive(Folder):
         return names
 
     def finish(self) -> None:
-        """Write the archive and remove the folder. The same pictures give the same bytes."""
+        """Write the archive and remove the folder. The same images give the same bytes."""
         if not self.path.exists():
             write_atomically(self.path, self._pack, durable=False)
             shutil.rmtree(self.folder)
@@ -123,12 +123,12 @@ def _compare(path: Path, recorded: bytes, plan: Plan) -> None:
     """Raise BulkError unless the record says the same as the plan."""
     wanted = plan.record()
     try:
-        found = json.loads(recorded)
-        differing = [name for name in wanted if found[name] != wanted[name]]
+        previous = json.loads(recorded)
+        differing = [name for name in wanted if previous[name] != wanted[name]]
     except (ValueError, KeyError, TypeError):
         raise BulkError(f"{path}: its {RECORD} is not of this command: {_ELSE}") from None
     if differing:
-        what = ", ".join(f"{name} {found[name]} and not {wanted[name]}" for name in differing)
+        what = ", ".join(f"{name} {previous[name]} and not {wanted[name]}" for name in differing)
         raise BulkError(f"{path} was begun with {what}: {_ELSE}")
 
 
@@ -136,13 +136,13 @@ def _record(plan: Plan) -> bytes:
     return (json.dumps(plan.record(), indent=1) + "\n").encode()
 
 
-def _pictures(folder: Path, form: str) -> set[str]:
-    """The names of the whole pictures below a folder: with their class's, if they have one."""
-    found = set()
+def _images(folder: Path, form: str) -> set[str]:
+    """The names of the whole images below a folder: with their class's, if they have one."""
+    names = set()
     for path, _, files in os.walk(folder):
         prefix = "" if Path(path) == folder else f"{Path(path).name}/"
-        found |= {prefix + name for name in files if name[0] != "." and name.endswith(f".{form}")}
-    return found
+        names |= {prefix + name for name in files if name[0] != "." and name.endswith(f".{form}")}
+    return names
 
 
 def _write(path: Path, content: bytes) -> None:

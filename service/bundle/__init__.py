@@ -7,15 +7,15 @@ of `service`, so it needs no more than numpy, pydantic and Pillow.
 from service.bundle.files import add_to_zip, sha256_file, write_atomically
 from service.bundle.golden import Golden, GoldenImage, Image
 from service.bundle.graphs import (
+    BASELINE,
     CPU,
     FILENAMES,
     MEAN_DIFFERENCE,
     PLAN,
-    PORTABLE,
-    Bounds,
     Graph,
     Measured,
     Precision,
+    Tolerance,
     variant,
 )
 from service.bundle.inputs import (
@@ -44,6 +44,7 @@ from service.bundle.seeds import SEED_CONTRACT, SEED_MAX, SeedError, check_seed,
 from service.bundle.validation import first_error
 
 __all__ = [
+    "BASELINE",
     "CLASS_LABELS",
     "CPU",
     "FILENAMES",
@@ -52,10 +53,8 @@ __all__ = [
     "MANIFEST_NAME",
     "MEAN_DIFFERENCE",
     "PLAN",
-    "PORTABLE",
     "SEED_CONTRACT",
     "SEED_MAX",
-    "Bounds",
     "Bundle",
     "BundleError",
     "ClassInput",
@@ -73,6 +72,7 @@ __all__ = [
     "Precision",
     "Quality",
     "SeedError",
+    "Tolerance",
     "Value",
     "VectorInput",
     "add_to_zip",

@@ -1,7 +1,7 @@
 """How both halves write files: whole or not at all, and the same content as the same bytes.
 
 A bundle is a folder of files with their digests that one half writes while the other reads it,
-so this is part of the contract; what else is written (networks, pictures, archives) is held to it.
+so this is part of the contract; what else is written (networks, images, archives) is held to it.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bo
 
 
 def add_to_zip(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Add a file to an archive: stored, since pictures hardly deflate.
+    """Add a file to an archive: stored, since images hardly deflate.
 
     Date, mode and system are fixed, so that the same files give the same bytes on every machine.
     """

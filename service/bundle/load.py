@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from service.bundle.files import sha256_file, write_atomically
-from service.bundle.graphs import Bounds
+from service.bundle.graphs import Tolerance
 from service.bundle.manifest import MANIFEST_NAME, Manifest
 from service.bundle.text import TextError, decode_text
 from service.bundle.validation import first_error
@@ -54,8 +54,8 @@ class Bundle:
         """Whether the bundle has the graph `filename`."""
         return f"{self.manifest.version}/{filename}" in self.manifest.files
 
-    def bounds(self, filename: str) -> Bounds | None:
-        """How far the pictures of the graph `filename` may be off; None: as the golden ones say."""
+    def tolerance(self, filename: str) -> Tolerance | None:
+        """How far the images of the graph `filename` may be off; None: as the golden ones say."""
         graph = self.manifest.graphs.get(filename)
         return graph.allowed if graph else None
 
@@ -96,13 +96,13 @@ def load_bundle(folder: Path) -> Bundle:
     for relative, expected in manifest.files.items():
         path = folder / relative
         try:
-            found = sha256_file(path)
+            digest = sha256_file(path)
         except OSError as error:
             raise BundleError(f"{path}: {error.strerror}, but the manifest lists it") from error
-        if found != expected:
+        if digest != expected:
             raise BundleError(
                 f"{path}: not the file that was published (truncated or changed): SHA-256 "
-                f"{found[:12]}..., in the manifest {expected[:12]}...; restore it or publish again"
+                f"{digest[:12]}..., in the manifest {expected[:12]}...; restore it or publish again"
             )
     return Bundle(manifest, folder, hashlib.sha256(data).hexdigest()[:_DIGEST_LENGTH])
 

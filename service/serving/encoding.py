@@ -1,6 +1,6 @@
 """Pixels to files. The same pixels always give the same bytes.
 
-`encode` makes one picture's file, `npy` and `zip_archive` hold several pictures. PNG, lossless
+`encode` makes one image's file, `npy` and `zip_archive` hold several images. PNG, lossless
 WebP and NPY hold the exact pixels; JPEG does not.
 """
 
@@ -47,9 +47,9 @@ _PNG_COLOUR_TYPES = {1: 0, 3: 2}  # by channels: grey, RGB
 
 
 def encode(pixels: Pixels, media_type: str) -> bytes:
-    """Encode one picture.
+    """Encode one image.
 
-    - PNG: exact. Made for speed, above all that of small pictures: up to 14 kB their pixels are
+    - PNG: exact. Made for speed, above all that of small images: up to 14 kB their pixels are
       stored and not deflated.
     - WEBP: exact (lossless), and usually the smallest of the exact forms. Grey becomes RGB, as
       WebP has no grey.
@@ -81,7 +81,7 @@ def encode_png(pixels: Pixels) -> bytes:
 
 
 def npy(images: Pixels) -> bytes:
-    """Encode an array, such as uint8 [N, H, W, C] pictures, as a .npy file (numpy.load)."""
+    """Encode an array, such as uint8 [N, H, W, C] images, as a .npy file (numpy.load)."""
     buffer = io.BytesIO()
     # Contiguous: the header says the memory order, and the same pixels must give the same bytes.
     np.save(buffer, np.ascontiguousarray(images), allow_pickle=False)
@@ -103,8 +103,8 @@ def _encode_webp(pixels: Pixels) -> bytes:
 
 
 def _encode_jpeg(pixels: Pixels) -> bytes:
-    # Colour at half resolution, the default, is visible in small pictures. Optimised Huffman
-    # tables take a tenth to a fifth off the bytes of small pictures for 10 to 80 us.
+    # Colour at half resolution, the default, is visible in small images. Optimised Huffman
+    # tables take a tenth to a fifth off the bytes of small images for 10 to 80 us.
     return _encode_with_pillow(pixels, "JPEG", quality=95, subsampling=0, optimize=True)
 
 

@@ -69,7 +69,7 @@ def servers() -> dict[str, Server]:
         stop=signal.SIGINT,  # on SIGTERM 0.2.19 leaves its workers behind
     )
     bentoml = Server(
-        [str(VENVS / "bentoml/bin/bentoml"), "serve", "bentoml_app:Pictures"],
+        [str(VENVS / "bentoml/bin/bentoml"), "serve", "bentoml_app:Images"],
         {"BENTOML_DO_NOT_TRACK": "True"},
     )
     bentoml.command.extend(["--host", "127.0.0.1", "--port", "{port}"])
@@ -85,7 +85,7 @@ def servers() -> dict[str, Server]:
         "bentoml": bentoml,
         "bentoml-front": replace(
             bentoml,
-            command=[word.replace(":Pictures", ":Front") for word in bentoml.command],
+            command=[word.replace(":Images", ":Front") for word in bentoml.command],
         ),
         "ray": ray,
         "ray-blocking": replace(ray, env={**ray.env, "COMPARE_BLOCKING": "1"}),
@@ -186,7 +186,7 @@ def measure(
 def running(
     name: str, server: Server, port: int, scratch: Path
 ) -> Iterator[tuple[np.ndarray, float]]:
-    """Start a server, wait for its first picture and stop it in the end."""
+    """Start a server, wait for its first image and stop it in the end."""
     home = scratch / "h"  # short: a unix socket's path has 107 characters, and Ray uses most
     home.mkdir()
     log = scratch / "server.log"
@@ -232,7 +232,7 @@ def running(
 
 
 def _wait(process: subprocess.Popen[Any], port: int, patience: float = 90) -> np.ndarray:
-    """The picture of class 3 and seed 7, as soon as the server gives it."""
+    """The image of class 3 and seed 7, as soon as the server gives it."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{ROUTE}",
         json.dumps({"class_label": 3, "seed": 7}).encode(),
@@ -245,7 +245,7 @@ def _wait(process: subprocess.Popen[Any], port: int, patience: float = 90) -> np
                 return np.array(Image.open(io.BytesIO(answer.read())))
         except OSError as error:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"no picture: {error}") from error
+                raise RuntimeError(f"no image: {error}") from error
             time.sleep(0.1)
 
 
@@ -260,7 +260,7 @@ def measure_bare(options: argparse.Namespace) -> Result:
 
 
 def reference() -> np.ndarray:
-    """The picture that every server must give."""
+    """The image that every server must give."""
     code = (
         "import compare_work, sys;"
         " sys.stdout.buffer.write(compare_work.Painter().paint([(3, 7)])[0])"

@@ -1,4 +1,4 @@
-"""The work of one picture, and its settings: the same code in every server of the comparison.
+"""The work of one image, and its settings: the same code in every server of the comparison.
 
 The servers differ in what stands around this: HTTP, queueing, batching and processes.
 
@@ -50,7 +50,7 @@ def open_session(threads: int = THREADS, spin: bool = SPIN) -> Any:
 
 
 class Painter:
-    """A session, and what goes before and after it: noise by batch, PNG by picture."""
+    """A session, and what goes before and after it: noise by batch, PNG by image."""
 
     def __init__(self) -> None:
         self._session = open_session()

@@ -2,7 +2,7 @@
 
 One real Triton server computes for the first two. All run on the same processors, in turn within
 each round, so that slow changes of the machine cancel out in the ratios. *direct* is a loop of
-tritonclient.grpc.aio, one picture a call, over prepared latents: no noise, no PNG, no HTTP.
+tritonclient.grpc.aio, one image per call, over prepared latents: no noise, no PNG, no HTTP.
 
     .venv/bin/python tests/compare/over_triton.py --rounds 5
 """
@@ -36,7 +36,7 @@ Figures = dict[str, float]
 
 
 async def direct(grpc: int, connections: int, seconds: float, warmup: float) -> Figures:
-    """So many calls of `infer` under way, one picture each."""
+    """So many calls of `infer` under way, one image each."""
     import tritonclient.grpc.aio as triton
 
     manifest = load_manifest(MODEL)

@@ -1,4 +1,4 @@
-"""A picture of what `sid bench --json FILE` wrote: latency percentiles of each load, and rates.
+"""An image of what `sid bench --json FILE` wrote: latency percentiles of each load, and rates.
 
 .venv/bin/python tests/compare/plot_bench.py bench.json bench.png
 """

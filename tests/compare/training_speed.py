@@ -75,7 +75,7 @@ def race(given: argparse.Namespace) -> dict[str, Any]:
         ask(worker, 0)
         summary[name]["peak_rss_mib"] = answer(worker)["peak_rss_mib"]
         worker.wait()
-    return {"summary": summary, "rounds": rounds, "steps_a_round": steps, "unit": "images/s"}
+    return {"summary": summary, "rounds": rounds, "steps_per_round": steps, "unit": "images/s"}
 
 
 def ask(worker: subprocess.Popen[str], steps: int) -> None:
@@ -124,10 +124,10 @@ def ours(name: str, batch: int) -> Callable[[int], object]:
 
     from distill.methods.sid import Sid
     from distill.training.distillation import Distillation
-    from distill.training.distributed import World
+    from distill.training.distributed import DistributedContext
 
     network, config = subject(name, batch)
-    return Distillation(Sid(config), network, World(torch.device("cpu"))).step
+    return Distillation(Sid(config), network, DistributedContext(torch.device("cpu"))).step
 
 
 def transcription(name: str, batch: int) -> Callable[[int], object]:
@@ -139,7 +139,7 @@ def transcription(name: str, batch: int) -> Callable[[int], object]:
 
     network, config = subject(name, batch)
     settings = Settings(
-        batch=batch, microbatch=config.images_a_call, lr=config.lr, alpha=config.alpha
+        batch=batch, microbatch=config.images_per_call, lr=config.lr, alpha=config.alpha
     )
     bend = {"augment": partial(augment, probability=config.augment)} if config.augment else {}
     return Transcription(network, settings, **bend).step

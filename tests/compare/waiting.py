@@ -37,13 +37,15 @@ def measure(batch: int, seconds: float) -> None:
     from distill.recipe import override
     from distill.training.allocator import keep_freed_memory
     from distill.training.distillation import Distillation
-    from distill.training.distributed import World
+    from distill.training.distributed import DistributedContext
 
     keep_freed_memory()
     torch.manual_seed(0)
     recipe, section = read_recipe("fashion")
     config = override(section, batch=batch)
-    training = Distillation(Sid(config), Denoiser(recipe.network), World(torch.device("cpu")))
+    training = Distillation(
+        Sid(config), Denoiser(recipe.network), DistributedContext(torch.device("cpu"))
+    )
     training.step(0)
     seen, began = 0, time.monotonic()
     while time.monotonic() - began < seconds:

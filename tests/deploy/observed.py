@@ -121,7 +121,7 @@ async def _drive(embedded: str, over_triton: str) -> Counter[str]:
         await asyncio.sleep(0.05)
         await asyncio.gather(*first, *(post(embedded, STUCK) for _ in range(24)))
         fine = {"model": "stuck", "class_label": 1}
-        async with asyncio.timeout(60):  # it is mended
+        async with asyncio.timeout(60):  # it is restarted
             while await post(embedded, fine) != 200:  # noqa: ASYNC110 it has no event
                 await asyncio.sleep(0.1)
     return statuses

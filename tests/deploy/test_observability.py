@@ -16,7 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.observability.metrics import ModelMetrics, Telemetry
+from service.observability.metrics import Metrics, ModelMetrics
 from tests.bundles import FOR_EVER, write_bundle
 from tests.deploy.observed import drive, prometheus
 from tests.deploy.promql import alternatives, conditions, names, operands
@@ -307,11 +307,11 @@ def firing(live) -> set[str]:
 
 def of_gateway() -> set[str]:
     """The names of the samples that a gateway shows, without one."""
-    telemetry = Telemetry()
-    metrics = ModelMetrics(telemetry, "tiny")
-    metrics.set_engine_up(True)
+    server_metrics = Metrics()
+    model_metrics = ModelMetrics(server_metrics, "tiny")
+    model_metrics.set_engine_up(True)
 
-    families = text_string_to_metric_families(asyncio.run(telemetry.exposition()).decode())
+    families = text_string_to_metric_families(asyncio.run(server_metrics.exposition()).decode())
     return {sample.name for family in families for sample in family.samples} | OF_A_MODEL
 
 

@@ -44,7 +44,7 @@ def test_the_papers_five_results_have_their_recipes(name):
 def test_every_shipped_recipe_can_be_run(file):
     recipe, method = read_recipe(file.stem)
     assert recipe.description
-    assert method.batch % method.images_a_call == 0
+    assert method.batch % method.images_per_call == 0
 
 
 def test_mistakes_in_a_recipe_are_named(tmp_path):
@@ -59,7 +59,7 @@ def test_mistakes_in_a_recipe_are_named(tmp_path):
 
 def test_an_option_out_of_range_is_named():
     _, sid = read_recipe("fashion")
-    assert override(sid, batch=32).images_a_call == 32
+    assert override(sid, batch=32).images_per_call == 32
     with pytest.raises(UserError, match="a batch of 100 is no multiple of the micro-batch of 64"):
         override(sid, batch=100)
     with pytest.raises(UserError, match="precision"):

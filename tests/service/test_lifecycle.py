@@ -78,9 +78,9 @@ def loading(models, log, *before):
     """
     content = b"slow"
     folder = write_bundle(models)
-    facts = json.loads((folder / "manifest.json").read_text())
-    facts["files"]["1/slow"] = hashlib.sha256(content).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(facts))
+    metadata = json.loads((folder / "manifest.json").read_text())
+    metadata["files"]["1/slow"] = hashlib.sha256(content).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(metadata))
     os.mkfifo(folder / "1" / "slow")
     command = [*before, sys.executable, "-m", "service.cli", "serve", "--port", "0"]
     with log.open("w") as file:

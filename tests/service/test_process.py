@@ -1,4 +1,4 @@
-"""The real server in a real process: start, pictures, metrics, an orderly end, and no torch."""
+"""The real server in a real process: start, images, metrics, an orderly end, and no torch."""
 
 import fcntl
 import json
@@ -67,14 +67,14 @@ def test_it_serves_where_standard_error_is_closed(models):
 def test_it_starts_serves_and_ends_in_order(models):
     body = {"class_label": "Dress", "seed": 7}
     with serving(models) as (process, url), httpx.Client(base_url=url) as http:
-        picture = http.post("/generate", json=body)
+        image = http.post("/generate", json=body)
         metrics = http.get("/metrics").text
         assert http.get("/readyz").status_code == 200
         example = process.stdout.readline()
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
         assert "Traceback" not in process.stderr.read()
-    assert picture.content.startswith(b"\x89PNG")
+    assert image.content.startswith(b"\x89PNG")
     assert json.loads(re.search(r"-d '(.*)' -o", example)[1]) == body
     # At most 3 s from start to first image: processor time, for tests share their machine.
     assert float(re.search(r"^process_cpu_seconds_total (\S+)", metrics, re.M)[1]) < 3
@@ -160,7 +160,7 @@ def test_what_is_not_needed_is_not_imported(module, forbidden):
     run_python(f"import sys, {module}; sys.exit(' '.join({forbidden} & set(sys.modules)) or 0)")
 
 
-def test_no_torch_after_a_picture(models):
+def test_no_torch_after_an_image(models):
     """The whole path in one process: what is imported late would show here."""
     run_python(f"""
 import sys

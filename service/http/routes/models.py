@@ -40,7 +40,7 @@ class ModelCard(BaseModel):
     precision: Precision = Field(description="In which the engine computes the network.")
     default: bool = Field(description="Whether a request that names no model gets this one.")
     graph: Graph | None = Field(
-        description="The graph that is served: how far its pictures may be from float32 torch's, "
+        description="The graph that is served: how far its images may be from float32 torch's, "
         "and how far they were; null where the manifest does not say."
     )
 
@@ -73,7 +73,9 @@ class ModelList(BaseModel):
 async def list_models(request: Request) -> ModelList:
     """Every served model: its classes, its licence, how it was trained and how good it is."""
     catalogue: Catalogue = request.app.state.catalogue
-    return ModelList(models=[ModelCard.of(one, catalogue) for one in catalogue.models.values()])
+    return ModelList(
+        models=[ModelCard.of(served, catalogue) for served in catalogue.models.values()]
+    )
 
 
 @router.get("/models/{name}", summary="Describe a model", responses=responses(404, 422))

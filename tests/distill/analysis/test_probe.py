@@ -20,7 +20,7 @@ Y2 = THETA**2 + SIGMA**2  # E y^2
 
 @pytest.fixture(scope="module")
 def found():
-    """A probe of 400 pictures of 400 pixels: each mean is over 160,000 draws."""
+    """A probe of 400 images of 400 pixels: each mean is over 160,000 draws."""
     images = THETA * torch.randn((400, 1, 20, 20), generator=torch.Generator().manual_seed(1))
     return probe(
         teacher=lambda y, _sigma, _labels: A * y,
@@ -37,7 +37,7 @@ def test_the_gap_is_weighted(found):
     assert found.gap.mean() == pytest.approx(D**2 * Y2 / w, rel=0.02)
 
 
-def test_how_well_each_denoiser_knows_the_pictures(found):
+def test_how_well_each_denoiser_knows_the_images(found):
     weight = (SIGMA**2 + 0.25) / (SIGMA * 0.5) ** 2
     for loss, factor in ((found.fake_loss, B), (found.teacher_loss, A)):
         expected = weight * ((factor - 1) ** 2 * THETA**2 + factor**2 * SIGMA**2)
@@ -45,7 +45,7 @@ def test_how_well_each_denoiser_knows_the_pictures(found):
     assert found.fake_loss.mean() < found.teacher_loss.mean()
 
 
-def test_every_picture_is_looked_at_and_labels_arrive():
+def test_every_image_is_looked_at_and_labels_arrive():
     seen = []
 
     def teacher(y, sigma, labels):
@@ -61,7 +61,7 @@ def test_every_picture_is_looked_at_and_labels_arrive():
     assert [labels for _, labels in seen] == [[0, 1], [2]] * 2
 
 
-def test_the_same_pictures_are_probed_alike():
+def test_the_same_images_are_probed_alike():
     def look():
         levels = Levels(np.array([1.0]), np.array([True]))
         images = torch.zeros((2, 1, 2, 2))

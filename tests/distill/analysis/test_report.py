@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.analysis import pictures as compared
+from distill.analysis import paired_images as compared
 from distill.analysis.comparison import differing_settings, labels_of
 from distill.analysis.curve import Curve, PowerLaw
-from distill.analysis.findings import about_curve
-from distill.analysis.picture_plots import pair_strip
+from distill.analysis.findings import describe_curve
+from distill.analysis.image_plots import pair_strip
 from distill.checkpoints import save_network, save_state, sha256_of_weights
 from distill.commands.analyze import analyze
 from distill.errors import UserError
@@ -49,10 +49,10 @@ def write_run(run, classes=CLASSES, recorded=True, **changes):
     run.mkdir(parents=True)
     phi, psi, theta = (network(len(classes), seed) for seed in (0, 1, 2))
     teacher = run.parent / "teacher.safetensors"
-    facts = {"classes": classes, "images_seen": 8000}
-    save_network(teacher, phi, facts | {"role": "teacher"})
+    metadata = {"classes": classes, "images_seen": 8000}
+    save_network(teacher, phi, metadata | {"role": "teacher"})
     save_network(
-        run / "network.safetensors", theta, facts | {"role": "generator", "sigma_init": 2.5}
+        run / "network.safetensors", theta, metadata | {"role": "generator", "sigma_init": 2.5}
     )
     settings = SETTINGS | {"teacher": sha256_of_weights(phi)} | changes
     parts = {"fake_score": psi.state_dict(), "ema": theta.state_dict()}
@@ -70,7 +70,7 @@ def write_run(run, classes=CLASSES, recorded=True, **changes):
 def command(*runs, **options):
     """Run the command; return where it wrote."""
     settings = {
-        "teacher": None, "out": None, "from_images": 1, "images": 4, "pictures": 3,
+        "teacher": None, "out": None, "from_images": 1, "images": 4, "images_per_class": 3,
         "features": "none", "plots": None, "device": "cpu",
     } | options  # fmt: skip
     analyze(runs=list(runs), **settings)
@@ -138,7 +138,7 @@ def test_an_older_run_names_no_teacher(tmp_path):
     page, numbers = report(tmp_path / "run")
     assert "Where teacher and generator disagree" not in headings(page)
     assert any("name its file with --teacher" in reason for reason in numbers["left_out"])
-    page, _ = report(tmp_path / "run", teacher=teacher, pictures=0)
+    page, _ = report(tmp_path / "run", teacher=teacher, images_per_class=0)
     assert "Where teacher and generator disagree" in headings(page)
     assert "Where the student falls short of its teacher" not in headings(page)
 
@@ -154,8 +154,8 @@ def test_a_run_without_classes(tmp_path):
 def test_a_teacher_that_is_not_the_runs_is_refused(tmp_path):
     write_run(tmp_path / "run")
     other = tmp_path / "other.safetensors"
-    facts = {"role": "teacher", "classes": CLASSES, "images_seen": 1}
-    save_network(other, network(2, seed=9), facts)
+    metadata = {"role": "teacher", "classes": CLASSES, "images_seen": 1}
+    save_network(other, network(2, seed=9), metadata)
     with pytest.raises(UserError, match="is not the teacher of"):
         report(tmp_path / "run", teacher=other)
     with pytest.raises(UserError, match="--teacher takes a teacher"):
@@ -169,14 +169,14 @@ def test_a_teacher_that_is_not_the_runs_is_refused(tmp_path):
         ("state.pt", "is damaged"),
         ("network.safetensors", "is not a whole network"),
         ("run.json", "is no JSON"),
-        ("samples/0000008.0.png", "is no readable picture"),
+        ("samples/0000008.0.png", "is no readable image"),
     ],
 )
 def test_a_damaged_file_is_named(file, said, tmp_path):
     write_run(tmp_path / "run")
     (tmp_path / "run" / file).write_bytes(b"\x80broken" if file != "run.json" else b"broken")
     with pytest.raises(UserError, match=said):
-        report(tmp_path / "run", pictures=0)
+        report(tmp_path / "run", images_per_class=0)
 
 
 @pytest.mark.slow
@@ -189,15 +189,15 @@ def test_nothing_to_show_and_bad_options_are_said_plainly(tmp_path):
     with pytest.raises(UserError, match=r"expected a .html"):
         report(tmp_path / "empty", out=tmp_path / "report.pdf")
     write_run(tmp_path / "run")
-    with pytest.raises(UserError, match="no feature network 'nonsense'"):
+    with pytest.raises(UserError, match="no feature extractor 'nonsense'"):
         report(tmp_path / "run", features="nonsense")
 
 
-def test_the_curve_alone_as_a_picture(tmp_path, capsys):
+def test_the_curve_alone_as_an_image(tmp_path, capsys):
     write_curve(tmp_path)
-    picture = command(tmp_path, out=tmp_path / "curve.png", from_images=1000)
-    assert sorted(tmp_path.iterdir()) == [tmp_path / "curve.jsonl", picture]
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    image = command(tmp_path, out=tmp_path / "curve.png", from_images=1000)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "curve.jsonl", image]
+    assert image.read_bytes().startswith(b"\x89PNG")
     assert "slope -0.500" in capsys.readouterr().out
 
 
@@ -232,7 +232,7 @@ def test_labels_fall_back_to_names():
 
 def test_a_line_that_does_not_fall_promises_nothing():
     flat = Curve(np.array([1.0, 2, 4]), np.array([3.0, 3, 3.5]), np.full(3, np.nan), None)
-    said = " ".join(about_curve(flat, PowerLaw(0.1, -0.1, 0.3, 3.0), teacher=2.0))
+    said = " ".join(describe_curve(flat, PowerLaw(0.1, -0.1, 0.3, 3.0), teacher=2.0))
     assert "it does not fall" in said
     assert "would meet" not in said
     assert "it was lowest, 3.00" in said
@@ -251,7 +251,7 @@ def test_strips_hold_the_teacher_above():
     teacher = torch.full((4, 2, 2, 1), 10, dtype=torch.uint8)
     generator = torch.full((4, 2, 2, 1), 20, dtype=torch.uint8)
     labels = torch.tensor([0, 1, 0, 1])
-    both = compared.Pictures(teacher, generator, labels)
+    both = compared.PairedImages(teacher, generator, labels)
     strip = pair_strip(both, np.array([0, 1, 2]), gap=1)
     assert strip.shape == (6, 9, 1)
     assert strip[1, 1] == 10

@@ -17,7 +17,7 @@ from distill.export.onnx import example_inputs, export_onnx
 from distill.export.publish import publish
 from distill.export.tensorrt import Builder, build_plan
 from distill.networks import Denoiser, NetworkConfig
-from service.bundle import Bounds, latents, load_bundle, sha256_file
+from service.bundle import Tolerance, latents, load_bundle, sha256_file
 
 
 def network(label_dim, patch_size=1):
@@ -53,7 +53,7 @@ def assert_draws_alike(denoiser, graph, batch, patch_size):
     (images,) = session.run(["images"], feed)
     assert images.shape == (batch, 8 * patch_size, 8 * patch_size, 3)
     assert images.dtype == np.uint8
-    assert images.std() > 10, "a flat picture would prove nothing"
+    assert images.std() > 10, "a flat image would prove nothing"
     difference = np.abs(images.astype(int) - expected.astype(int))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.01
@@ -73,8 +73,8 @@ def test_the_graph_is_reproducible_and_tells_nothing_of_this_machine(tmp_path):
 
 
 def save_generator(path, role="generator", label_dim=3):
-    facts = {"role": role, "classes": ["a", "b", "c"][:label_dim], "images_seen": 7, "lr": 1e-4}
-    save_network(path, network(label_dim), facts | {"sigma_init": 2.5, "data": "none"})
+    metadata = {"role": role, "classes": ["a", "b", "c"][:label_dim], "images_seen": 7, "lr": 1e-4}
+    save_network(path, network(label_dim), metadata | {"sigma_init": 2.5, "data": "none"})
     return path
 
 
@@ -224,7 +224,7 @@ def wide_network():
 
 @pytest.mark.parametrize("architecture", ["ddpmpp", "ncsnpp", "adm"])
 @pytest.mark.parametrize("label_dim", [0, 3, 40])
-def test_folding_the_noise_level_changes_no_picture(architecture, label_dim):
+def test_folding_the_noise_level_changes_no_image(architecture, label_dim):
     """With 40 classes the embedding is the table, with 3 each block's own part is."""
     torch.manual_seed(0)
     config = NetworkConfig(
@@ -257,7 +257,7 @@ def test_a_folded_network_computes_in_float16_wherever_its_tables_are(label_dim)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", ["wide", "narrow", "patched"])
-def test_the_form_for_processors_draws_the_same_pictures(tmp_path, width):
+def test_the_form_for_processors_draws_the_same_images(tmp_path, width):
     denoiser = wide_network() if width == "wide" else network(3, 2 if width == "patched" else 1)
     export_onnx(denoiser, 2.5, tmp_path / "model.cpu.onnx", cpu=True)
     operators = [node.op_type for node in onnx.load(tmp_path / "model.cpu.onnx").graph.node]
@@ -284,8 +284,10 @@ def test_lower_precisions_are_published_with_what_they_cost(tmp_path, monkeypatc
     report = tmp_path / "report.png"
     wanted = ["float16", "bfloat16"]
     # Random weights amplify what trained ones do not: only whether it is measured is looked at.
-    loose = Bounds(max_difference=255, max_differing_share=1, max_distance_change=1)
-    monkeypatch.setattr("distill.export.gate.BOUNDS", dict.fromkeys([*wanted, "float32"], loose))
+    loose = Tolerance(max_difference=255, max_differing_share=1, max_distance_change=1)
+    monkeypatch.setattr(
+        "distill.export.gate.TOLERANCES", dict.fromkeys([*wanted, "float32"], loose)
+    )
     folder = publish(generator, None, "letters", "", "MIT", tmp_path / "models", wanted, report)
     graphs = load_bundle(folder).manifest.graphs
     assert {graph.precision for graph in graphs.values()} == {*wanted, "float32"}
@@ -296,12 +298,12 @@ def test_lower_precisions_are_published_with_what_they_cost(tmp_path, monkeypatc
         assert graphs[name].measured.differing_share > exact.differing_share
     types = {i.data_type for i in onnx.load(folder / "1" / "model.float16.onnx").graph.initializer}
     assert onnx.TensorProto.FLOAT16 in types
-    with Image.open(report) as picture:
-        assert picture.size == (16 * 8 * 2, (1 + 2 * len(graphs)) * 8 * 2)
+    with Image.open(report) as image:
+        assert image.size == (16 * 8 * 2, (1 + 2 * len(graphs)) * 8 * 2)
 
 
 @pytest.mark.slow
-def test_a_graph_that_draws_other_pictures_is_never_published(tmp_path, monkeypatch):
+def test_a_graph_that_draws_other_images_is_never_published(tmp_path, monkeypatch):
     generator = save_generator(tmp_path / "generator.safetensors")
 
     def export(network, sigma_init, path, **options):

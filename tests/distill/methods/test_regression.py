@@ -18,10 +18,10 @@ from distill.networks import Denoiser, NetworkConfig
 from distill.recipe import RegressionConfig
 from distill.sampling import heun, one_step
 from distill.training.distillation import Distillation
-from distill.training.distributed import World
+from distill.training.distributed import DistributedContext
 from distill.training.loop import train
 
-CPU = World(torch.device("cpu"))
+CPU = DistributedContext(torch.device("cpu"))
 AVATARS_TEACHER = Path(distill.__file__).parent / "pretrained" / "avatars-teacher.safetensors"
 NETWORK = NetworkConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=16, channel_mult=(1, 2),
@@ -35,7 +35,7 @@ CONFIG = RegressionConfig(
 
 @pytest.fixture(scope="module")
 def teacher():
-    """One whose pictures depend on noise and class: of random weights, for it need not be good."""
+    """One whose images depend on noise and class: of random weights, for it need not be good."""
     torch.manual_seed(1)
     network = Denoiser(NETWORK)
     with torch.no_grad():
@@ -190,9 +190,9 @@ def test_from_pairs_to_a_generator_by_the_commands(teacher_file, tmp_path, monke
         with pytest.raises(SystemExit) as end:
             main()
         assert end.value.code == 0
-    _, facts = load_network(tmp_path / "run" / "network.safetensors")
-    assert (facts["role"], facts["sigma_init"]) == ("generator", 20.0)
-    assert facts["started_from"] == "128 images of regression"
+    _, metadata = load_network(tmp_path / "run" / "network.safetensors")
+    assert (metadata["role"], metadata["sigma_init"]) == ("generator", 20.0)
+    assert metadata["started_from"] == "128 images of regression"
 
 
 @pytest.mark.slow
@@ -208,6 +208,6 @@ def test_the_avatars_recipe_goes_from_its_teacher_to_a_generator(tmp_path, monke
         with pytest.raises(SystemExit) as end:
             main()
         assert end.value.code == 0
-    _, facts = load_network(tmp_path / "run" / "network.safetensors")
-    assert (facts["images_seen"], facts["sigma_init"]) == (64, 40.0)
-    assert facts["licence"] == "CC0-1.0"
+    _, metadata = load_network(tmp_path / "run" / "network.safetensors")
+    assert (metadata["images_seen"], metadata["sigma_init"]) == (64, 40.0)
+    assert metadata["licence"] == "CC0-1.0"

@@ -15,7 +15,7 @@ from distill.networks import Denoiser, NetworkConfig
 from distill.recipe import DistillationConfig
 from distill.training.learner import Loss
 from distill.training.method import Method
-from distill.training.nonfinite import mean_without, nonfinite_samples, share, sum_without
+from distill.training.nonfinite import masked_mean, masked_sum, nonfinite_samples, share
 
 NETWORK = NetworkConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=8, channel_mult=(1,),
@@ -81,8 +81,8 @@ class Toy(Method):
 
     def _reduced(self, name, loss, output):
         left_out = nonfinite_samples(loss)
-        total = sum_without(left_out, loss, output) / self.config.batch
-        return Loss(total, share(left_out), {f"loss/{name}": mean_without(left_out, loss)})
+        total = masked_sum(left_out, loss, output) / self.config.batch
+        return Loss(total, share(left_out), {f"loss/{name}": masked_mean(left_out, loss)})
 
 
 @pytest.fixture
@@ -141,8 +141,8 @@ def test_a_method_of_ones_own_learns_and_its_checkpoints_are_exact(distil, tmp_p
     assert load_state(parts / "state.pt")["images_seen"] == 400
     assert distil("parts")[0] == 0
     assert_identical(load_state(parts / "state.pt"), load_state(whole / "state.pt"))
-    _, facts = load_network(whole / "network.safetensors")
-    assert (facts["method"], facts["pull"], facts["sigma_init"]) == ("toy", 0.5, 2.0)
+    _, metadata = load_network(whole / "network.safetensors")
+    assert (metadata["method"], metadata["pull"], metadata["sigma_init"]) == ("toy", 0.5, 2.0)
 
 
 @pytest.mark.parametrize(

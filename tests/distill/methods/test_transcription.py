@@ -10,8 +10,8 @@ from distill.data.augment import AUGMENT_DIM, augment
 from distill.methods.sid import Sid, SidConfig
 from distill.networks import Denoiser, NetworkConfig
 from distill.training.distillation import Distillation
-from distill.training.distributed import World
-from distill.training.microbatches import seed_draws
+from distill.training.distributed import DistributedContext
+from distill.training.microbatches import seed_rng
 from tests.compare.transcription import Draws, Settings, Transcription
 
 SEED, STEPS, LR = 5, 4, 1e-3
@@ -33,7 +33,7 @@ class SameDraws(Draws):
         self.like_ours = like_ours
 
     def begin(self, images_seen, phase, microbatch):
-        seed_draws(SEED, images_seen, phase, microbatch)
+        seed_rng(SEED, images_seen, phase, microbatch)
 
     def latents(self, shape):
         z = super().latents(shape)
@@ -69,7 +69,9 @@ def both(microbatch, eps, dropout=0.0, augmented=0.0, channels=16):
         plain = plain.to(memory_format=torch.channels_last)
     bend = {"augment": partial(augment, probability=augmented)} if augmented else {}
     oracle = Transcription(plain, settings, SameDraws(like_ours), **bend)
-    training = Distillation(Sid(config), copy.deepcopy(network), World(torch.device("cpu")))
+    training = Distillation(
+        Sid(config), copy.deepcopy(network), DistributedContext(torch.device("cpu"))
+    )
     names = ("loss/fake_score", "loss/generator", "score gap")
     found, expected = [], []
     for step in range(STEPS):

@@ -19,7 +19,7 @@ from distill.methods.sid import Sid, SidConfig
 from distill.networks import Denoiser, NetworkLayout, RawNetwork, registry
 from distill.recipe import load_recipe
 from distill.training.distillation import Distillation
-from distill.training.distributed import World
+from distill.training.distributed import DistributedContext
 from service.bundle import load_bundle
 
 
@@ -111,8 +111,8 @@ def test_it_is_trained_distilled_and_published_by_the_commands(tmp_path, recipe,
     for number, name in enumerate(("dark", "light")):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(4):
-            picture = Image.new("L", (8, 8), 60 + 120 * number + 5 * i)
-            picture.save(tmp_path / "images" / name / f"{i}.png")
+            image = Image.new("L", (8, 8), 60 + 120 * number + 5 * i)
+            image.save(tmp_path / "images" / name / f"{i}.png")
     options = ("--recipe", recipe, "--device", "cpu")
     sid_distill("teacher", *options, "--data", tmp_path / "images", "--out", tmp_path / "t")
     teacher = tmp_path / "t" / "network.safetensors"
@@ -121,10 +121,10 @@ def test_it_is_trained_distilled_and_published_by_the_commands(tmp_path, recipe,
     sid_distill(*distil)  # goes on from the state at 16 images
     generator = tmp_path / "g" / "network.safetensors"
     for file, seen in ((teacher, 64), (generator, 32)):
-        network, facts = load_network(file)
+        network, metadata = load_network(file)
         assert network.config == ToyConfig(img_resolution=8, img_channels=1, label_dim=2, width=6)
         assert isinstance(network.model, Toy)
-        assert facts["images_seen"] == seen
+        assert metadata["images_seen"] == seen
     options = ("--models", tmp_path / "models", "--precision", "float16")
     sid_distill("publish", generator, "--name", "toy", *options)
     manifest = load_bundle(tmp_path / "models" / "toy").manifest
@@ -141,13 +141,15 @@ def test_it_is_sharded_by_its_blocks():
         config = SidConfig(checkpoint_every=8, ema_halflife=40, **settings)
         torch.manual_seed(0)
         network = Denoiser(CONFIG)
-        spread = Distillation(Sid(config), network, World(torch.device("cpu"), shard=True))
+        spread = Distillation(
+            Sid(config), network, DistributedContext(torch.device("cpu"), shard=True)
+        )
         learner = spread.generator.network
         assert all(isinstance(parameter, DTensor) for parameter in learner.parameters())
         gathered = [module for module in learner.modules() if hasattr(module, "unshard")]
         assert gathered == [learner, *learner.model.blocks()]
         torch.manual_seed(0)
-        whole = Distillation(Sid(config), Denoiser(CONFIG), World(torch.device("cpu")))
+        whole = Distillation(Sid(config), Denoiser(CONFIG), DistributedContext(torch.device("cpu")))
         spread.step(0)
         whole.step(0)
         weights = whole.generator.network.state_dict()

@@ -15,8 +15,8 @@ from distill.checkpoints import load_network, load_state, save_network
 from distill.errors import UserError
 from distill.methods.sid import SidConfig
 from distill.networks import Denoiser, NetworkConfig
-from distill.training.distributed import World
-from distill.training.microbatches import share_of_batch
+from distill.training.distributed import DistributedContext
+from distill.training.microbatches import local_microbatches
 
 BIN = Path(sys.executable).parent
 RECIPE = """
@@ -135,9 +135,9 @@ def test_torchrun_is_stopped_and_resumes_to_the_bit(arguments, tmp_path):
 def test_a_batch_that_cannot_be_shared_evenly_is_refused():
     config = SidConfig(total_images=1, checkpoint_every=1, batch=96, microbatch=32)
     cpu = torch.device("cpu")
-    assert list(share_of_batch(config, World(cpu, rank=1, size=3))) == [1]
+    assert list(local_microbatches(config, DistributedContext(cpu, rank=1, size=3))) == [1]
     with pytest.raises(UserError, match="32 cannot be divided among 2 processes: choose"):
-        share_of_batch(config, World(cpu, rank=0, size=2))
+        local_microbatches(config, DistributedContext(cpu, rank=0, size=2))
 
 
 @pytest.mark.slow

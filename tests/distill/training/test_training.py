@@ -19,12 +19,12 @@ from distill.networks import Denoiser, NetworkConfig
 from distill.recipe import TeacherConfig
 from distill.sampling import heun, one_step
 from distill.training.distillation import Distillation, learning_rate_share
-from distill.training.distributed import World
+from distill.training.distributed import DistributedContext
 from distill.training.learner import ema_beta
 from distill.training.loop import train
 from distill.training.single_network import learning_rate
 
-CPU = World(torch.device("cpu"))
+CPU = DistributedContext(torch.device("cpu"))
 NETWORK = NetworkConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=16, channel_mult=(1, 2),
     num_blocks=1, attn_resolutions=(), dropout=0.1,
@@ -69,7 +69,7 @@ def one_thread():
 
 
 def bars():
-    """Two classes of 8x8 pictures: one bright row, one bright column, of varied brightness."""
+    """Two classes of 8x8 images: one bright row, one bright column, of varied brightness."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(2000) % 2
     images = torch.zeros(2000, 1, 8, 8, dtype=torch.uint8)
@@ -82,7 +82,7 @@ def bars():
 
 
 def pixel_distance(draw):
-    """Fréchet distance between 1,000 drawn pictures and the real ones, over raw pixels."""
+    """Fréchet distance between 1,000 drawn images and the real ones, over raw pixels."""
     z = torch.randn(1000, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     labels = torch.nn.functional.one_hot(torch.arange(1000) % 2, 2).float()
     with torch.no_grad():
@@ -94,8 +94,8 @@ def pixel_distance(draw):
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
-    facts = {"role": "teacher", "classes": ["row", "column"]}
-    train(TeacherTraining(NETWORK, TEACHER, bars(), CPU), folder, facts)
+    metadata = {"role": "teacher", "classes": ["row", "column"]}
+    train(TeacherTraining(NETWORK, TEACHER, bars(), CPU), folder, metadata)
     return load_network(folder / "network.safetensors")[0]
 
 

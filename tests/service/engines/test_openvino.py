@@ -1,4 +1,4 @@
-"""OpenVINO as the embedded engine: the same pictures, and what cannot be served is one line."""
+"""OpenVINO as the embedded engine: the same images, and what cannot be served is one line."""
 
 import asyncio
 
@@ -28,7 +28,7 @@ def draw(bundle, seeds, labels, **options):
     return asyncio.run(run())
 
 
-def test_it_draws_the_golden_picture_alone_and_in_a_batch(tmp_path):
+def test_it_draws_the_golden_image_alone_and_in_a_batch(tmp_path):
     bundle = load_bundle(write_bundle(tmp_path, "tiny"))
     golden = bundle.manifest.golden
     reference = golden.images[0]
@@ -82,12 +82,12 @@ def test_a_graph_of_another_signature_is_refused_by_name(tmp_path, graph, messag
 
 
 @pytest.mark.usefixtures("bfloat16")
-def test_in_bfloat16_it_draws_nearly_the_same_picture_and_not_the_same(tmp_path):
+def test_in_bfloat16_it_draws_nearly_the_same_image_and_not_the_same(tmp_path):
     """And in float32 the same as ONNX Runtime (test_conformance), whatever the processor can."""
     bundle = load_bundle(write_bundle(tmp_path, "tiny", graphs=["model.bfloat16.onnx"]))
     exact = draw(bundle, range(8), [2] * 8).astype(int)
     difference = np.abs(draw(bundle, range(8), [2] * 8, precision="bfloat16") - exact)
-    assert 0 < difference.max() <= bundle.bounds("model.bfloat16.onnx").max_difference
+    assert 0 < difference.max() <= bundle.tolerance("model.bfloat16.onnx").max_difference
 
 
 def down_in_bfloat16(bundle):

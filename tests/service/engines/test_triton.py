@@ -26,7 +26,7 @@ from tests.service.waiting import happens, turns, until
 
 pytestmark = pytest.mark.slow
 
-SLOW = {"class_label": 0}  # asks for a picture that takes a while
+SLOW = {"class_label": 0}  # asks for an image that takes a while
 
 
 class Answered(NamedTuple):
@@ -93,7 +93,7 @@ async def send(client, bodies, **headers):
     )
 
 
-def test_pictures_are_those_of_the_embedded_engine(repository, triton):
+def test_images_are_those_of_the_embedded_engine(repository, triton):
     ask = {"model": "grey", "class_label": 1, "seed": 3, "n": 5}
     with Client(create_app(Settings(models=repository.models))) as embedded:
         expected = embedded.generate(ask, accept="application/x-npy").content
@@ -125,7 +125,7 @@ def test_requests_at_the_same_time_are_batched_by_triton_s_own_count(triton):
         images, batches = counted() - before
     assert {answer.status_code for answer in answers} == {200}
     assert images == 64
-    assert batches < 48  # of requests that each brought one picture
+    assert batches < 48  # of requests that each brought one image
 
 
 def test_a_full_queue_in_triton_is_429_and_no_failure(busy):
@@ -137,7 +137,7 @@ def test_a_full_queue_in_triton_is_429_and_no_failure(busy):
         refused = [answer for answer in answers if answer.status_code == 429]
         assert {answer.json()["type"] for answer in refused} == {"urn:sid-serve:problem:queue-full"}
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
-        registry = client.app.state.telemetry.registry
+        registry = client.app.state.metrics.registry
         reason = {"model": "slow", "reason": "engine_busy"}
         assert registry.get_sample_value("sid_rejections_total", reason) == len(refused)
         assert registry.get_sample_value("sid_batch_failures_total", {"model": "slow"}) == 0
@@ -293,7 +293,7 @@ def test_the_gateway_starts_before_triton_and_is_ready_when_it_is(models):
             triton.stop()
 
 
-def test_two_servers_share_the_load_and_the_death_of_one_costs_no_picture(own, models):
+def test_two_servers_share_the_load_and_the_death_of_one_costs_no_image(own, models):
     with triton_over(models) as second:
 
         async def scenario(client):

@@ -15,12 +15,12 @@ URL = "/generate?class_label=Dress&seed=7"
 
 
 def sample(client: Client, name: str, **labels: str) -> float:
-    return client.app.state.telemetry.registry.get_sample_value(name, labels) or 0.0
+    return client.app.state.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The number of pictures that reached the engine."""
+    """The number of images that reached the engine."""
     counted = []
     generate = OnnxEngine.generate
 
@@ -63,7 +63,7 @@ def test_the_weights_alone_do_not_fix_the_bytes(client):
     assert answer.headers["cache-control"] == "public, max-age=3600"
 
 
-def test_head_is_get_without_the_picture(client):
+def test_head_is_get_without_the_image(client):
     answer = client.request("HEAD", URL)
     assert answer.status_code == 200
     assert answer.headers["etag"] == client.get(URL).headers["etag"]
@@ -125,7 +125,7 @@ def test_a_client_that_has_it_is_told_so_and_nothing_is_drawn(client, drawn, for
     assert client.get(URL, headers={"if-none-match": '"other"'}).status_code == 200
 
 
-def test_requests_for_the_same_picture_at_the_same_time_draw_it_once(client, drawn):
+def test_requests_for_the_same_image_at_the_same_time_draw_it_once(client, drawn):
     drawn.clear()
 
     async def together():
@@ -133,9 +133,9 @@ def test_requests_for_the_same_picture_at_the_same_time_draw_it_once(client, dra
         gets = [client.http.get(URL) for _ in range(10)]
         return [answer.content for answer in await asyncio.gather(other, *gets)]
 
-    other, *pictures = client.run(together())
-    assert len(set(pictures)) == 1
-    assert other != pictures[0]
+    other, *images = client.run(together())
+    assert len(set(images)) == 1
+    assert other != images[0]
     assert len(drawn) == 2
     assert sample(client, "sid_cache_hits_total", model="tiny", kind="shared") == 9
 

@@ -73,7 +73,7 @@ def gateway(models, traces=None, **settings):
 
 
 async def first_slow_then(client, *requests):
-    """The answers to requests that wait together while a slow picture is drawn."""
+    """The answers to requests that wait together while a slow image is drawn."""
     slow = asyncio.create_task(client.http.post("/generate", json={"class_label": SLOW}))
     await turns(200)  # all that it takes until it is drawn happens on this loop
     answers = await asyncio.gather(*requests)
@@ -120,7 +120,7 @@ def test_a_request_is_one_trace_of_gateway_batch_and_engine(models, received):
 @pytest.mark.slow
 def test_the_client_s_trace_is_continued_and_its_id_is_in_the_log(models, received, tmp_path):
     log = tmp_path / "log"
-    traced = {"SID_TRACES": received.url, "SID_LOG_FORMAT": "json", "OTEL_SERVICE_NAME": "pictures"}
+    traced = {"SID_TRACES": received.url, "SID_LOG_FORMAT": "json", "OTEL_SERVICE_NAME": "images"}
     with serving(models, log=log, **traced) as (process, url), httpx.Client(base_url=url) as http:
         http.post("/generate", json={}, headers={"traceparent": SENT})
         http.post(
@@ -133,7 +133,7 @@ def test_the_client_s_trace_is_continued_and_its_id_is_in_the_log(models, receiv
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
     ours, other = received.named("POST /generate")
-    assert {span.service for span in received} == {"pictures"}
+    assert {span.service for span in received} == {"images"}
     assert (ours.trace, ours.parent) == (TRACE, PARENT)
     assert (other.trace != TRACE, other.parent) == (True, ""), "malformed: a trace of its own"
     assert [span.trace for span in received.named("batch")] == [TRACE, other.trace]
@@ -178,7 +178,7 @@ def test_requests_that_share_a_drawing_are_linked_with_its_batch(slow_models, re
 
 
 def test_a_request_that_was_answered_before_its_batch_began(models, received, capfd, monkeypatch):
-    """It set a deadline, but its picture is still drawn for one that asked for the same."""
+    """It set a deadline, but its image is still drawn for one that asked for the same."""
     engine_is_free, generate = asyncio.Event(), OnnxEngine.generate
 
     async def generate_when_free(*arguments):

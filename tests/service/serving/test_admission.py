@@ -73,7 +73,7 @@ async def post(client: Client):
 
 
 def sample(client: Client, name: str, **labels: str) -> float:
-    return client.app.state.telemetry.registry.get_sample_value(name, labels) or 0.0
+    return client.app.state.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 async def fill(client: Client, tap: Tap, waiting: int) -> list[asyncio.Task]:
@@ -215,7 +215,7 @@ def test_probes_that_follow_each_other_share_a_canary_too(client, tap, monkeypat
     answers = [client.get("/readyz").status_code for _ in range(50)]
     assert set(answers) == {200}
     assert len(tap.batches) <= 1 + (monotonic() - started), "one a second"
-    assert decoded == [], "the golden picture was decoded at the start"
+    assert decoded == [], "the golden image was decoded at the start"
     canaries = sample(client, "sid_canaries_total", model="tiny", result="right")
     assert canaries == len(tap.batches)
 
@@ -302,7 +302,7 @@ def test_retry_after_is_the_time_that_the_queue_takes_at_the_measured_pace(clien
     assert refused.headers["retry-after"] == "4", "three batches of little over 1 s"
 
 
-def test_several_pictures_are_accepted_all_or_none(client, tap):
+def test_several_images_are_accepted_all_or_none(client, tap):
     async def scenario():
         first = await fill(client, tap, waiting=1)
         refused = await client.http.post("/generate", json={"seed": 1, "n": 2})

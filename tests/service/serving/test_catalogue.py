@@ -49,11 +49,11 @@ def test_ready_means_that_every_model_drew_its_canary(models, settings):
     assert answer.json() == {"status": "ready", "models": ["plain", "tiny", "without-golden"]}
 
 
-def test_a_model_that_draws_other_pictures_than_published_is_not_ready(models, settings):
+def test_a_model_that_draws_other_images_than_published_is_not_ready(models, settings):
     path = models / "tiny" / "manifest.json"
-    facts = json.loads(path.read_text())
-    facts["golden"]["images"][0]["seed"] = 8
-    path.write_text(json.dumps(facts))
+    metadata = json.loads(path.read_text())
+    metadata["golden"]["images"][0]["seed"] = 8
+    path.write_text(json.dumps(metadata))
     with Client(create_app(settings)) as client:
         red = client.get("/readyz")
     assert red.status_code == 503

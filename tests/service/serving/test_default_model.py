@@ -124,12 +124,12 @@ def test_programs_and_bulk_runs_take_the_servers_default(sid, several, tmp_path)
             async with AsyncClient(url) as client:
                 return await client.models(), await client.generate(seed=7)
 
-        cards, picture = asyncio.run(ask())
+        cards, image = asyncio.run(ask())
         assert ", model tiny:1:" in sid("generate", "--url", url, "--seed", 7).stdout
         done = sid("generate", "--url", url, "--seeds", "0-3", "-o", "out")
     assert "model tiny:1:" in done.stdout
     assert [card.name for card in cards if card.default] == ["tiny"]
-    assert picture.model == served_tag(several / "tiny")
+    assert image.model == served_tag(several / "tiny")
     assert '"model"' not in announced, "the example needs no model"
 
 

@@ -1,4 +1,4 @@
-"""SID_ENGINE: the engine that is named, or with auto the fastest that draws the right picture."""
+"""SID_ENGINE: the engine that is named, or with auto the fastest that draws the right image."""
 
 import asyncio
 import re
@@ -57,7 +57,7 @@ def test_it_says_which_engine_it_took_and_how_fast_each_was(tmp_path):
     assert {"onnxruntime", "openvino"} <= set(f"{line['engine']} {line['because']}".split())
 
 
-def test_an_engine_that_draws_another_picture_is_never_taken(tmp_path):
+def test_an_engine_that_draws_another_image_is_never_taken(tmp_path):
     folder = write_bundle(tmp_path, "tiny")
     manifest = load_bundle(folder).manifest
     golden = manifest.golden

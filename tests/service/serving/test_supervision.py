@@ -1,4 +1,4 @@
-"""Engines that break or hang for real: requests are refused at once, and the engine is mended."""
+"""Engines that break or hang for real: requests are refused at once, the engine restarts."""
 
 import asyncio
 
@@ -223,7 +223,7 @@ def test_over_http_a_hang_is_503_with_retry_after_red_readiness_and_then_over(
         looked.set()
         until(lambda: client.get("/readyz").status_code == 200)
         assert client.generate({"seed": DRAWS}).status_code == 200
-        registry = client.app.state.telemetry.registry
+        registry = client.app.state.metrics.registry
         assert registry.get_sample_value("sid_engine_up", {"model": "tiny"}) == 1
         refusals = {"model": "tiny", "reason": "engine_down"}
         assert registry.get_sample_value("sid_rejections_total", refusals) == 1

@@ -1,4 +1,4 @@
-"""Pictures for a report: strips of pairs, sample grids, and the classes' bars."""
+"""Images for a report: strips of pairs, sample grids, and the classes' bars."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from distill.analysis.pictures import ClassComparison, Pictures
+from distill.analysis.paired_images import ClassComparison, PairedImages
 from distill.analysis.plotting import BLUE, GREY, ORANGE, new_figure
 from distill.errors import UserError
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 
 
-def pair_strip(pictures: Pictures, chosen: NDArray[np.int64], gap: int = 2) -> Pixels:
-    """Teacher's pictures above the generator's, seed by seed: uint8 [H, W, C].
+def pair_strip(images: PairedImages, chosen: NDArray[np.int64], gap: int = 2) -> Pixels:
+    """Teacher's images above the generator's, seed by seed: uint8 [H, W, C].
 
     Args:
-        pictures: of both networks.
+        images: of both networks.
         chosen: which seeds, in order from left to right.
-        gap: pixels between two pictures, mid-grey.
+        gap: pixels between two images, mid-grey.
     """
     rows = []
-    for side in (pictures.teacher, pictures.generator):
+    for side in (images.teacher, images.generator):
         tiles = np.pad(
             side[chosen].numpy(), ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=128
         )
@@ -48,7 +48,7 @@ def grid_uri(path: Path, most_pixels: int = 640) -> str:
     """A sample grid's file as a data: URI of a PNG, halved until it is narrow enough to embed.
 
     Raises:
-        UserError: the file is no picture.
+        UserError: the file is no image.
     """
     try:
         with Image.open(path) as image:
@@ -58,7 +58,7 @@ def grid_uri(path: Path, most_pixels: int = 640) -> str:
             buffer = io.BytesIO()
             small.save(buffer, format="PNG", optimize=True)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no readable picture ({error}): remove it") from None
+        raise UserError(f"{path} is no readable image ({error}): remove it") from None
     return _uri(buffer.getvalue())
 
 
@@ -72,11 +72,11 @@ def grid_caption(path: Path) -> str:
 
 def plot_classes(comparison: ClassComparison, classes: list[str]) -> "Figure":
     """Accuracy and variety of each class."""
-    told = not np.isnan(comparison.generator_accuracy).all()
+    has_accuracy = not np.isnan(comparison.generator_accuracy).all()
     figure = new_figure(7.6, 1.1 + 0.3 * len(classes))
-    panels = list(figure.subplots(1, 1 + told, sharey=True, squeeze=False)[0])
+    panels = list(figure.subplots(1, 1 + has_accuracy, sharey=True, squeeze=False)[0])
     places = np.arange(len(classes))
-    if told:
+    if has_accuracy:
         axes = panels[0]
         teacher, ours = comparison.teacher_accuracy * 100, comparison.generator_accuracy * 100
         axes.hlines(places, teacher, ours, color=GREY, linewidth=1)

@@ -1,4 +1,4 @@
-"""Teacher's and generator's pictures from the same seeds, compared class by class."""
+"""Teacher's and generator's images from the same seeds, compared class by class."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,14 @@ from distill.analysis.curve import Array
 from distill.analysis.run_folder import Networks
 from distill.data.datasets import one_hot
 from distill.data.images import to_pixels
-from distill.evaluation.detector import Detector
+from distill.evaluation.feature_extractor import FeatureExtractor
 from distill.sampling import heun, one_step
 from service.bundle import latents
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Both networks' pictures, picture i from seed i and of class i mod classes.
+class PairedImages:
+    """Both networks' images, image i from seed i and of class i mod classes.
 
     Attributes:
         teacher: uint8 [M, H, W, C], Heun's sampler.
@@ -36,11 +36,11 @@ class ClassComparison:
     """How teacher and generator compare, a value for each class; NaN where it cannot be told.
 
     Attributes:
-        features: name of the feature network, or "pixels".
-        teacher_accuracy: share of the teacher's pictures taken for their class [K].
+        features: name of the feature extractor, or "pixels".
+        teacher_accuracy: share of the teacher's images taken for their class [K].
         generator_accuracy: the same of the generator's.
         variety: the generator's spread of features (the trace of their covariance) as a share of
-            the teacher's [K]; below 1 its pictures are more alike.
+            the teacher's [K]; below 1 its images are more alike.
     """
 
     features: str
@@ -74,36 +74,38 @@ def generate(networks: Networks, z: Tensor, labels: Tensor | None, batch: int = 
     )
 
 
-def draw_pictures(
+def draw_paired_images(
     networks: Networks, count: int, device: torch.device, steps: int = 18, batch: int = 125
-) -> Pictures:
-    """Draw `count` pictures of each network; the teacher takes 2 steps - 1 evaluations each."""
+) -> PairedImages:
+    """Draw `count` images of each network; the teacher takes 2 steps - 1 evaluations each."""
     z, labels, chosen = seeded_inputs(networks, count, device)
     drawn = []
-    with tqdm(total=count, unit="img", desc="the teacher's pictures") as bar:
+    with tqdm(total=count, unit="img", desc="the teacher's images") as bar:
         for start in range(0, count, batch):
             part = slice(start, start + batch)
             c = None if chosen is None else chosen[part]
             drawn.append(to_pixels(heun(networks.teacher, z[part], c, steps)).cpu())
             bar.update(len(drawn[-1]))
-    return Pictures(torch.cat(drawn), to_pixels(generate(networks, z, chosen)).cpu(), labels)
+    return PairedImages(torch.cat(drawn), to_pixels(generate(networks, z, chosen)).cpu(), labels)
 
 
-def compare_classes(pictures: Pictures, detector: Detector | None, classes: int) -> ClassComparison:
-    """Compare class by class, over a feature network's features or else over pixels.
+def compare_classes(
+    images: PairedImages, extractor: FeatureExtractor | None, classes: int
+) -> ClassComparison:
+    """Compare class by class, over a feature extractor's features or else over pixels.
 
     Args:
-        pictures: of both networks.
-        detector: None compares pixels.
-        classes: how many; without any, all pictures are of one class.
+        images: of both networks.
+        extractor: None compares pixels.
+        classes: how many; without any, all images are of one class.
     """
-    # Only a classifier of this data's own classes can say whether a picture is of its class.
-    knows = detector is not None and detector.facts is not None and classes > 0
-    theirs, their_right = _seen(pictures.teacher, pictures.labels, detector, knows)
-    ours, our_right = _seen(pictures.generator, pictures.labels, detector, knows)
-    of_class = [(pictures.labels == k).numpy() for k in range(max(classes, 1))]
+    # Only a classifier of this data's own classes can say whether an image is of its class.
+    knows = extractor is not None and extractor.metadata is not None and classes > 0
+    theirs, their_right = _seen(images.teacher, images.labels, extractor, knows)
+    ours, our_right = _seen(images.generator, images.labels, extractor, knows)
+    of_class = [(images.labels == k).numpy() for k in range(max(classes, 1))]
     return ClassComparison(
-        "pixels" if detector is None else detector.name,
+        "pixels" if extractor is None else extractor.name,
         np.array([their_right[k].mean() for k in of_class]),
         np.array([our_right[k].mean() for k in of_class]),
         np.array([relative_spread(theirs[k], ours[k]) for k in of_class]),
@@ -122,13 +124,13 @@ def relative_spread(reference: Array, other: Array) -> float:
 
 
 def _seen(
-    pixels: Tensor, labels: Tensor, detector: Detector | None, knows: bool
+    pixels: Tensor, labels: Tensor, extractor: FeatureExtractor | None, knows: bool
 ) -> tuple[Array, Array]:
-    """Features [N, D], and 1 where the picture is taken for its class (NaN where untold) [N]."""
+    """Features [N, D], and 1 where the image is taken for its class (NaN where untold) [N]."""
     untold = np.full(len(pixels), np.nan)
-    if detector is None:
+    if extractor is None:
         return pixels.flatten(1).double().numpy() / 127.5, untold
-    features, probabilities = detector.observe(pixels.permute(0, 3, 1, 2), probabilities=knows)
+    features, probabilities = extractor.extract(pixels.permute(0, 3, 1, 2), probabilities=knows)
     if probabilities is None:
         return features.astype(np.float64), untold
     right = probabilities.argmax(axis=1) == labels.numpy()
