@@ -56,6 +56,8 @@ TOY = [
     (r"(evaluate \S*teacher\S* .*?)(--steps \d+|$)", r"\1 --steps 2 "),
     (r"(sid-distill analyze (?!docs/).*?)(--images \d+|$)", r"\1 --images 4 --pictures 0 "),
     (r"\.venv/bin/python -m pytest ", "test -f "),  # the suite runs it
+    # Building a plan takes as long at any size, and tests/distill/export does it.
+    (r"sid-distill export .* --engine tensorrt-rtx .*", "sid-distill export --help"),
     (r"make soak", "make -n soak"),  # the suite runs it for eight seconds
     # Load: one server of the comparison, for those of others are not installed.
     (r"--seeds 0-4999", "--seeds 0-9"),
@@ -204,6 +206,7 @@ def shell(tmp_path_factory) -> Shell:
     return Shell(tree)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_command_runs(page, shell):
