@@ -91,22 +91,16 @@ MADE_FIRST = """
 .venv/bin/sid-distill avatars --test --out runs/avatars-test.zip
 .venv/bin/sid-distill teacher --recipe fashion --out runs/fashion-teacher
 cp runs/fashion-teacher/network.safetensors distill/pretrained/fashion-teacher.safetensors
-.venv/bin/sid-distill run --recipe fashion --teacher runs/fashion-teacher/network.safetensors --out
-runs/fashion-sid cp runs/fashion-sid/network.safetensors
-distill/pretrained/fashion-generator.safetensors
+.venv/bin/sid-distill run --recipe fashion --teacher runs/fashion-teacher/network.safetensors --out runs/fashion-sid
+cp runs/fashion-sid/network.safetensors distill/pretrained/fashion-generator.safetensors
 .venv/bin/sid-distill evaluate distill/pretrained/fashion-teacher.safetensors
 .venv/bin/sid-distill evaluate distill/pretrained/fashion-generator.safetensors
-.venv/bin/torchrun --nproc-per-node 2 --no-python .venv/bin/sid-distill teacher --recipe avatars
---data runs/avatars.zip --out runs/avatars-teacher cp runs/avatars-teacher/network.safetensors
-distill/pretrained/avatars-teacher.safetensors
-.venv/bin/torchrun --nproc-per-node 2 --no-python .venv/bin/sid-distill regress --recipe avatars
---teacher distill/pretrained/avatars-teacher.safetensors --out runs/avatars-start
-.venv/bin/torchrun --nproc-per-node 2 --no-python .venv/bin/sid-distill run --recipe avatars
---features none --teacher distill/pretrained/avatars-teacher.safetensors --generator
-runs/avatars-start/network.safetensors --out runs/avatars-sid
-.venv/bin/sid-distill reference --features avatars-cnn --data runs/avatars-test.zip --resolution 64
---keep-features --out runs/held-out.npz
-"""
+.venv/bin/torchrun --nproc-per-node 2 --no-python .venv/bin/sid-distill teacher --recipe avatars --data runs/avatars.zip --out runs/avatars-teacher
+cp runs/avatars-teacher/network.safetensors distill/pretrained/avatars-teacher.safetensors
+.venv/bin/torchrun --nproc-per-node 2 --no-python .venv/bin/sid-distill regress --recipe avatars --teacher distill/pretrained/avatars-teacher.safetensors --out runs/avatars-start
+.venv/bin/torchrun --nproc-per-node 2 --no-python .venv/bin/sid-distill run --recipe avatars --features none --teacher distill/pretrained/avatars-teacher.safetensors --generator runs/avatars-start/network.safetensors --out runs/avatars-sid
+.venv/bin/sid-distill reference --features avatars-cnn --data runs/avatars-test.zip --resolution 64 --keep-features --out runs/held-out.npz
+"""  # noqa: E501
 
 
 def named(page: Path) -> str:
