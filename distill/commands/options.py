@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     from distill.data.datasets import Dataset
     from distill.networks import Denoiser
-    from distill.recipe import DistillationConfig, LoopConfig, Recipe
+    from distill.recipe import Recipe
     from distill.training.distributed import DistributedContext
+    from distill.training_config import DistillationConfig, LoopConfig
 
 RecipeOption = Annotated[
     str, typer.Option(help="A shipped recipe's name, or a .toml file: network, length and rates.")

@@ -21,7 +21,6 @@ from distill.checkpoints import load_state, save_network, save_state
 from distill.data.images import save_grid, to_pixels
 from distill.errors import UserError, first_line
 from distill.networks import Denoiser
-from distill.recipe import LoopConfig, current_precision
 from distill.training.distributed import DistributedContext
 from distill.training.divergence import (
     Tally,
@@ -31,6 +30,7 @@ from distill.training.divergence import (
     tallies,
 )
 from distill.training.learner import Learner, full_state_dict
+from distill.training_config import LoopConfig, current_precision
 from service.bundle import write_atomically
 
 LOG_EVERY = 50  # steps between two points of the TensorBoard curves

@@ -15,9 +15,9 @@ from torch import Tensor
 from distill.data.augment import augment
 from distill.data.datasets import one_hot
 from distill.networks import Denoiser
-from distill.recipe import DistillationConfig
 from distill.sampling import one_step
 from distill.training.learner import Loss
+from distill.training_config import DistillationConfig
 
 
 @dataclass(frozen=True)

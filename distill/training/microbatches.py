@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from distill.errors import UserError
-from distill.recipe import LoopConfig
 from distill.training.distributed import DistributedContext
+from distill.training_config import LoopConfig
 
 
 def local_microbatches(config: LoopConfig, context: DistributedContext) -> range:

@@ -11,13 +11,14 @@ from distill.checkpoints import load_network, load_state, save_network
 from distill.cli import main
 from distill.methods.losses import fake_score_loss
 from distill.methods.registry import METHODS
-from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import DistillationConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from distill.training.learner import Loss
 from distill.training.method import Method
 from distill.training.nonfinite import masked_mean, masked_sum, nonfinite_samples, share
+from distill.training_config import DistillationConfig
 
-NETWORK = NetworkConfig(
+NETWORK = EdmConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=8, channel_mult=(1,),
     num_blocks=1, attn_resolutions=(), dropout=0.1,
 )  # fmt: skip
