@@ -80,15 +80,7 @@ def load_recipe(name: str) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not TOML: {error}") from None
     _put_todays_precisions(content)
-    if isinstance(content.get("network"), dict):
-        try:
-            family = family_of(content["network"])
-        except ValueError as error:
-            raise UserError(f"{path}: network: {error}") from None
-        _refuse_unknown(str(path), "network", family, content["network"])
-    for section, kind in RECIPE_SECTIONS.items():
-        if isinstance(content.get(section), dict):
-            _refuse_unknown(str(path), section, kind, content[section])
+    _check_sections(str(path), content)
     method = _method_named(path, content)
     content |= {"method": method, "method_entries": content.pop(method)}
     try:
@@ -105,6 +97,23 @@ def _put_todays_precisions(content: dict[str, Any]) -> None:
         section["precision"] = todays[str(section["precision"])]
 
 
+def _check_sections(recipe: str, content: Mapping[str, Any]) -> None:
+    """Refuse a section of any recipe that is no section, or has an entry that nobody knows."""
+    for name in ("network", *RECIPE_SECTIONS):
+        if name not in content:
+            continue
+        entries = content[name]
+        if not isinstance(entries, dict):
+            raise UserError(
+                f"{recipe}: {name} is a section: write a line [{name}] and its entries below"
+            )
+        try:
+            kind = RECIPE_SECTIONS[name] if name in RECIPE_SECTIONS else family_of(entries)
+        except ValueError as error:
+            raise UserError(f"{recipe}: {name}: {error}") from None
+        _refuse_unknown(recipe, name, kind, entries)
+
+
 def _method_named(path: Path, content: dict[str, Any]) -> str:
     """The name of the one section that is no other's; raise UserError unless it is one."""
     holds = (
@@ -114,7 +123,7 @@ def _method_named(path: Path, content: dict[str, Any]) -> str:
     others = {name: value for name, value in content.items() if name not in RECIPE_ENTRIES}
     for name, value in others.items():
         if not isinstance(value, dict):
-            raise UserError(f"{path}: unknown entry {name}: {holds}")
+            raise UserError(f"{path}: unknown entry {name}, and no section [{name}]: {holds}")
     if not others:
         raise UserError(f"{path} has no section of a method of distillation: add one, say [sid]")
     if len(others) > 1:

@@ -156,7 +156,10 @@ def test_a_method_of_ones_own_learns_and_its_checkpoints_are_exact(distil, tmp_p
         (RECIPE.replace("[toy]", "[tyo]"), "unknown section [tyo]: a recipe may hold description"),
         (RECIPE[: RECIPE.index("[toy]")], "has no section of a method of distillation: add one"),
         (RECIPE + "[sid]\n", "sections [toy], [sid]: a recipe may hold "),
-        ("licens = 1\n" + RECIPE, "unknown entry licens: a recipe may hold "),
+        (
+            "licens = 1\n" + RECIPE,
+            "unknown entry licens, and no section [licens]: a recipe may hold ",
+        ),
         (RECIPE.replace("channel_mult", "channels"), "unknown entry network.channels: [network]"),
     ],
 )
