@@ -234,7 +234,8 @@ def _train(
                 for name, tally in shown.items():
                     events.add_scalar(f"skipped steps/{name}", tally.skipped, seen)
                     events.add_scalar(f"samples left out/{name}", tally.samples, seen)
-            if _crosses(before, seen, 500 * math.sqrt(2) ** np.arange(64)):
+            ended = seen >= config.total_images  # measured after the loop, once
+            if not ended and _crosses(before, seen, 500 * math.sqrt(2) ** np.arange(64)):
                 measure()
             due |= before // config.checkpoint_every != seen // config.checkpoint_every
             if due:

@@ -89,3 +89,11 @@ def test_a_lock_that_fails_otherwise_is_not_another_process(tmp_path, monkeypatc
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(UserError, match=r"\.lock cannot be locked: Input/output error"):
         train(make(), tmp_path, {}, progress=False)
+
+
+def test_a_run_that_ends_at_a_point_of_its_curve_is_measured_there_once(tmp_path):
+    training = make(total_images=512, batch=256, checkpoint_every=512)  # the first point: 500
+    metadata = {"role": "generator", "classes": ["a", "b"]}
+    train(training, tmp_path, metadata, lambda _: {"distance": 1.0}, progress=False)
+    curve = (tmp_path / "curve.jsonl").read_text().splitlines()
+    assert [json.loads(line)["images_seen"] for line in curve] == [512]
