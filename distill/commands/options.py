@@ -94,7 +94,7 @@ def read_recipe(name: str) -> "tuple[Recipe, DistillationConfig]":
 
 
 def read_teacher(file: Path) -> "tuple[Denoiser, dict[str, Any]]":
-    """Read a teacher, in eval mode, and the facts of its origin; raise UserError if it is none."""
+    """Read a teacher, in eval mode, and its metadata; raise UserError if it is none."""
     from distill.checkpoints import load_network
 
     network, metadata = load_network(file)

@@ -75,7 +75,7 @@ def draw_pairs(
     """Draw `config.pairs` pairs into a folder, or what is missing there, and read them all.
 
     Args:
-        teacher: in eval mode, on `world.device`; it is left in `config.precision`.
+        teacher: in eval mode, on `context.device`; it is left in `config.precision`.
         config: how many pairs, from which level, in how many of Heun's steps.
         folder: of the parts; all processes must see it.
         context: its processes share the work.

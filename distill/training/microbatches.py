@@ -15,7 +15,7 @@ from distill.training_config import LoopConfig
 
 
 def local_microbatches(config: LoopConfig, context: DistributedContext) -> range:
-    """The numbers of the micro-batches that this process computes: every `world.size`-th.
+    """The numbers of the micro-batches that this process computes: every `context.size`-th.
 
     Raises:
         UserError: the batch cannot be divided evenly among the processes.
