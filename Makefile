@@ -57,7 +57,7 @@ test-newest:
 soak: setup-dev
 	SOAK_SECONDS=$(or $(SECONDS),180) $(BIN)/pytest -s tests/service/test_storm.py
 
-# Check style, types, and the walls and floors of imports
+# Check style, types, and which part imports which
 lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -57,7 +57,7 @@ class Settings(BaseSettings):
         "file DEFAULT in the folder of models says; else, of several, the one that was alone when "
         "the server started; else none, and each request has to name its model.",
     )
-    # Any name here: the engines are registered in serving/engine_selection.py, floors above.
+    # Any name here: the engines are registered in serving/engine_selection.py, layers above.
     engine: str | None = Field(
         default=None,
         description="What computes: auto, onnxruntime, openvino, cuda or triton. Default: "

@@ -2,7 +2,7 @@
 
 Training, sampling and export know the two classes below and no family by name. A new family is one
 file here, with a subclass of each, and its line in `distill.networks.registry`
-(docs/design.md, "A network family").
+(docs/extending.md, "A network").
 """
 
 from abc import ABC, abstractmethod

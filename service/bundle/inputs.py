@@ -115,8 +115,8 @@ class VectorInput(ManifestPart):
 
 
 ExtraInput = LabelInput | VectorInput
-"""What a request may name."""
-Input = Annotated[NoiseInput | ClassInput | LabelInput | VectorInput, Field(discriminator="kind")]
+"""What a request may name: a further kind is a class beside these two, and stands here."""
+Input = Annotated[NoiseInput | ClassInput | ExtraInput, Field(discriminator="kind")]
 
 
 def noise_and_class(latent_shape: Sequence[int], *, has_classes: bool) -> list[Input]:

@@ -23,10 +23,8 @@ from service.bundle.inputs import (
     ExtraInput,
     Input,
     InputError,
-    LabelInput,
     NoiseInput,
     Value,
-    VectorInput,
 )
 from service.bundle.schema import ManifestPart, field_paths
 from service.bundle.seeds import SEED_CONTRACT
@@ -216,7 +214,7 @@ class Manifest(ManifestPart):
     @cached_property
     def extra_inputs(self) -> dict[str, ExtraInput]:
         """The labels and vectors, which requests may name."""
-        return {one.name: one for one in self.inputs if isinstance(one, LabelInput | VectorInput)}
+        return {one.name: one for one in self.inputs if isinstance(one, ExtraInput)}
 
     def resolve_inputs(self, values: Mapping[str, object]) -> dict[str, Value]:
         """The value of each label and vector: the one of `values`, or the input's default.
