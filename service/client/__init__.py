@@ -10,7 +10,7 @@ It needs httpx, and nothing of the server is loaded.
 
 from service.client.asynchronous import AsyncClient
 from service.client.errors import AnswerError, ClientError, UnreachableError
-from service.client.messages import ClassLabel, Form, ModelCard, Picture
+from service.client.messages import ClassLabel, Form, Inputs, ModelCard, Picture
 from service.client.synchronous import Client
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Client",
     "ClientError",
     "Form",
+    "Inputs",
     "ModelCard",
     "Picture",
     "UnreachableError",

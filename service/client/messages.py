@@ -1,10 +1,11 @@
 """What is sent and what comes back: requests to bodies, answers to pictures. No I/O here."""
 
 import io
+import json
 import re
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 ClassLabel = int | str
 """A class's index, or its name in any case."""
+Inputs = Mapping[str, int | Sequence[float]]
+"""A model's labels and vectors by name: {"style": 3, "mix": [0.2, 0.8]}."""
 Form = Literal["png", "webp", "jpeg"]
 """PNG and WebP hold the exact pixels; JPEG is smaller and does not."""
 
@@ -42,6 +45,7 @@ class Picture:
             form and precision of their graph.
         timings: milliseconds that it took in the server, by stage: queue, latents, engine,
             encode. Of several pictures in one request the longest of each stage.
+        inputs: the values of the model's labels and vectors; empty: it has none.
     """
 
     content: bytes
@@ -50,6 +54,7 @@ class Picture:
     class_label: int | None
     model: str
     timings: Mapping[str, float]
+    inputs: Inputs = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Write the file, as it came, whatever the name's suffix. Raises OSError."""
@@ -108,6 +113,7 @@ def read_picture(response: httpx.Response) -> Picture:
         class_label=None if label is None else int(label),
         model=response.headers.get("x-model", ""),
         timings=_timings(response),
+        inputs=_inputs(response),
     )
 
 
@@ -121,12 +127,13 @@ def read_pictures(response: httpx.Response) -> list[Picture]:
     except zipfile.BadZipFile:
         raise _unexpected(response) from None
     timings, model = _timings(response), response.headers.get("x-model", "")
+    inputs = _inputs(response)
     pictures = []
     for name, content in files:
         if name is None:
             raise _unexpected(response)
         label = None if name[1] is None else int(name[1])
-        pictures.append(Picture(content, "image/png", int(name[2]), label, model, timings))
+        pictures.append(Picture(content, "image/png", int(name[2]), label, model, timings, inputs))
     if not pictures:
         raise _unexpected(response)
     return pictures
@@ -134,7 +141,7 @@ def read_pictures(response: httpx.Response) -> list[Picture]:
 
 def read_models(response: httpx.Response) -> list[ModelCard]:
     """The catalogue of a good answer; raises AnswerError if it is none."""
-    known = [field.name for field in fields(ModelCard)]
+    known = [one.name for one in fields(ModelCard)]
     try:
         cards = [
             {name: card[name] for name in known if name in card}
@@ -238,3 +245,12 @@ def _retry_after(response: httpx.Response) -> float | None:
 def _timings(response: httpx.Response) -> dict[str, float]:
     sent = response.headers.get("server-timing", "")
     return {stage: float(duration) for stage, duration in _STAGE.findall(sent)}
+
+
+def _inputs(response: httpx.Response) -> Inputs:
+    """Of all pictures of an answer: they were asked for together."""
+    try:
+        sent = json.loads(response.headers.get("x-inputs", "{}"))
+    except ValueError:
+        raise _unexpected(response) from None
+    return dict(sent)
