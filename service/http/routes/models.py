@@ -27,7 +27,7 @@ class ModelCard(BaseModel):
     licence: str
     resolution: int = Field(description="Height of an image in pixels; see `images` for both.")
     channels: int = Field(description="1 is grey, 3 is RGB.")
-    images: tuple[int, int, int] = Field(description="[height, width, channels] of an image.")
+    images: list[int] = Field(description="[height, width, channels] of an image.")
     inputs: list[Input] = Field(
         description="What the graph takes. A request may name a `label` or a `vector` in its own "
         "`inputs`; the others follow from seed and class."
@@ -53,12 +53,13 @@ class ModelCard(BaseModel):
             tag=model.tag,
             engine=f"{engine.name} {engine.version}",
             precision=engine.precision,
+            images=list(manifest.images),
             resolution=manifest.image_shape[0],
             channels=manifest.image_shape[2],
             default=model.name == catalogue.default,
             graph=manifest.graphs.get(engine.filename),
             **manifest.model_dump(
-                include=set(cls.model_fields) & set(Manifest.model_fields),
+                include=set(cls.model_fields) & set(Manifest.model_fields) - {"images"},
             ),
         )
 
