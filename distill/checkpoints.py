@@ -19,14 +19,14 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from torch import Tensor
 
-from distill.atomic_files import write_atomically
 from distill.errors import UserError, first_line
 from distill.importing.released import read_released
 from distill.licences import licence_of
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser, read_config
+from service.bundle import write_atomically
 
 
-class Facts(BaseModel):
+class NetworkMetadata(BaseModel):
     """What a network's file must say of its origin; it may say more.
 
     Attributes:
@@ -49,7 +49,7 @@ class Facts(BaseModel):
 def save_network(
     path: Path,
     network: Denoiser,
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a denoiser's weights with its configuration and `facts` about its origin.
@@ -58,7 +58,7 @@ def save_network(
     """
     whole = network.state_dict() if weights is None else weights
     weights = {name: tensor.contiguous() for name, tensor in whole.items()}
-    header = {"config": network.config.model_dump_json(), "facts": json.dumps(dict(facts))}
+    header = {"config": network.config.model_dump_json(), "facts": json.dumps(dict(metadata))}
     content = safetensors.torch.save(weights, header)
     write_atomically(path, lambda file: file.write_bytes(content))
 
@@ -79,26 +79,27 @@ def load_network(path: Path) -> tuple[Denoiser, dict[str, Any]]:
         )
     if path.suffix == ".pkl":
         released = read_released(path)
-        return released.network, released.facts
+        return released.network, released.metadata
     try:
         with safetensors.safe_open(path, "pt") as file:
             header = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        network = Denoiser(NetworkConfig.model_validate_json(header["config"]))
+        network = Denoiser(read_config(json.loads(header["config"])))
         network.load_state_dict(weights)
-        facts = Facts.model_validate_json(header["facts"])
+        metadata = NetworkMetadata.model_validate_json(header["facts"])
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{path} is not a whole network of sid-distill's: {first_line(error)}"
         ) from None
-    if len(facts.classes) != network.config.label_dim:
+    if len(metadata.classes) != network.config.label_dim:
         raise UserError(
-            f"{path} names {len(facts.classes)} classes, its network has {network.config.label_dim}"
+            f"{path} names {len(metadata.classes)} classes, its network has "
+            f"{network.config.label_dim}"
         )
     if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
         raise UserError(f"{path} holds weights that are not finite: its training diverged")
-    facts.licence = licence_of(facts.model_dump())
-    return network.eval(), facts.model_dump(exclude_none=True)
+    metadata.licence = licence_of(metadata.model_dump())
+    return network.eval(), metadata.model_dump(exclude_none=True)
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -127,7 +128,7 @@ def load_state(path: Path) -> dict[str, Any]:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             if member := archive.testzip():  # torch does not look at the checksums
                 raise UserError(_DAMAGED.format(path, f"the checksum of {member} is wrong"))
-        return _checked(path, torch.load(path, map_location="cpu", weights_only=True))
+        return _with_method(_checked(path, torch.load(path, map_location="cpu", weights_only=True)))
 
 
 def load_settings(path: Path) -> dict[str, Any]:
@@ -167,6 +168,14 @@ def _checked(path: Path, state: Any) -> dict[str, Any]:
     ):
         raise UserError(f"{path} is of another version of sid-distill: delete it to start anew")
     return state
+
+
+def _with_method(state: dict[str, Any]) -> dict[str, Any]:
+    """Name the method of a distillation's state that was written when there was only SiD."""
+    settings = json.loads(state["settings"])
+    if "fake_score" not in state["training"] or "method" in settings:
+        return state
+    return state | {"settings": json.dumps(settings | {"method": "sid"})}
 
 
 def sha256_of_weights(network: torch.nn.Module) -> str:

@@ -42,7 +42,7 @@ def main() -> None:
         message = f"{error.name} is not installed: training needs 'make setup-dev', or pip's extra "
         message += "'distill'"
     except (MemoryError, RuntimeError) as error:
-        if not _lacks_memory(error):
+        if not _is_out_of_memory(error):
             raise
         message = (
             f"not enough memory ({first_line(error)}): a smaller --microbatch takes less, and "
@@ -56,7 +56,7 @@ def main() -> None:
     sys.exit(2)
 
 
-def _lacks_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     """Whether that is what Python or torch says where memory has run out."""
     # torch has an exception of its own for a GPU's memory only; on a CPU the text alone tells.
     gpu = type(error).__name__ == "OutOfMemoryError"  # by name: torch need not be loaded

@@ -12,23 +12,23 @@ from distill.importing.released import RELEASED
 from distill.recipe import RECIPES, load_recipe
 
 
-def licence_of(facts: Mapping[str, Any]) -> str | None:
-    """The licence of a network with these facts (`distill.checkpoints.Facts`); None: not known.
+def licence_of(metadata: Mapping[str, Any]) -> str | None:
+    """The licence of a network with this metadata (`checkpoints.NetworkMetadata`); None: not known.
 
     Headers written before they held it say where a network comes from: a released file, or the
     data of a shipped recipe.
     """
-    if stated := facts.get("licence"):
+    if stated := metadata.get("licence"):
         return str(stated)
-    if "source_sha256" in facts:
+    if "source_sha256" in metadata:
         return RELEASED
-    data, _, _ = str(facts.get("data", "")).rpartition(", ")  # then the number of images
+    data, _, _ = str(metadata.get("data", "")).rpartition(", ")  # then the number of images
     recipes = (load_recipe(file.stem) for file in sorted(RECIPES.glob("*.toml")))
     return next((recipe.licence for recipe in recipes if data and recipe.data == data), None)
 
 
-def checked_licence(told: str) -> str:
+def checked_licence(stated: str) -> str:
     """What a person gave as --licence, without blanks around it; raise UserError if it is empty."""
-    if not told.strip():
+    if not stated.strip():
         raise UserError("--licence is empty: expected an SPDX identifier or a sentence")
-    return told.strip()
+    return stated.strip()

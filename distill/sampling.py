@@ -1,4 +1,4 @@
-"""Drawing pictures: EDM's deterministic Heun sampler, and the one-step generator."""
+"""Drawing images: EDM's deterministic Heun sampler, and the one-step generator."""
 
 import itertools
 from collections.abc import Callable
@@ -75,7 +75,7 @@ def one_step(
 def sample_inputs(
     network: NetworkLayout, device: torch.device, count: int | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Latents and one-hot labels of a fixed sheet of pictures: ten columns, a class a row.
+    """Latents and one-hot labels of a fixed sheet of images: ten columns, a class a row.
 
     Args:
         network: its shape and classes.
@@ -85,8 +85,7 @@ def sample_inputs(
     classes = network.label_dim
     whole = 10 * classes if classes else 100
     generator = torch.Generator().manual_seed(0)
-    shape = (whole, network.img_channels, network.img_resolution, network.img_resolution)
-    latents = torch.randn(shape, generator=generator)[:count].to(device)
+    latents = torch.randn(whole, *network.latent_shape, generator=generator)[:count].to(device)
     if not classes:
         return latents, None
     labels = torch.arange(classes).repeat_interleave(10)[:count]

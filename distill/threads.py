@@ -1,5 +1,8 @@
 """How many threads compute and how they wait for each other; to be said before torch is loaded."""
 
+# service/resources.py reads control groups too. This half imports the bundle alone of that one, and
+# what a machine allows is no part of a bundle: so each half looks for itself.
+
 import math
 import os
 from collections.abc import Iterator, MutableMapping
@@ -26,29 +29,34 @@ def share_processors(environment: MutableMapping[str, str] = os.environ) -> None
         # LLVM's and Intel's OpenMP know the first, GNU's (torch's own on Linux) both.
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
         environment["GOMP_SPINCOUNT"] = SPIN_TURNS
-    limit = cpu_limit()
     counted = any(name in environment for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
-    if not counted and limit is not None and limit < _processors():
-        environment["OMP_NUM_THREADS"] = str(max(1, math.floor(limit)))
+    if not counted and (count := available_cpus()) < _processors():
+        environment["OMP_NUM_THREADS"] = str(count)
 
 
-def cpu_limit(groups: Path = _GROUPS, own: Path = _OWN_GROUPS) -> float | None:
+def available_cpus() -> int:
+    """Processors this process may use: its affinity, or its control groups' limit if less."""
+    limit = cpu_limit()
+    return _processors() if limit is None else max(1, min(_processors(), math.floor(limit)))
+
+
+def cpu_limit(groups: Path = _GROUPS, own_groups: Path = _OWN_GROUPS) -> float | None:
     """Processors that this process's control groups let it have, of all their levels the least.
 
     Both versions of control groups, nested or not; None where none of them limits.
 
     Args:
         groups: where the control groups are mounted.
-        own: the file that says which this process is in.
+        own_groups: the file that says which this process is in.
     """
-    limits = [limit for folder in _folders(groups, own) for limit in _limits(folder)]
+    limits = [limit for folder in _folders(groups, own_groups) for limit in _limits(folder)]
     return min(limits, default=None)
 
 
-def _folders(groups: Path, own: Path) -> Iterator[Path]:
+def _folders(groups: Path, own_groups: Path) -> Iterator[Path]:
     """The folders of this process's control groups that may limit its processors, and above."""
     try:
-        lines = own.read_text().splitlines()
+        lines = own_groups.read_text().splitlines()
     except OSError:
         lines = ["0::/"]
     for line in lines:

@@ -19,7 +19,7 @@ from service.app import create_app
 from service.exceptions import refusals
 from service.http import problems
 from service.http.disconnect import ClientLeftError
-from service.observability.metrics import Telemetry
+from service.observability.metrics import Metrics
 from service.settings import Settings
 
 FOLDER = Path(__file__).parent / "reference"
@@ -97,7 +97,7 @@ def metrics() -> str:
         "[operations.md](../operations.md).\n\n"
         "| metric | type | labels | what |\n|---|---|---|---|\n"
     )
-    for metric in vars(Telemetry()).values():
+    for metric in vars(Metrics()).values():
         if hasattr(metric, "_labelnames"):
             (family,) = metric.describe()
             labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "-"
@@ -189,6 +189,10 @@ def _kind(schema: dict[str, Any]) -> str:
     if "enum" in schema or "const" in schema:
         values = schema.get("enum", [schema.get("const")])
         return " or ".join(f"`{json.dumps(value)}`" for value in values)
+    if "prefixItems" in schema:
+        return f"list of {len(schema['prefixItems'])}: " + ", ".join(
+            _kind(part) for part in schema["prefixItems"]
+        )
     if schema.get("type") == "array":
         return f"list of {_kind(schema['items'])}"
     return str(schema.get("type", "anything"))

@@ -1,4 +1,4 @@
-"""Take the picture of the playground in docs/images (`make docs`; needs Debian's Chromium)."""
+"""Take the image of the playground in docs/images (`make docs`; needs Debian's Chromium)."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ SHOWN = "?model=avatars&class_label=Critter&seed=16&toward=25&mix=0.5&n=24"
 
 
 def main() -> None:
-    """Serve the shipped models, and take the picture of what a visitor sees."""
+    """Serve the shipped models, and take the image of what a visitor sees."""
     command = [sys.executable, "-m", "service.cli", "serve", "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:

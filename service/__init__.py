@@ -1,4 +1,4 @@
-"""The online half: requests in, pictures out (FastAPI, no torch)."""
+"""The online half: requests in, images out (FastAPI, no torch)."""
 
 import os
 

@@ -29,12 +29,12 @@ def origins(text: str) -> frozenset[str]:
 
 
 def _origin(text: str) -> str:
-    found = _ORIGIN.fullmatch(text.lower().removesuffix("/"))
+    match = _ORIGIN.fullmatch(text.lower().removesuffix("/"))
     if text == EVERY_ORIGIN:
         return text
-    if not found or int(found[3] or 0) > 65535:
+    if not match or int(match[3] or 0) > 65535:
         raise ValueError(text)
-    scheme, host, port = found.groups()
+    scheme, host, port = match.groups()
     return f"{scheme}://{host}" + ("" if port in (None, _DEFAULT_PORTS[scheme]) else f":{port}")
 
 

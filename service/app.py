@@ -12,10 +12,10 @@ from service.engines.threads import run_aside
 from service.http import problems
 from service.http.cors import CrossOrigin
 from service.http.fast_route import FastRoute, FastRoutes
-from service.http.middleware import ApiKeys, BodyLimit, RequestTelemetry
+from service.http.middleware import ApiKeys, BodyLimit, RequestMetrics
 from service.http.routes import generate, health, models, openai, playground
 from service.http.security import TokenBuckets, load_keys
-from service.observability.metrics import Telemetry
+from service.observability.metrics import Metrics
 from service.observability.tracing import open_tracing
 from service.serving.catalogue import load_contents, open_catalogue
 from service.settings import Settings
@@ -30,21 +30,21 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         KeysError: the file of API keys cannot be used.
     """
-    telemetry = Telemetry()
-    telemetry.queue_limit.set(settings.queue_size)
+    metrics = Metrics()
+    metrics.queue_limit.set(settings.queue_size)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         contents = await run_aside(load_contents, settings)
         async with (
             aclosing(open_tracing(settings.traces)) as app.state.tracing,
-            open_catalogue(contents, settings, telemetry) as app.state.catalogue,
+            open_catalogue(contents, settings, metrics) as app.state.catalogue,
         ):
             yield
 
     app = _Application(
         title="SiD Serve",
-        summary="Pictures in a single step of the network.",
+        summary="Images in a single step of the network.",
         version=version("sid-serve"),
         lifespan=lifespan,
         redirect_slashes=False,
@@ -54,7 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.settings = settings
-    app.state.telemetry = telemetry
+    app.state.metrics = metrics
     app.state.keys = load_keys(settings.keys) if settings.keys else None
     app.state.buckets = TokenBuckets(settings.rate, settings.burst) if settings.rate else None
     problems.install(app)
@@ -62,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
         generate.router,
         generate.cacheable_router,
         models.router,
-        openai.drawing_router,
+        openai.generation_router,
         openai.router,
         health.router,
     ):
@@ -83,7 +83,7 @@ class _Application(FastAPI):
             stack = ApiKeys(stack, keys=self.state.keys)
         if allowed := origins(self.state.settings.cors_origins):
             stack = CrossOrigin(stack, allowed)
-        return RequestTelemetry(stack, telemetry=self.state.telemetry, tracing=self.state.tracing)
+        return RequestMetrics(stack, metrics=self.state.metrics, tracing=self.state.tracing)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection, without what FastAPI looks up for its own telemetry."""

@@ -1,4 +1,4 @@
-"""The command `sid`: serve models, draw pictures with or without a server, list the catalogue.
+"""The command `sid`: serve models, draw images with or without a server, list the catalogue.
 
 Heavy imports stand inside the commands, so that `sid --help` answers at once.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 app = typer.Typer(
-    help="One-step image generation: a class and a seed in, a picture out.",
+    help="One-step image generation: a class and a seed in, an image out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -111,7 +111,7 @@ def generate(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="0 to 2^64-1; the same seed draws the same picture. Default: random."),
+        typer.Option(help="0 to 2^64-1; the same seed draws the same image. Default: random."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -153,7 +153,7 @@ def generate(
         str | None, typer.Option(envvar="SID_KEY", help="The server's API key, if it wants one.")
     ] = None,
 ) -> None:
-    """Draw one picture or many, in this process or by a server."""
+    """Draw one image or many, in this process or by a server."""
     from service.bulk import command
 
     if url is not None and models is not None:
@@ -268,9 +268,6 @@ def bench(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File for all figures; - is standard output.")
     ] = None,
-    plot_file: Annotated[
-        Path | None, typer.Option("--plot", help="File for a picture: .png or .svg.")
-    ] = None,
 ) -> None:
     """Put load on a server and report rates and latencies, as its clients see them."""
     from service.bench import command
@@ -295,7 +292,6 @@ def bench(
         duration=duration,
         timeout=timeout,
         json_file=json_file,
-        plot_file=plot_file,
     )
 
 
@@ -309,9 +305,9 @@ def key(
     """
     from service.http.security import new_key
 
-    made = new_key(name)
-    print(made.line, flush=True)
-    print(f"the key of {name}, shown only now: {made.secret}", file=sys.stderr)
+    created = new_key(name)
+    print(created.line, flush=True)
+    print(f"the key of {name}, shown only now: {created.secret}", file=sys.stderr)
 
 
 def _end_at_sigterm() -> None:
@@ -360,16 +356,16 @@ class CommandError(Exception):
 def _settings(**given: Any) -> "Settings":
     from pydantic import ValidationError
 
+    from service.bundle import first_error
     from service.settings import Settings
 
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:  # of several settings together, which the message names
-            raise CommandError(str(first["ctx"]["error"])) from error
-        name = str(first["loc"][0])
-        raise CommandError(f"SID_{name.upper()}: {first['msg']}, got {first['input']!r}") from error
+        place, message, value = first_error(error)
+        if not place:  # of several settings together, which the message names
+            raise CommandError(message) from error
+        raise CommandError(f"SID_{place.upper()}: {message}, got {value!r}") from error
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

@@ -8,6 +8,8 @@ Source: the kernel's Documentation, admin-guide/cgroup-v1 and admin-guide/cgroup
 proc_pid_mountinfo.
 """
 
+# distill/threads.py reads control groups too, and says why the two halves do not share this.
+
 import math
 import os
 import re
@@ -121,4 +123,4 @@ def _lines(file: Path) -> list[str]:
 
 def _unescaped(field: str) -> str:
     """A field of mountinfo, where blanks and the like are octal."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

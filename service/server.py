@@ -25,7 +25,7 @@ from service.http.connections import FileWatch, Room, make_room
 from service.http.protocol import bounded
 from service.http.security import Keys, KeysError, load_keys
 from service.observability import logs
-from service.observability.metrics import Telemetry
+from service.observability.metrics import Metrics
 from service.serving.catalogue import Catalogue, Contents, load_contents
 from service.serving.default_model import DefaultModelError
 from service.settings import Settings
@@ -90,16 +90,16 @@ async def _serve(
     listener = listen(settings.host, settings.port)
     with contextlib.closing(listener):
         app = create_app(settings)
-        telemetry: Telemetry = app.state.telemetry
-        room = Room(make_room(settings.max_connections), telemetry.connections_refused.inc)
-        telemetry.connections_limit.set(room.limit)
+        metrics: Metrics = app.state.metrics
+        room = Room(make_room(settings.max_connections), metrics.connections_refused.inc)
+        metrics.connections_limit.set(room.limit)
         config = uvicorn.Config(
             app,
             http=bounded(
                 settings.body_seconds,
                 settings.max_head_bytes,
                 room,
-                telemetry.count_refusal,
+                metrics.count_refusal,
                 origins(settings.cors_origins),
             ),
             timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]  # or a float
@@ -126,7 +126,7 @@ async def _serve(
                     server.hang_up()
 
             server = _Server(config, settings, catalogue, app.state.keys, ready)
-            telemetry.connections.set_function(lambda: len(server.server_state.connections))
+            metrics.connections.set_function(lambda: len(server.server_state.connections))
             await server.serve(sockets=[listener])
 
 
@@ -259,7 +259,7 @@ class _Server(uvicorn.Server):
             return contents
 
         try:
-            served = await self._catalogue.replace(load)
+            served = await self._catalogue.reload(load)
         except (BundleError, DefaultModelError, EngineError, KeysError) as error:
             log.error(refused, reason=str(error))
         except Exception:
@@ -285,10 +285,10 @@ class _Server(uvicorn.Server):
             reload.cancel()
         loop.call_later(self._settings.drain_seconds, setattr, self, "should_exit", True)
         last = self._settings.drain_seconds + self._settings.grace_seconds
-        loop.call_later(last, self._give_up)
+        loop.call_later(last, self._abort)
 
-    def _give_up(self) -> None:
-        self._giving_up = asyncio.create_task(self._catalogue.give_up())
+    def _abort(self) -> None:
+        self._aborting = asyncio.create_task(self._catalogue.abort())
 
 
 def _terminal_is_gone() -> bool:

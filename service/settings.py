@@ -1,7 +1,7 @@
 """Every knob of the server. Each is also an environment variable: SID_PORT, SID_MODELS, ..."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -11,8 +11,8 @@ from service.addresses import check_public_url, networks, origins
 from service.bundle import Precision
 from service.resources import available_cpus
 
-_BATCHES_A_SERVER = 4  # on two instances: two computed, two on their way (docs/results.md)
-_BATCHES_A_GPU = 2  # it computes one; noise and files of the other are made meanwhile
+_BATCHES_PER_SERVER = 4  # on two instances: two computed, two on their way (docs/notebook.md)
+_BATCHES_PER_GPU = 2  # it computes one; noise and files of the other are made meanwhile
 # Above these a number is a slip of the pen, and no machine would start or end in good time.
 _DAY = 86_400  # seconds
 _MANY = 1_000_000
@@ -64,13 +64,13 @@ class Settings(BaseSettings):
         "onnxruntime, on the processors; or triton where SID_TRITON names servers. openvino (the "
         "package's extra) is faster on some processors, cuda (extra gpu) needs an NVIDIA GPU. auto "
         "tries at the start, and for each new model, what is installed, and takes the fastest that "
-        "draws the right picture, in float32 unless SID_PRECISION says otherwise: for machines "
+        "draws the right image, in float32 unless SID_PRECISION says otherwise: for machines "
         "that you do not know, if some seconds more at the start do not matter.",
     )
     precision: Precision | Literal["any"] | None = Field(
         default=None,
         description="In which the network computes, of those that the model and the engine both "
-        "have: others than float32 may be faster, and their pictures differ within the bounds that "
+        "have: others than float32 may be faster, and their images differ within the bounds that "
         "GET /models says. any, with SID_ENGINE=auto only, takes the fastest of all, which may be "
         "another on each machine. Default: float32.",
     )
@@ -78,8 +78,8 @@ class Settings(BaseSettings):
         default=1,
         ge=1,
         le=256,
-        description="Threads of one inference. 1 serves most pictures of small networks; raise "
-        "it to the number of processors when a lone picture takes too long.",
+        description="Threads of one inference. 1 serves most images of small networks; raise "
+        "it to the number of processors when a lone image takes too long.",
     )
     concurrency: int | None = Field(
         default=None,
@@ -101,21 +101,21 @@ class Settings(BaseSettings):
         default=8,
         ge=1,
         le=4096,
-        description="Largest batch. On processors larger ones only wait longer (docs/results.md); "
+        description="Largest batch. On processors larger ones only wait longer (docs/notebook.md); "
         "raise it where they gain throughput.",
     )
     queue_size: int = Field(
         default=256,
         ge=1,
         le=_MANY,
-        description="Pictures that may wait for each model; a low limit refuses clients (429) "
+        description="Images that may wait for each model; a low limit refuses clients (429) "
         "instead of having them wait too long.",
     )
     max_images: int = Field(
         default=64,
         ge=1,
         le=_MANY,
-        description="Pictures that one request may ask for; lower it so that one client cannot "
+        description="Images that one request may ask for; lower it so that one client cannot "
         "fill the queue.",
     )
     engine_seconds: float = Field(
@@ -123,7 +123,7 @@ class Settings(BaseSettings):
         ge=0.01,
         le=_DAY,
         description="How long a batch may take before the engine counts as hanging: the model is "
-        "taken out and mended. Raise it above the slowest batch of a large model.",
+        "taken out and restarted. Raise it above the slowest batch of a large model.",
     )
     drain_seconds: float = Field(
         default=0.0,
@@ -213,6 +213,17 @@ class Settings(BaseSettings):
         "10000. The soft limit is raised towards the hard one where that is needed.",
     )
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _served(cls, precision: Any) -> Any:
+        if precision == "int8":
+            raise PydanticCustomError(
+                "precision",
+                "int8 is served no more, as no model's images passed the gate in it: float32, "
+                "bfloat16, float16 or any is expected",
+            )
+        return precision
+
     @field_validator("triton")
     @classmethod
     def _addresses(cls, triton: str | None) -> str | None:
@@ -282,14 +293,14 @@ class Settings(BaseSettings):
     @property
     def triton_addresses(self) -> list[str]:
         """`triton` as a list; empty: this process computes."""
-        return [one.strip() for one in self.triton.split(",")] if self.triton else []
+        return [address.strip() for address in self.triton.split(",")] if self.triton else []
 
     def batches_at_a_time(self, engine: str) -> int:
         """`concurrency`, or its default for an engine (as `engine` names it) on this machine."""
         if self.concurrency is not None:
             return self.concurrency
         if engine == "triton":
-            return _BATCHES_A_SERVER * len(self.triton_addresses)
+            return _BATCHES_PER_SERVER * len(self.triton_addresses)
         if engine == "cuda":
-            return _BATCHES_A_GPU
+            return _BATCHES_PER_GPU
         return max(1, available_cpus() // self.threads) + 1

@@ -12,7 +12,6 @@ from onnx import TensorProto, helper, numpy_helper, save
 from distill.export.triton import triton_config
 from service.bundle import (
     FILENAMES,
-    Bounds,
     Bundle,
     Golden,
     GoldenImage,
@@ -22,6 +21,7 @@ from service.bundle import (
     Measured,
     NoiseInput,
     Precision,
+    Tolerance,
     VectorInput,
     latents,
     load_bundle,
@@ -38,11 +38,10 @@ MIX = VectorInput(name="mix", shape=(2,), default=(0.5, 0.5))
 # Turns of the loop, in native code: until someone ends it, and some tenths of a second.
 FOR_EVER, A_WHILE = 10**15, 200_000
 _WIDTH = 8
-_BOUNDS: dict[Precision, Bounds] = {
-    "float32": Bounds(max_difference=1, max_differing_share=0.05),
-    "bfloat16": Bounds(max_difference=8, max_differing_share=1.0),
-    "float16": Bounds(max_difference=2, max_differing_share=0.5),
-    "int8": Bounds(max_difference=8, max_differing_share=1.0),
+_TOLERANCES: dict[Precision, Tolerance] = {
+    "float32": Tolerance(max_difference=1, max_differing_share=0.05),
+    "bfloat16": Tolerance(max_difference=8, max_differing_share=1.0),
+    "float16": Tolerance(max_difference=2, max_differing_share=0.5),
 }
 
 
@@ -82,7 +81,7 @@ def write_bundle(
     write_graph(graph, turns=turns, **network)
     for filename in graphs:
         write_graph(graph.with_name(filename), precision=FILENAMES[filename], **network)
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "name": name,
         "version": version,
         "inputs": [*noise_and_class(latent_shape, has_classes=bool(classes)), *extra],
@@ -99,8 +98,8 @@ def write_bundle(
         "training": {"data": "none", "kimg": 0},
     }
     if golden:
-        facts["golden"] = _golden(graph, Manifest(**facts))
-    written = Manifest(**(facts | manifest))
+        metadata["golden"] = _golden(graph, Manifest(**metadata))
+    written = Manifest(**(metadata | manifest))
     (folder / "config.pbtxt").write_text(triton_config(written, **triton))
     write_manifest(folder, written)
     return folder
@@ -108,9 +107,9 @@ def write_bundle(
 
 def republished(folder: Path, **manifest: Any) -> Bundle:
     """The bundle again, with digests that fit files that have changed, or other facts."""
-    facts = json.loads((folder / "manifest.json").read_text())
-    facts["files"] = {name: sha256_file(folder / name) for name in facts["files"]}
-    write_manifest(folder, Manifest(**(facts | manifest)))
+    metadata = json.loads((folder / "manifest.json").read_text())
+    metadata["files"] = {name: sha256_file(folder / name) for name in metadata["files"]}
+    write_manifest(folder, Manifest(**(metadata | manifest)))
     return load_bundle(folder)
 
 
@@ -151,8 +150,7 @@ def write_graph(
 ) -> None:
     """Write the network: convolution, embeddings, tanh, (scaling up,) convolution, quantisation.
 
-    In other precisions than float32 the second convolution is computed so, or as if it were: its
-    weights are stored in 16 bits, or its inputs and weights are quantised to 8 (QDQ).
+    In other precisions than float32 the weights of the second convolution are stored so.
     """
     random = np.random.default_rng(0)
 
@@ -243,22 +241,6 @@ def _last_convolution(
     if precision == "float32":
         values.append(numpy_helper.from_array(weight, "out.weight"))
         return [helper.make_node("Conv", [hidden, "out.weight"], [output], pads=[1, 1, 1, 1])]
-    if precision == "int8":
-        scale = np.float32(np.abs(weight).max() / 127)
-        values += [
-            numpy_helper.from_array(np.round(weight / scale).astype(np.int8), "out.weight"),
-            numpy_helper.from_array(scale, "weight.scale"),
-            numpy_helper.from_array(np.int8(0), "int8.zero"),
-            numpy_helper.from_array(np.float32(1 / 127), "h.scale"),
-        ]
-        return [
-            helper.make_node("QuantizeLinear", [hidden, "h.scale", "int8.zero"], ["h8"]),
-            helper.make_node("DequantizeLinear", ["h8", "h.scale", "int8.zero"], ["h"]),
-            helper.make_node(
-                "DequantizeLinear", ["out.weight", "weight.scale", "int8.zero"], ["w"]
-            ),
-            helper.make_node("Conv", ["h", "w"], [output], pads=[1, 1, 1, 1]),
-        ]
     dtype = TensorProto.BFLOAT16 if precision == "bfloat16" else TensorProto.FLOAT16
     stored = weight.astype(helper.tensor_dtype_to_np_dtype(dtype))
     values.append(numpy_helper.from_array(stored, "out.weight"))  # OpenVINO wants raw bytes
@@ -271,7 +253,7 @@ def _last_convolution(
 def _graph(filename: str) -> Graph:
     """What the manifest says of one: bounds of the tests' own, and no measurement that counts."""
     precision = FILENAMES[filename]
-    bounds = _BOUNDS[precision]
+    bounds = _TOLERANCES[precision]
     measured = Measured(
         engine="none 0", images=1, difference=0, differing_share=0.0, batch_difference=0
     )

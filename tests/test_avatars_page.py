@@ -1,4 +1,4 @@
-"""docs/avatars.md: every block of it runs, and Python and JavaScript agree on each user's picture.
+"""docs/avatars.md: every block of it runs, and Python and JavaScript agree on each user's image.
 
 Over models/avatars, or, as long as that is not there, over a stand-in of its name and classes.
 """
@@ -75,8 +75,9 @@ def test_the_address_is_for_ever_and_the_headers_are_those_of_the_table(url, pro
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="needs Chromium (Debian: chromium)")
-def test_javascript_makes_the_same_addresses_and_the_page_shows_the_picture(url, program):
+def test_javascript_makes_the_same_addresses_and_the_page_shows_the_image(url, program):
     seeds = [program["seed_of"](user) for user in USERS]
     addresses = [program["avatar_of"](user) for user in USERS]
     run = f"""async ([users, tag]) => {{

@@ -34,6 +34,19 @@ def test_every_link_leads_to_a_file(page):
             assert (page.parent / target).exists(), target
 
 
+def anchors(page):
+    """The fragments that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_link_to_a_part_of_a_page_leads_to_a_heading(page):
+    for target, fragment in re.findall(r"\]\(([^)#]*)#([^)]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert fragment in anchors(page.parent / target if target else page), fragment
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_command_and_option_exists(page):
     text = page.read_text().replace("\\\n", " ")

@@ -11,7 +11,7 @@ import torch
 
 from distill.data.avatars import STYLES
 from distill.data.datasets import FASHION_CLASSES
-from distill.evaluation.features import load_detector
+from distill.evaluation.features import load_extractor
 from distill.evaluation.frechet import frechet_distance, statistics
 from distill.evaluation.reference import load_references
 from distill.export.triton import triton_config
@@ -23,14 +23,14 @@ ROOT = Path(__file__).parents[1]
 
 
 class Shipped(NamedTuple):
-    """What a shipped model is to be: its images' shape, size on disk, and real pictures."""
+    """What a shipped model is to be: its images' shape, size on disk, and real images."""
 
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
     licence: str
     megabytes: int
     features: str
-    held_out: Path | None  # None: the training images that the feature network brings
+    held_out: Path | None  # None: the training images that the feature extractor brings
 
 
 SHIPPED = {
@@ -93,6 +93,7 @@ def test_its_classes_its_licence_and_its_size(bundle, name):
     assert sum(file.stat().st_size for file in files if file.is_file()) <= shipped.megabytes * 1e6
 
 
+@pytest.mark.slow
 def test_the_stated_quality_is_measured_again_and_is_at_least_the_teachers(bundle, name, draw):
     """The first seeds, drawn by the shipped graph as anyone would be served them."""
     shipped, quality = SHIPPED[name], bundle.manifest.quality
@@ -105,17 +106,18 @@ def test_the_stated_quality_is_measured_again_and_is_at_least_the_teachers(bundl
             for start in range(0, quality.images, 250)
         ]
     )
-    detector = load_detector(shipped.features)
-    real = detector.reference
+    extractor = load_extractor(shipped.features)
+    real = extractor.reference
     if shipped.held_out is not None:
-        real = load_references([shipped.held_out], [detector])[detector.sha256].statistics
-    features, predicted = detector.embed(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        real = load_references([shipped.held_out], [extractor])[extractor.sha256].statistics
+    features, predicted = extractor.embed(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     distance = frechet_distance(statistics(features), real)
     assert distance == pytest.approx(quality.generator, rel=0.01)
     assert (predicted.numpy() == classes).mean() == pytest.approx(quality.accuracy, abs=0.002)
     assert quality.generator <= quality.teacher
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["avatars"], indirect=True, scope="module")
 def test_a_class_has_many_colours(draw):
     """Within a class the mean colours spread about as widely as the teacher's."""

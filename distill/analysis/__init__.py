@@ -1,1 +1,1 @@
-"""What `sid-distill analyze` computes and shows: a run's course, its loss and its pictures."""
+"""What `sid-distill analyze` computes and shows: a run's course, its loss and its images."""

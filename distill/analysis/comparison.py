@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from distill.analysis import picture_plots, probe_plots
+from distill.analysis import image_plots, probe_plots
 from distill.analysis.curve import Curve, read_curve
 from distill.analysis.curve_plots import plot_curves
-from distill.analysis.decomposition import Products
 from distill.analysis.probe import Levels
 from distill.analysis.report import (
     Options,
@@ -20,10 +19,10 @@ from distill.analysis.report import (
     teacher_distance,
 )
 from distill.analysis.run_folder import (
+    explain_missing_networks,
     load_networks,
     run_settings,
     teacher_file,
-    why_no_networks,
 )
 from distill.errors import UserError
 
@@ -36,8 +35,8 @@ def labels_of(settings: dict[str, dict[str, Any]]) -> dict[str, str]:
     """
     differing = differing_settings(list(settings.values()))
     labels = {
-        name: ", ".join(f"{key} {_short(own.get(key))}" for key in differing)
-        for name, own in settings.items()
+        name: ", ".join(f"{key} {_short(values.get(key))}" for key in differing)
+        for name, values in settings.items()
     }
     told_apart = len(set(labels.values())) == len(labels) and 0 < len(differing) <= 3
     return labels if told_apart else {name: name for name in settings}
@@ -48,9 +47,11 @@ def differing_settings(settings: list[dict[str, Any]]) -> list[str]:
 
     A setting that a run does not know (it is older than the setting) is no difference.
     """
-    keys = sorted({key for own in settings for key in own} - {"teacher", "images_seen"})
+    keys = sorted({key for values in settings for key in values} - {"teacher", "images_seen"})
     return [
-        key for key in keys if len({json.dumps(own[key]) for own in settings if key in own}) > 1
+        key
+        for key in keys
+        if len({json.dumps(values[key]) for values in settings if key in values}) > 1
     ]
 
 
@@ -84,7 +85,7 @@ def compare_runs(folders: list[Path], options: Options) -> Report:
     return report
 
 
-def about_runs(curves: dict[str, Curve], labels: dict[str, str]) -> list[str]:
+def describe_runs(curves: dict[str, Curve], labels: dict[str, str]) -> list[str]:
     """Which run is nearest at the last number of images that all of them have seen."""
     if len(curves) < 2:
         return []
@@ -99,13 +100,13 @@ def about_runs(curves: dict[str, Curve], labels: dict[str, str]) -> list[str]:
         return [
             f"After {mark:,.0f} images, the last mark that all share, all are at {at[best]:.2f}."
         ]
-    said = [
+    sentences = [
         f"After {mark:,.0f} images, the last mark that all share, {labels[best]} is nearest "
         f"({at[best]:.2f}) and {labels[worst]} furthest ({at[worst]:.2f})."
     ]
     if len({curve.features for curve in curves.values()}) > 1:
-        said.append("Their distances are over different features and do not compare.")
-    return said
+        sentences.append("Their distances are over different features and do not compare.")
+    return sentences
 
 
 def _add_curves(
@@ -122,7 +123,7 @@ def _add_curves(
     )
     if reason:
         report.left_out.append(f"The teacher's distance: {reason}.")
-    section = report.section("Distance against images seen", about_runs(curves, labels))
+    section = report.section("Distance against images seen", describe_runs(curves, labels))
     report.plot(
         section,
         "curves",
@@ -159,15 +160,15 @@ def _add_settings(
     differing = differing_settings(list(settings.values()))
     report.numbers["differing"] = differing
     section = report.section("What differs between them", [])
-    unknown = [name for name, own in settings.items() if not own]
+    unknown = [name for name, values in settings.items() if not values]
     if unknown:
         report.left_out.append(f"Settings of {', '.join(unknown)}: no state.pt, no network.")
     if not differing:
         section.text("No setting that is known: the runs differ in length or in nothing.")
         return
     rows = [
-        [labels[name], *(_short(own.get(key)) for key in differing)]
-        for name, own in settings.items()
+        [labels[name], *(_short(values.get(key)) for key in differing)]
+        for name, values in settings.items()
     ]
     section.table(["run", *differing], rows)
 
@@ -175,19 +176,19 @@ def _add_settings(
 def _add_last_samples(report: Report, folders: dict[str, Path], labels: dict[str, str]) -> None:
     """The sample grids at the last mark that all runs have, else each run's last."""
     files = {name: sorted((path / "samples").glob("*.png")) for name, path in folders.items()}
-    if missing := [name for name, found in files.items() if not found]:
+    if missing := [name for name, samples in files.items() if not samples]:
         report.left_out.append(f"Samples of {', '.join(missing)}: none were written.")
-    files = {name: found for name, found in files.items() if found}
+    files = {name: samples for name, samples in files.items() if samples}
     if not files:
         return
-    common = set.intersection(*({file.stem for file in found} for found in files.values()))
-    section = report.section("Their pictures, the same seeds and classes", [])
-    pictures = []
-    for name, found in files.items():
-        file = next((f for f in found if common and f.stem == max(common)), found[-1])
-        caption = f"{labels[name]}, {picture_plots.grid_caption(file)}"
-        pictures.append((picture_plots.grid_uri(file, 420), caption))
-    section.pictures(pictures)
+    common = set.intersection(*({file.stem for file in samples} for samples in files.values()))
+    section = report.section("Their images, the same seeds and classes", [])
+    images = []
+    for name, samples in files.items():
+        file = next((f for f in samples if common and f.stem == max(common)), samples[-1])
+        caption = f"{labels[name]}, {image_plots.grid_caption(file)}"
+        images.append((image_plots.grid_uri(file, 420), caption))
+    section.images(images)
 
 
 def _add_gaps(report: Report, folders: dict[str, Path], labels: dict[str, str]) -> None:
@@ -195,21 +196,18 @@ def _add_gaps(report: Report, folders: dict[str, Path], labels: dict[str, str]) 
     rows = []
     for name, folder in folders.items():
         teacher = teacher_file(folder, report.options.teacher)
-        if reason := why_no_networks(folder, teacher):
+        if reason := explain_missing_networks(folder, teacher):
             report.left_out.append(f"The score gap of {name}: {reason}.")
             continue
         assert teacher is not None
         networks = on_device(load_networks(folder, teacher), report.options.device)
-        found = probe_run(networks, report.options.images, report.options.device)
-        gap, trained = found.mean("gap"), found.levels.trained
-        gaps[labels[name]] = (found.levels, gap)
-        signal = Products(*(part.mean(axis=1) for part in found.signal)).over(trained)
-        alpha = float(networks.settings["alpha"])
-        share = float(signal.identity_share(alpha)[0])
-        fake = found.mean("fake_loss")[trained].sum() / found.mean("teacher_loss")[trained].sum()
-        rows.append([labels[name], f"{gap[trained].mean():.4g}", f"{share:.0%}", f"{fake:.3f}"])
+        probe = probe_run(networks, report.options.images, report.options.device)
+        gap, trained = probe.gap.mean(axis=1), probe.levels.trained
+        gaps[labels[name]] = (probe.levels, gap)
+        fake = probe.fake_loss[trained].mean() / probe.teacher_loss[trained].mean()
+        rows.append([labels[name], f"{gap[trained].mean():.4g}", f"{fake:.3f}"])
         report.numbers["runs"].setdefault(name, {"label": labels[name]}).update(
-            sigmas=found.levels.sigmas.tolist(), score_gap=gap.tolist(), identity_share=share
+            sigmas=probe.levels.sigmas.tolist(), score_gap=gap.tolist()
         )
     if not gaps:
         return
@@ -219,11 +217,9 @@ def _add_gaps(report: Report, folders: dict[str, Path], labels: dict[str, str]) 
         "score-gaps",
         probe_plots.plot_gaps(gaps),
         "Each run's own generator under its own fake score. A fake score that lags behind its "
-        "generator shows a small gap without the pictures being good: read this beside the curve.",
+        "generator shows a small gap without the images being good: read this beside the curve.",
     )
-    section.table(
-        ["run", "gap, mean", "score identity's share of the step", "ψ's loss to φ's"], rows
-    )
+    section.table(["run", "gap, mean", "ψ's loss to φ's"], rows)
 
 
 def _short(value: Any) -> str:

@@ -20,8 +20,8 @@ class Curve:
     Attributes:
         images: images seen [P].
         distances: Fréchet distances [P].
-        accuracies: share of pictures taken for the class asked for [P]; NaN where not measured.
-        features: the feature network's name; None where the run did not write it down.
+        accuracies: share of images taken for the class asked for [P]; NaN where not measured.
+        features: the feature extractor's name; None where the run did not write it down.
     """
 
     images: Array
@@ -55,7 +55,7 @@ class PowerLaw:
 def read_curve(run: Path) -> Curve:
     """Read what a run measured; a mark measured twice counts once, the last time.
 
-    Distances over two feature networks are no one curve: only those over the last line's are
+    Distances over two feature extractors are no one curve: only those over the last line's are
     kept (lines that name none are of a run older than the name).
 
     Raises:

@@ -63,17 +63,17 @@ class Section:
         Args:
             svg: the element.
             caption: how to read it.
-            name: read aloud in place of the picture.
+            name: read aloud in place of the image.
         """
         labelled = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(name)}" ', 1)
         self.parts.append(f"<figure>{labelled}<figcaption>{escape(caption)}</figcaption></figure>")
 
-    def pictures(self, pictures: Sequence[tuple[str, str]]) -> None:
-        """Add pictures side by side: pairs of data: URI and caption."""
+    def images(self, images: Sequence[tuple[str, str]]) -> None:
+        """Add images side by side: pairs of data: URI and caption."""
         figures = "".join(
             f'<figure><img src="{escape(uri)}" alt="{escape(caption)}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
-            for uri, caption in pictures
+            for uri, caption in images
         )
         self.parts.append(f'<div class="row">{figures}</div>')
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.analysis.curve import Array
 from distill.analysis.probe import Levels
-from distill.atomic_files import write_atomically
+from service.bundle import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

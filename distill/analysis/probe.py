@@ -1,10 +1,10 @@
-"""Probing a finished or running distillation: both losses by noise level and by class.
+"""Probing a finished or running distillation: score gap and denoising losses by noise level.
 
-The generator's pictures, from fixed seeds, are noised at a row of noise levels; teacher and fake
+The generator's images, from fixed seeds, are noised at a row of noise levels; teacher and fake
 score denoise them; what training would compute there is kept a sample each.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.analysis.terms import Gram, gram, image_gradients
-from distill.methods.losses import (
-    fake_score_loss,
-    generator_loss_parts,
-    sample_weight,
-)
-from distill.recipe import Weighting
+from distill.methods.losses import fake_score_loss, sample_weight
 from distill.schedules import generator_sigmas
 
 Array = NDArray[np.float64]
@@ -42,37 +36,22 @@ class Levels:
 
 @dataclass(frozen=True)
 class Probe:
-    """What was found, a value for each noise level and picture: arrays [L, M] by name.
+    """What was found, a value for each noise level and image [L, M]: means over its elements.
 
-    Means over a picture's elements: `identity` and `squared` (`distill.analysis.terms`), `gap`
-    (a - b)^2 / w, `difference` (a - b)^2, `weight` w, `fake_loss` lambda (b - x)^2 and
-    `teacher_loss` lambda (a - x)^2. Products of the gradients that the two terms send to the
-    picture: `gradient` at one draw of noise, `signal` between two independent draws.
+    With x the generator's image, a and b what teacher and fake score make of it after noise, and
+    w and lambda the losses' weights (`distill.methods.losses`).
 
     Attributes:
         levels: the noise levels.
-        labels: the pictures' classes [M]; all 0 without classes.
-        values: see above.
-        gradient: `Gram` of arrays [L, M].
-        signal: the same.
+        gap: (a - b)^2 / w.
+        fake_loss: lambda (b - x)^2.
+        teacher_loss: lambda (a - x)^2.
     """
 
     levels: Levels
-    labels: NDArray[np.int64]
-    values: dict[str, Array]
-    gradient: tuple[Array, Array, Array]
-    signal: tuple[Array, Array, Array]
-
-    def mean(self, name: str) -> Array:
-        """Mean over the pictures [L]."""
-        mean: Array = self.values[name].mean(axis=1)
-        return mean
-
-    def by_class(self, name: str, classes: int) -> Array:
-        """Mean over the pictures of each class [K, L]; NaN for a class without pictures."""
-        none = np.full(len(self.levels.sigmas), np.nan)
-        parts = [self.values[name][:, self.labels == k] for k in range(classes)]
-        return np.stack([part.mean(axis=1) if part.size else none for part in parts])
+    gap: Array
+    fake_loss: Array
+    teacher_loss: Array
 
 
 def noise_levels(t_max: float, count: int = 12) -> Levels:
@@ -87,100 +66,51 @@ def noise_levels(t_max: float, count: int = 12) -> Levels:
     return Levels(sigmas.numpy(), u < 1)
 
 
+@torch.no_grad()
 def probe(
     teacher: Denoise,
     fake_score: Denoise,
     images: Tensor,
-    labels: Tensor,
     one_hot: Tensor | None,
     levels: Levels,
-    weighting: Weighting,
     batch: int = 64,
     progress: bool = False,
 ) -> Probe:
-    """Look at the losses of given pictures at given noise levels.
+    """Look at the losses of given images at given noise levels.
 
     Args:
         teacher: phi, a function (noisy, sigma [1], one-hot labels) -> denoised.
         fake_score: psi, the same.
-        images: the generator's pictures x [M, C, H, W].
-        labels: their classes, int64 [M].
-        one_hot: the same for the networks [M, K]; None without classes.
+        images: the generator's images x [M, C, H, W].
+        one_hot: their classes for the networks [M, K]; None without classes.
         levels: where to look.
-        weighting: the run's.
-        batch: pictures at a time.
+        batch: images at a time.
         progress: show a progress bar.
 
-    Noise is drawn on the CPU from a fixed seed: the same pictures are probed alike everywhere.
+    Noise is drawn on the CPU from a fixed seed: the same images are probed alike everywhere.
     """
     noise = torch.Generator().manual_seed(0)
-    rows: list[dict[str, Tensor]] = []
-    starts = range(0, len(images), batch)
-    work: Iterable[float] = levels.sigmas.tolist()
+    rows: list[Tensor] = []
     with tqdm(total=len(levels.sigmas) * len(images), unit="img", disable=not progress) as bar:
         bar.set_description("loss by noise level")
-        for sigma in work:
+        for sigma in levels.sigmas.tolist():
             parts = []
-            for start in starts:
+            for start in range(0, len(images), batch):
                 x = images[start : start + batch]
                 c = None if one_hot is None else one_hot[start : start + batch]
-                draws = [torch.randn(x.shape, generator=noise).to(x.device) for _ in range(2)]
-                parts.append(_look(teacher, fake_score, x, c, sigma, draws, weighting))
+                level = torch.full((1,), sigma, device=x.device)
+                noisy = x + sigma * torch.randn(x.shape, generator=noise).to(x.device)
+                parts.append(
+                    _probe_level(x, teacher(noisy, level, c), fake_score(noisy, level, c), level)
+                )
                 bar.update(len(x))
-            rows.append({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-    arrays = {
-        name: torch.stack([row[name] for row in rows]).double().cpu().numpy() for name in rows[0]
-    }
-    products = {
-        kind: tuple(arrays.pop(f"{kind} {name}") for name in Gram._fields)
-        for kind in ("gradient", "signal")
-    }
-    return Probe(
-        levels,
-        labels.cpu().numpy(),
-        arrays,
-        products["gradient"],  # type: ignore[arg-type]
-        products["signal"],  # type: ignore[arg-type]
-    )
+            rows.append(torch.cat(parts, dim=1))
+    return Probe(levels, *torch.stack(rows, dim=1).double().cpu().numpy())
 
 
-def _look(
-    teacher: Denoise,
-    fake_score: Denoise,
-    images: Tensor,
-    labels: Tensor | None,
-    sigma: float,
-    draws: list[Tensor],
-    weighting: Weighting,
-) -> dict[str, Tensor]:
-    """Everything about some pictures at one noise level: each [N], means over the draws."""
-    level = torch.full((1,), sigma, device=images.device)
-    seen: list[dict[str, Tensor]] = []
-    gradients: list[tuple[Tensor, Tensor]] = []
-    for noise in draws:
-        x = images.detach().requires_grad_(True)
-        noisy = x + sigma * noise
-        a, b = teacher(noisy, level, labels), fake_score(noisy, level, labels)
-        identity, squared = generator_loss_parts(x, a, b, weighting)
-        gradients.append(image_gradients(identity, squared, x))
-        x, a, b = x.detach(), a.detach(), b.detach()
-        weight = sample_weight(x, a)
-        scale = level.reshape(1, 1, 1, 1)
-        per_element = {
-            "identity": identity.detach(),
-            "squared": squared.detach(),
-            "gap": (a - b) ** 2 / weight,
-            "difference": (a - b) ** 2,
-            "weight": weight,
-            "fake_loss": fake_score_loss(x, b, scale),
-            "teacher_loss": fake_score_loss(x, a, scale),
-        }
-        found = {name: part.flatten(1).mean(dim=1) for name, part in per_element.items()}
-        found |= _named("gradient", gram(*gradients[-1], *gradients[-1]))
-        seen.append(found)
-    mean = {name: torch.stack([found[name] for found in seen]).mean(dim=0) for name in seen[0]}
-    return mean | _named("signal", gram(*gradients[0], *gradients[1]))
-
-
-def _named(kind: str, products: Gram) -> dict[str, Tensor]:
-    return {f"{kind} {name}": value for name, value in products._asdict().items()}
+def _probe_level(x: Tensor, a: Tensor, b: Tensor, level: Tensor) -> Tensor:
+    """Gap, fake loss and teacher loss of images x and their denoised a and b: [3, N]."""
+    scale = level.reshape(1, 1, 1, 1)
+    gap = (a - b) ** 2 / sample_weight(x, a)
+    losses = (gap, fake_score_loss(x, b, scale), fake_score_loss(x, a, scale))
+    return torch.stack([part.flatten(1).mean(dim=1) for part in losses])

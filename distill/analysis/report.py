@@ -10,13 +10,13 @@ import torch
 
 from distill.analysis.curve import Curve, PowerLaw, fit_power_law
 from distill.analysis.page import Section
-from distill.analysis.pictures import generate, seeded_inputs
+from distill.analysis.paired_images import generate, seeded_inputs
 from distill.analysis.plotting import save_png, to_svg
 from distill.analysis.probe import Probe, noise_levels, probe
-from distill.analysis.run_folder import Networks, run_facts
+from distill.analysis.run_folder import Networks, run_metadata
 from distill.errors import UserError
-from distill.evaluation.detector import Detector
-from distill.evaluation.features import fitting_detector, load_detector
+from distill.evaluation.feature_extractor import FeatureExtractor
+from distill.evaluation.features import load_extractor, matching_extractor
 from distill.evaluation.measurement import load_measurement
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ class Options:
 
     Attributes:
         teacher: its file; None takes the one that run.json names.
-        features: feature network for the comparison of pictures: a name or a file, "none" for
+        features: feature extractor for the comparison of images: a name or a file, "none" for
             pixels, None for the run's own.
         from_images: the curve's line is fitted from here on.
-        images: pictures whose losses are looked at.
-        pictures: pictures a class drawn by teacher and generator; 0 draws none.
+        images: images whose losses are looked at.
+        images_per_class: how many teacher and generator draw; 0 draws none.
         device: where the networks run.
         plots: a folder that receives each plot as PNG too.
     """
@@ -42,7 +42,7 @@ class Options:
     features: str | None = None
     from_images: int = 1
     images: int = 256
-    pictures: int = 50
+    images_per_class: int = 50
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     plots: Path | None = None
 
@@ -64,11 +64,11 @@ class Report:
     findings: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
-    def section(self, title: str, said: list[str]) -> Section:
+    def section(self, title: str, sentences: list[str]) -> Section:
         """Begin a section with its findings."""
         section = Section(title)
-        section.findings(said)
-        self.findings += said
+        section.findings(sentences)
+        self.findings += sentences
         self.sections.append(section)
         return section
 
@@ -87,16 +87,14 @@ def on_device(networks: Networks, device: torch.device) -> Networks:
 
 
 def probe_run(networks: Networks, count: int, device: torch.device) -> Probe:
-    """Look at the losses of the generator's pictures of seeds 0 to `count` - 1."""
-    z, labels, one_hot = seeded_inputs(networks, count, device)
+    """Look at the losses of the generator's images of seeds 0 to `count` - 1."""
+    z, _, one_hot = seeded_inputs(networks, count, device)
     return probe(
         networks.teacher,
         networks.fake_score,
         generate(networks, z, one_hot),
-        labels,
         one_hot,
         noise_levels(networks.settings["t_max"]),
-        networks.settings["weighting"],
         progress=True,
     )
 
@@ -124,32 +122,32 @@ def teacher_distance(teacher: Path | None, features: str | None) -> tuple[float 
     return measurement.distance, None
 
 
-def chosen_detector(
+def chosen_extractor(
     folder: Path, networks: Networks, options: Options
-) -> tuple[Detector | None, str | None]:
-    """The feature network asked for, or the run's own, or a shipped one that fits, in this order.
+) -> tuple[FeatureExtractor | None, str | None]:
+    """The feature extractor asked for, or the run's own, or a shipped one that fits, in this order.
 
     Returns:
         It and None; or None and why pixels must do. A network asked for by name must be there.
 
     Raises:
-        UserError: the one asked for is not there, or knows other pictures.
+        UserError: the one asked for is not there, or knows other images.
     """
     if options.features == "none":
         return None, None
-    name = options.features or run_facts(folder).get("features")
+    name = options.features or run_metadata(folder).get("features")
     try:
         if isinstance(name, str):
-            detector = load_detector(name)
-            detector.check_fits(networks.generator, networks.classes)
+            extractor = load_extractor(name)
+            extractor.check_fits(networks.generator, networks.classes)
         else:
-            detector = fitting_detector(networks.generator, networks.classes)
+            extractor = matching_extractor(networks.generator, networks.classes)
     except UserError as error:
         if options.features is not None:
             raise
         return None, str(error)
-    detector.network.to(options.device)
-    return detector, None
+    extractor.network.to(options.device)
+    return extractor, None
 
 
 def numbers(values: "np.ndarray") -> list[float | None]:

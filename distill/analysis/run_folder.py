@@ -8,8 +8,9 @@ from typing import Any
 from distill.checkpoints import load_network, load_state, sha256_of_weights
 from distill.errors import UserError, first_line
 from distill.networks import Denoiser
+from distill.recipe import current_precision
 
-NEEDED = ("alpha", "t_max", "weighting", "sigma_init")
+NEEDED = ("t_max", "sigma_init")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Networks:
         teacher: phi.
         fake_score: psi.
         generator: the running average of theta: what is exported, and what is looked at here.
-        settings: alpha, t_max, weighting, sigma_init and the rest of the run's configuration.
+        settings: t_max, sigma_init and the rest of the run's configuration.
         classes: class names in label order; empty without classes.
         images_seen: when the state was written.
     """
@@ -33,7 +34,7 @@ class Networks:
     images_seen: int
 
 
-def run_facts(folder: Path) -> dict[str, Any]:
+def run_metadata(folder: Path) -> dict[str, Any]:
     """What `run` wrote down of itself in run.json; empty for a run older than that file.
 
     Raises:
@@ -43,12 +44,12 @@ def run_facts(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        facts = json.loads(file.read_bytes())
+        metadata = json.loads(file.read_bytes())
     except ValueError as error:
         raise UserError(f"{file} is no JSON ({first_line(error)}): remove it") from None
-    if not isinstance(facts, dict):
+    if not isinstance(metadata, dict):
         raise UserError(f"{file} is no JSON object: remove it")
-    return facts
+    return metadata
 
 
 def run_settings(folder: Path) -> dict[str, Any]:
@@ -60,8 +61,8 @@ def run_settings(folder: Path) -> dict[str, Any]:
     if (folder / "state.pt").is_file():
         return _settings_of(folder, load_state(folder / "state.pt"))
     if (folder / "network.safetensors").is_file():
-        _, facts = load_network(folder / "network.safetensors")
-        return {name: value for name, value in facts.items() if not isinstance(value, list)}
+        _, metadata = load_network(folder / "network.safetensors")
+        return {name: value for name, value in metadata.items() if not isinstance(value, list)}
     return {}
 
 
@@ -69,13 +70,13 @@ def teacher_file(folder: Path, named: Path | None) -> Path | None:
     """The teacher's file: the one named, or the one run.json names where it still lies there."""
     if named is not None:
         return named
-    recorded = run_facts(folder).get("teacher")
+    recorded = run_metadata(folder).get("teacher")
     if not isinstance(recorded, str) or not Path(recorded).is_file():
         return None
     return Path(recorded)
 
 
-def why_no_networks(folder: Path, teacher: Path | None) -> str | None:
+def explain_missing_networks(folder: Path, teacher: Path | None) -> str | None:
     """What a folder lacks to have its loss looked at, in words; None if nothing."""
     for name in ("state.pt", "network.safetensors"):
         if not (folder / name).is_file():
@@ -91,7 +92,7 @@ def load_networks(folder: Path, teacher: Path) -> Networks:
     Raises:
         UserError: a file is missing or damaged, or `teacher` holds other weights than the run's.
     """
-    generator, facts = load_network(folder / "network.safetensors")
+    generator, metadata = load_network(folder / "network.safetensors")
     phi, origin = load_network(teacher)
     if origin["role"] != "teacher":
         raise UserError(f"{teacher} is a {origin['role']}: --teacher takes a teacher")
@@ -113,7 +114,7 @@ def load_networks(folder: Path, teacher: Path) -> Networks:
     for network in (phi, psi, generator):
         network.eval().requires_grad_(False)
     seen = int(state["images_seen"])
-    return Networks(phi, psi, generator, settings, list(facts["classes"]), seen)
+    return Networks(phi, psi, generator, settings, list(metadata["classes"]), seen)
 
 
 def _settings_of(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
@@ -121,4 +122,4 @@ def _settings_of(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         settings = json.loads(state["settings"])
     except (TypeError, ValueError):
         raise UserError(f"{folder / 'state.pt'} holds no readable settings") from None
-    return dict(settings)
+    return {name: current_precision(value) for name, value in settings.items()}

@@ -1,28 +1,30 @@
 """The report of one run: sections with plots and sentences, and the numbers behind them."""
 
-# The letters are the paper's: ruff: noqa: RUF001
-
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from distill.analysis import findings, picture_plots, probe_plots
+from distill.analysis import findings, image_plots, probe_plots
 from distill.analysis.curve import read_curve
 from distill.analysis.curve_plots import plot_curve
-from distill.analysis.decomposition import Products, shares
-from distill.analysis.pictures import compare_classes, draw_pictures
+from distill.analysis.paired_images import compare_classes, draw_paired_images
 from distill.analysis.report import (
     Options,
     Report,
-    chosen_detector,
+    chosen_extractor,
     fitted,
     numbers,
     on_device,
     probe_run,
     teacher_distance,
 )
-from distill.analysis.run_folder import Networks, load_networks, teacher_file, why_no_networks
+from distill.analysis.run_folder import (
+    Networks,
+    explain_missing_networks,
+    load_networks,
+    teacher_file,
+)
 from distill.errors import UserError
 
 
@@ -38,15 +40,15 @@ def analyze_run(folder: Path, options: Options) -> Report:
     report = Report(options)
     teacher = teacher_file(folder, options.teacher)
     _optional(report, "Distance", lambda: _add_curve(report, folder, teacher))
-    if reason := why_no_networks(folder, teacher):
-        report.left_out.append(f"Loss, score gap, classes and alpha: {reason}.")
+    if reason := explain_missing_networks(folder, teacher):
+        report.left_out.append(f"Score gap and classes: {reason}.")
     else:
         assert teacher is not None
         networks = on_device(load_networks(folder, teacher), options.device)
         report.numbers["settings"] = networks.settings
         report.numbers["images_seen"] = networks.images_seen
         _add_probe(report, networks)
-        _add_pictures(report, networks, folder)
+        _add_images(report, networks, folder)
     _add_samples(report, folder)
     if not report.sections:
         raise UserError(f"{folder} holds nothing to analyse: {' '.join(report.left_out)}")
@@ -70,7 +72,7 @@ def _add_curve(report: Report, folder: Path, teacher: Path | None) -> None:
         if reason:
             report.left_out.append(f"{what}: {reason}.")
     section = report.section(
-        "Distance against images seen", findings.about_curve(curve, law, distance)
+        "Distance against images seen", findings.describe_curve(curve, law, distance)
     )
     report.plot(
         section,
@@ -92,144 +94,62 @@ def _add_curve(report: Report, folder: Path, teacher: Path | None) -> None:
 
 
 def _add_probe(report: Report, networks: Networks) -> None:
-    alpha = float(networks.settings["alpha"])
-    count = report.options.images
-    found = probe_run(networks, count, report.options.device)
-    levels = found.levels
-    gradient = Products(*(part.mean(axis=1) for part in found.gradient))
-    signal = Products(*(part.mean(axis=1) for part in found.signal))
+    probe = probe_run(networks, report.options.images, report.options.device)
+    levels = probe.levels
     outside = "" if levels.trained.all() else " Shaded: above t_max, where training never looks."
-
-    section = report.section(
-        "Which part of the loss does the work",
-        findings.about_loss(found, gradient, signal, alpha),
-    )
-    section.text(
-        "The generator's loss is (a − b)(a − x)/w − α (a − b)²/w: x the generator's picture, a and "
-        "b what the teacher and the fake score make of it after noise σ. Its value says little; "
-        "what moves the generator is the gradient that each part sends to the picture."
-    )
-    report.plot(
-        section,
-        "loss-terms",
-        probe_plots.plot_terms(found, alpha),
-        f"Both parts of the loss by noise level, {count} pictures, two draws of noise each. The "
-        "points lie at training's own density: each stands for as many of its draws. Under an "
-        "exact fake score the loss at α = 1 is 0 everywhere: what it shows then is ψ's error."
-        f"{outside}",
-    )
-    report.plot(
-        section,
-        "gradients",
-        probe_plots.plot_gradients(levels, gradient, signal, alpha),
-        "Left: the gradient to a picture at one draw of noise, part of which the next draw takes "
-        "back. Right: the part on which two independent draws agree; this is what "
-        f"accumulates over steps. A point that noise hides is left out.{outside}",
-    )
-
-    carried = shares(np.where(levels.trained, signal.norm(alpha), 0))
-    share = signal.identity_share(alpha)
-    section.table(
-        ["noise level σ", "of the gradient that stays", "score identity's share of it"],
-        [
-            [f"{sigma:.3g}", f"{carried[i]:.1%}", f"{share[i]:.0%}" if share[i] == share[i] else ""]
-            for i, sigma in enumerate(levels.sigmas)
-            if levels.trained[i]
-        ],
-    )
-
-    section = report.section("Where teacher and generator disagree", findings.about_gap(found))
+    section = report.section("Where teacher and generator disagree", findings.describe_gap(probe))
     report.plot(
         section,
         "score-gap",
-        probe_plots.plot_gap(found),
-        "Left: the score gap, 0 where the generator's pictures are to the fake score what the "
-        "data's are to the teacher. Right: the lower, the better a network knows these pictures; "
-        f"the fake score should lie below the teacher.{outside}",
-    )
-    classes = networks.classes
-    by_class = found.by_class("gap", max(len(classes), 1))
-    if len(classes) > 1:
-        said = findings.about_class_gap(by_class, levels.trained, classes)
-        section.findings(said)
-        report.findings += said
-        report.plot(
-            section,
-            "class-gap",
-            probe_plots.plot_class_gap(levels, by_class, classes),
-            "The score gap of each class, as a multiple of the mean over all classes at that noise "
-            f"level (about {count // len(classes)} pictures a class). Right of the dotted line: "
-            "above t_max.",
-        )
-
-    section = report.section("What another alpha would change", [])
-    report.plot(
-        section,
-        "alphas",
-        probe_plots.plot_alphas(levels, signal, alpha),
-        "The gradient that noise does not average away, for other alphas at these same networks. "
-        "It shows the next step's size and direction, not where a run with that alpha would end: "
-        f"for that, train several and give them all to 'analyze'.{outside}",
+        probe_plots.plot_gap(probe),
+        f"{report.options.images} of the generator's images. Left: the score gap, 0 where they "
+        "are to the fake score what the data's are to the teacher; the points lie at training's "
+        "own density. Right: the lower, the better a network knows these images; the fake score "
+        f"should lie below the teacher.{outside}",
     )
     report.numbers["noise_levels"] = [
         {
             "sigma": float(sigma),
             "trained": bool(levels.trained[i]),
-            **{name: float(found.mean(name)[i]) for name in found.values},
-            "gradient": dict(zip(Products._fields, (float(p[i]) for p in gradient), strict=True)),
-            "signal": dict(zip(Products._fields, (float(p[i]) for p in signal), strict=True)),
+            "gap": float(probe.gap[i].mean()),
+            "fake_loss": float(probe.fake_loss[i].mean()),
+            "teacher_loss": float(probe.teacher_loss[i].mean()),
         }
         for i, sigma in enumerate(levels.sigmas)
     ]
-    report.numbers["gap_by_class"] = {
-        name: numbers(row) for name, row in zip(classes or ["all"], by_class, strict=True)
-    }
 
 
-def _add_pictures(report: Report, networks: Networks, folder: Path) -> None:
-    if not report.options.pictures:
-        report.left_out.append("Teacher's and generator's pictures: --pictures is 0.")
+def _add_images(report: Report, networks: Networks, folder: Path) -> None:
+    if not report.options.images_per_class:
+        report.left_out.append("Teacher's and generator's images: --pictures is 0.")
         return
     names = networks.classes or ["all"]
-    detector, reason = chosen_detector(folder, networks, report.options)
+    extractor, reason = chosen_extractor(folder, networks, report.options)
     if reason:
-        report.left_out.append(f"Features to compare pictures by, so pixels serve: {reason}.")
-    count = report.options.pictures * len(names)
-    pictures = draw_pictures(networks, count, report.options.device)
-    comparison = compare_classes(pictures, detector, len(networks.classes))
+        report.left_out.append(f"Features to compare images by, so pixels serve: {reason}.")
+    count = report.options.images_per_class * len(names)
+    images = draw_paired_images(networks, count, report.options.device)
+    comparison = compare_classes(images, extractor, len(networks.classes))
     section = report.section(
-        "Where the student falls short of its teacher", findings.about_classes(comparison, names)
+        "Where the student falls short of its teacher", findings.describe_classes(comparison, names)
     )
     report.plot(
         section,
         "classes",
-        picture_plots.plot_classes(comparison, names),
-        f"{report.options.pictures} pictures a class of each, the same seeds; the teacher by "
-        "Heun's sampler in 35 evaluations, the generator in one. Means apart: the squared distance "
-        f"between the mean features over {comparison.features}, less what chance alone would give. "
-        "With few pictures these are rough.",
+        image_plots.plot_classes(comparison, names),
+        f"{report.options.images_per_class} images per class of each, the same seeds; the teacher "
+        f"by Heun's sampler in 35 evaluations, the generator in one. Variety: the spread of "
+        f"features over {comparison.features}. With few images these are rough.",
     )
-    for chosen, caption in (
-        (
-            np.arange(min(20, count)),
-            "Teacher above, generator below, the same seeds: the first seeds, unchosen.",
-        ),
-        (
-            picture_plots.most_different(comparison, pictures.labels.numpy())[:20],
-            "The pairs of each class that lie furthest apart. SiD matches distributions, not "
-            "pictures: a seed may well give another picture. What should not happen is that the "
-            "lower row is worse.",
-        ),
-    ):
-        strip = picture_plots.pair_strip(pictures, chosen)
-        section.pictures([(picture_plots.png_uri(strip, 2), caption)])
+    strip = image_plots.pair_strip(images, np.arange(min(20, count)))
+    caption = "Teacher above, generator below, the same seeds: the first seeds, unchosen."
+    section.images([(image_plots.png_uri(strip, 2), caption)])
     report.numbers["classes"] = {
         "features": comparison.features,
-        "pictures_a_class": report.options.pictures,
+        "images_per_class": report.options.images_per_class,
         "names": names,
         "teacher_accuracy": numbers(comparison.teacher_accuracy),
         "generator_accuracy": numbers(comparison.generator_accuracy),
-        "mean_distance": numbers(comparison.mean_distance),
         "variety": numbers(comparison.variety),
     }
 
@@ -242,6 +162,6 @@ def _add_samples(report: Report, folder: Path) -> None:
         return
     chosen = sorted({0, len(files) // 2, len(files) - 1})
     section = report.section("Samples along the way", [])
-    section.pictures(
-        [(picture_plots.grid_uri(files[i]), picture_plots.grid_caption(files[i])) for i in chosen]
+    section.images(
+        [(image_plots.grid_uri(files[i]), image_plots.grid_caption(files[i])) for i in chosen]
     )

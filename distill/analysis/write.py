@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distill.analysis.page import Section, page
 from distill.analysis.report import Report
-from distill.atomic_files import write_atomically
+from service.bundle import write_atomically
 
 
 def write_report(file: Path, title: str, subtitle: str, report: Report) -> Path:

@@ -36,19 +36,20 @@ def analyze(
         int, typer.Option(min=1, help="Fit the line from here on, past the first drop.")
     ] = 1,
     images: Annotated[
-        int, typer.Option(min=2, help="Generated pictures whose losses are looked at.")
+        int, typer.Option(min=2, help="Generated images that the score gap is measured on.")
     ] = 256,
-    pictures: Annotated[
+    images_per_class: Annotated[
         int,
         typer.Option(
+            "--pictures",
             min=0,
-            help="Pictures a class that teacher (35 evaluations each) and generator draw; 0: none.",
+            help="Images per class that teacher (35 evaluations each) and generator draw; 0: none.",
         ),
     ] = 50,
     features: Annotated[
         str | None,
         typer.Option(
-            help="Feature network to compare their pictures by; 'none' compares pixels. Left "
+            help="Feature extractor to compare their images by; 'none' compares pixels. Left "
             "out: the run's, or a shipped one that fits.",
             show_default=False,
         ),
@@ -59,11 +60,11 @@ def analyze(
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Report what a run's loss does, and where its generator falls short of the teacher.
+    """Report how far a run came, and where its generator falls short of the teacher.
 
-    One HTML page: the distance against images seen with its fitted slope; both parts of the loss
-    and their gradients by noise level; the score gap by noise level and class; the effect of
-    alpha; the teacher's pictures beside the generator's. Several runs: their curves, settings,
+    One HTML page: the distance against images seen with its fitted slope; the score gap by noise
+    level, and how well the fake score knows the generator; the teacher's images beside the
+    generator's, class by class; samples along the way. Several runs: their curves, settings,
     samples and score gaps. What a folder lacks is left out and named.
     """
     from distill.analysis.plotting import style
@@ -76,7 +77,7 @@ def analyze(
     if target.suffix not in (".html", ".png"):
         raise UserError(f"--out {target}: expected a .html (the report) or a .png (the curve)")
     options = Options(
-        teacher, features, from_images, images, pictures, chosen_device(device), plots
+        teacher, features, from_images, images, images_per_class, chosen_device(device), plots
     )
     with style():
         if target.suffix == ".png":

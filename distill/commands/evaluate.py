@@ -11,7 +11,7 @@ from distill.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from distill.evaluation.detector import Detector
+    from distill.evaluation.feature_extractor import FeatureExtractor
     from distill.evaluation.measurement import Measurement
     from distill.evaluation.reference import Reference
     from distill.networks import Denoiser
@@ -22,9 +22,10 @@ def evaluate(
     features: Annotated[
         list[str] | None,
         typer.Option(
-            help="Feature network: a shipped name, a .safetensors file of 'sid-distill features', "
-            "efficientnet-lite0, or the path of FID's own inception-2015-12-05.pt. Say it again "
-            "for more: the pictures are drawn once. Left out: the shipped one that knows them.",
+            help="Feature extractor: a shipped name, a .safetensors file of 'sid-distill "
+            "features', efficientnet-lite0, or the path of FID's own inception-2015-12-05.pt. Say "
+            "it again for more: the images are drawn once. Left out: the shipped one that knows "
+            "them.",
             show_default=False,
         ),
     ] = None,
@@ -39,7 +40,7 @@ def evaluate(
         list[Path] | None,
         typer.Option(
             help="Statistics of the real images: a .npz with mu and sigma, EDM's or one of "
-            "'sid-distill reference'; once for each feature network that brings none.",
+            "'sid-distill reference'; once for each feature extractor that brings none.",
             show_default=False,
         ),
     ] = None,
@@ -61,11 +62,11 @@ def evaluate(
         int | None,
         typer.Option(
             min=256,
-            help="Pictures to draw in each trial. Left out: 10,000 for one, 50,000 for the others.",
+            help="Images to draw in each trial. Left out: 10,000 for one, 50,000 for the others.",
             show_default=False,
         ),
     ] = None,
-    first_seed: Annotated[int, typer.Option(min=0, help="Picture i has this seed + i.")] = 0,
+    first_seed: Annotated[int, typer.Option(min=0, help="Image i has this seed + i.")] = 0,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -75,64 +76,64 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures a network call.")] = 250,
+    batch: Annotated[int, typer.Option(min=1, help="Images a network call.")] = 250,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure a teacher (Heun's sampler) or a generator (one step).
 
-    Prints the Fréchet distance to the real images, the accuracy where the feature network knows
+    Prints the Fréchet distance to the real images, the accuracy where the feature extractor knows
     the classes, and the metrics asked for; and writes them beside the network as .quality.json,
     where 'publish' finds them. Started by torchrun, every process draws its share.
     """
     from distill.checkpoints import load_network
-    from distill.evaluation.evaluate import heun_sampler, observe_pictures, one_step_sampler
+    from distill.evaluation.evaluate import collect_feature_stats, heun_sampler, one_step_sampler
+    from distill.evaluation.feature_stats import compute_metrics
     from distill.evaluation.measurement import save_measurement
-    from distill.evaluation.observed import figures
     from distill.evaluation.protocol import PROTOCOLS
-    from distill.training.distributed import join_world
+    from distill.training.distributed import join_process_group
     from service.bundle import sha256_file
 
-    denoiser, facts = load_network(network)
-    asked = _checked_metrics(metrics)
+    denoiser, metadata = load_network(network)
+    metric_names = _checked_metrics(metrics)
     if protocol not in PROTOCOLS:
         raise UserError(f"no protocol {protocol!r}: choose of {', '.join(PROTOCOLS)}")
-    if facts["role"] == "generator" and steps is not None:
+    if metadata["role"] == "generator" and steps is not None:
         raise UserError(f"{network} is a generator: it takes one step, leave out --steps")
     resolution = denoiser.config.img_resolution
     steps = steps or (18 if resolution <= 32 else 40)
     trials, count = PROTOCOLS[protocol].trials, images or PROTOCOLS[protocol].images
     shared = {
-        "role": facts["role"],
+        "role": metadata["role"],
         "network_sha256": sha256_file(network),
         "protocol": protocol,
         "images": count,
         "first_seed": first_seed,
-        "evaluations": 1 if facts["role"] == "generator" else 2 * steps - 1,
+        "evaluations": 1 if metadata["role"] == "generator" else 2 * steps - 1,
     }
-    detectors = _detectors(features or [], denoiser, facts["classes"])
-    with join_world(chosen_device(device)) as world:
-        denoiser.to(world.device)
-        for detector in detectors:
-            detector.network.to(world.device)
-        if facts["role"] == "generator":
-            sampler = one_step_sampler(denoiser, facts["sigma_init"])
+    extractors = _extractors(features or [], denoiser, metadata["classes"])
+    with join_process_group(chosen_device(device)) as context:
+        denoiser.to(context.device)
+        for extractor in extractors:
+            extractor.network.to(context.device)
+        if metadata["role"] == "generator":
+            sampler = one_step_sampler(denoiser, metadata["sigma_init"])
         else:
             sampler = heun_sampler(denoiser, steps)
         references = []
-        if world.is_main:
+        if context.is_main:
             references = _references(
-                detectors, reference or [], data, resolution, background, asked
+                extractors, reference or [], data, resolution, background, metric_names
             )
         measured: list[list[dict[str, float]]] = [[] for _ in references]
         for trial in range(trials):
-            observed = observe_pictures(
-                sampler, denoiser, detectors, count, first_seed + trial * count, batch,
-                progress=world.is_main, metrics=asked, world=world,
+            stats = collect_feature_stats(
+                sampler, denoiser, extractors, count, first_seed + trial * count, batch,
+                progress=context.is_main, metrics=metric_names, context=context,
             )  # fmt: skip
-            for own, seen, real in zip(measured, observed, references, strict=True):
-                own.append(figures(seen, real, asked))
-    if world.is_main:
-        triples = zip(detectors, references, measured, strict=True)
+            for trial_metrics, seen, real in zip(measured, stats, references, strict=True):
+                trial_metrics.append(compute_metrics(seen, real, metric_names))
+    if context.is_main:
+        triples = zip(extractors, references, measured, strict=True)
         first, *others = (_measurement(shared, *triple) for triple in triples)
         for result in (first, *others):
             typer.echo(_table(result), err=True)
@@ -142,7 +143,7 @@ def evaluate(
 
 
 def _checked_metrics(text: str) -> list[str]:
-    from distill.evaluation.observed import METRICS
+    from distill.evaluation.feature_stats import METRICS
 
     names = [name.strip() for name in text.split(",") if name.strip()]
     if unknown := [name for name in names if name not in METRICS]:
@@ -150,71 +151,71 @@ def _checked_metrics(text: str) -> list[str]:
     return names
 
 
-def _detectors(
+def _extractors(
     names: "Sequence[str]", denoiser: "Denoiser", classes: list[str]
-) -> list["Detector"]:
-    from distill.evaluation.features import fitting_detector, load_detector
+) -> list["FeatureExtractor"]:
+    from distill.evaluation.features import load_extractor, matching_extractor
 
-    detectors = [load_detector(name) for name in names]
-    for detector in detectors:
-        detector.check_fits(denoiser, classes)
-    return detectors or [fitting_detector(denoiser, classes)]
+    extractors = [load_extractor(name) for name in names]
+    for extractor in extractors:
+        extractor.check_fits(denoiser, classes)
+    return extractors or [matching_extractor(denoiser, classes)]
 
 
 def _references(
-    detectors: "Sequence[Detector]",
+    extractors: "Sequence[FeatureExtractor]",
     files: "Sequence[Path]",
     data: Path | None,
     resolution: int,
     background: str,
     metrics: "Sequence[str]",
 ) -> list["Reference"]:
-    """What each detector's pictures are compared with: a file, else the data, else its own."""
-    from distill.evaluation.observed import OVER_FEATURES, checked_reference
-    from distill.evaluation.reference import load_references, make_reference, own_reference
+    """What each extractor's images are compared with: a file, else the data, else its own."""
+    from distill.evaluation.feature_stats import OVER_FEATURES, checked_reference
+    from distill.evaluation.reference import bundled_reference, load_references, make_reference
 
-    loaded = load_references(files, detectors)
+    loaded = load_references(files, extractors)
     images = None if data is None else read_images(data, resolution, background)
     keep = bool(OVER_FEATURES.intersection(metrics))
     references = []
-    for detector in detectors:
-        reference = loaded.get(detector.sha256)
+    for extractor in extractors:
+        reference = loaded.get(extractor.sha256)
         if reference is None and images is not None:
-            reference = make_reference(images, detector, keep_features=keep)
-        reference = reference or own_reference(detector)
-        references.append(checked_reference(detector.name, reference, metrics))
+            reference = make_reference(images, extractor, keep_features=keep)
+        reference = reference or bundled_reference(extractor)
+        references.append(checked_reference(extractor.name, reference, metrics))
     return references
 
 
 def _measurement(
     shared: dict[str, Any],
-    detector: "Detector",
+    extractor: "FeatureExtractor",
     reference: "Reference",
     trials: list[dict[str, float]],
 ) -> "Measurement":
     from distill.evaluation.measurement import Measurement
     from distill.evaluation.protocol import summary
 
-    # What was found of held-out real images was found against the detector's own statistics.
-    held_out = detector.facts if reference.statistics is detector.reference else None
-    figures: dict[str, Any] = dict(summary(shared["protocol"], trials))
+    # What was found of held-out real images was found against the extractor's own statistics.
+    held_out = extractor.metadata if reference.statistics is extractor.reference else None
+    values: dict[str, Any] = dict(summary(shared["protocol"], trials))
     return Measurement(
         **shared,
-        features=detector.name,
-        features_sha256=detector.sha256,
+        features=extractor.name,
+        features_sha256=extractor.sha256,
         reference=reference.described,
         reference_data_sha256=reference.data_sha256,
         trials=trials if len(trials) > 1 else [],
         real_distance=held_out.test_distance if held_out else None,
         real_accuracy=held_out.test_accuracy if held_out else None,
-        **figures,
+        **values,
     )
 
 
 def _table(result: "Measurement") -> str:
     """Every figure by its name, a line each."""
     lines = [
-        f"{result.images} pictures from seed {result.first_seed} on, {result.evaluations} network "
+        f"{result.images} images from seed {result.first_seed} on, {result.evaluations} network "
         f"evaluation{'s' * (result.evaluations > 1)} each, against {result.reference}"
     ]
     for figure, name in result.names.items():

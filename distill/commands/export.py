@@ -23,7 +23,6 @@ class GraphPrecision(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
-    int8 = "int8"
 
 
 def export(
@@ -50,12 +49,11 @@ def export(
     """
     from distill.errors import UserError
     from distill.export.onnx import export_onnx
-    from distill.export.precision import export_precision
     from distill.export.publish import load_generator
     from distill.export.tensorrt import Builder, build_plan
 
-    network, facts = load_generator(generator)
-    sigma_init = facts["sigma_init"]
+    network, metadata = load_generator(generator)
+    sigma_init = metadata["sigma_init"]
     if capability is not None and engine is not Engine.rtx:
         raise UserError("--capability belongs to --engine tensorrt-rtx")
     if engine is Engine.cpu:
@@ -63,11 +61,11 @@ def export(
             raise UserError("--engine cpu is float32 only")
         export_onnx(network, sigma_init, out, cpu=True)
     elif engine is Engine.onnx:
-        export_precision(network, sigma_init, out, precision.value)
+        export_onnx(network, sigma_init, out, precision.value)
     else:
         with TemporaryDirectory() as folder:
             graph = Path(folder) / "model.onnx"
-            export_precision(network, sigma_init, graph, precision.value)
+            export_onnx(network, sigma_init, graph, precision.value)
             build_plan(graph, out, Builder(engine.value), capability=capability)
-    licence = facts.get("licence", "not known")
+    licence = metadata.get("licence", "not known")
     typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB; licence: {licence}")

@@ -41,7 +41,7 @@ def features(
 ) -> None:
     """Train the classifier whose features the Fréchet distance compares."""
     from distill.data.datasets import has_test_split
-    from distill.evaluation.classifier import save_classifier, train_detector
+    from distill.evaluation.classifier import save_classifier, train_extractor
 
     train_set = read_images(data, resolution, background)
     test_set = None
@@ -52,7 +52,7 @@ def features(
     if test_set is not None and test_set.classes != train_set.classes:
         raise UserError(f"{test} has other classes than {data}: measure on the same")
     side = train_set.images.shape[-1]
-    detector = train_detector(
+    extractor = train_extractor(
         out.stem,
         train_set,
         test_set,
@@ -60,6 +60,6 @@ def features(
         seed,
         thumbnail=side // 4 if thumbnail is None else thumbnail,
     )
-    save_classifier(out.with_suffix(".safetensors"), detector)
-    assert detector.facts is not None
-    typer.echo(detector.facts.model_dump_json(indent=2))
+    save_classifier(out.with_suffix(".safetensors"), extractor)
+    assert extractor.metadata is not None
+    typer.echo(extractor.metadata.model_dump_json(indent=2))

@@ -56,11 +56,11 @@ def import_(
     """
     from pydantic import TypeAdapter, ValidationError
 
-    from distill.atomic_files import write_atomically
     from distill.checkpoints import save_network
     from distill.export.publish import publish
     from distill.importing.released import read_released
     from distill.licences import checked_licence
+    from service.bundle import write_atomically
     from service.bundle.manifest import Name
 
     try:
@@ -71,16 +71,16 @@ def import_(
         raise UserError(f"--role {role} is neither 'teacher' nor 'generator'")
     if licence is not None:
         licence = checked_licence(licence)
-    told = cast("Role | None", role)
-    released = read_released(file, told, _names(classes), sigma_init)
+    stated_role = cast("Role | None", role)
+    released = read_released(file, stated_role, _names(classes), sigma_init)
     network = out / f"{name}.safetensors"
-    facts = released.facts if licence is None else released.facts | {"licence": licence}
-    record = json.dumps(_record(released, facts), indent=2) + "\n"
-    save_network(network, released.network, facts)
+    metadata = released.metadata if licence is None else released.metadata | {"licence": licence}
+    record = json.dumps(_record(released, metadata), indent=2) + "\n"
+    save_network(network, released.network, metadata)
     write_atomically(network.with_suffix(".json"), lambda path: path.write_text(record))
 
     typer.echo(f"{network}: {_summary(released)}")
-    assumed = released.facts["role"]
+    assumed = released.metadata["role"]
     if released.reason is not None:
         other = "generator" if assumed == "teacher" else "teacher"
         typer.echo(f"taken for a {assumed}, as {released.reason}; if not: --role {other}")
@@ -104,10 +104,10 @@ def _names(classes: str | None) -> list[str] | None:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _record(released: "Released", facts: dict[str, object]) -> dict[str, object]:
+def _record(released: "Released", metadata: dict[str, object]) -> dict[str, object]:
     """What a person may want to know of an imported network; the same file, the same record."""
     return {
-        **facts,
+        **metadata,
         "arguments": released.arguments,
         "network": released.network.config.model_dump(mode="json"),
         "parameters": _parameters(released),

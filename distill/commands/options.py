@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distill.errors import UserError
+from distill.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
 
     from distill.data.datasets import Dataset
-    from distill.recipe import LoopConfig
-    from distill.training.distributed import World
+    from distill.networks import Denoiser
+    from distill.recipe import DistillationConfig, LoopConfig, Recipe
+    from distill.training.distributed import DistributedContext
 
 RecipeOption = Annotated[
     str, typer.Option(help="A shipped recipe's name, or a .toml file: network, length and rates.")
 ]
+TeacherOption = Annotated[Path, typer.Option(help="The teacher: a network.safetensors.")]
 DataOption = Annotated[
     Path | None,
     typer.Option(
@@ -40,26 +42,32 @@ DeviceOption = Annotated[
 ]
 
 
-def recipes_own(text: str) -> Any:
+def default_from_recipe(text: str) -> Any:
     """Make an option that replaces one number of the recipe."""
     return typer.Option(help=f"{text} Left out: the recipe's.", show_default=False)
 
 
-ImagesOption = Annotated[int | None, recipes_own("Stop after this many images.")]
-BatchOption = Annotated[int | None, recipes_own("Images a step.")]
-LrOption = Annotated[float | None, recipes_own("Adam's learning rate.")]
+ImagesOption = Annotated[int | None, default_from_recipe("Stop after this many images.")]
+BatchOption = Annotated[int | None, default_from_recipe("Images a step.")]
+LrOption = Annotated[float | None, default_from_recipe("Adam's learning rate.")]
 HalflifeOption = Annotated[
-    float | None, recipes_own("Images in which a weight's share in the average halves.")
+    float | None, default_from_recipe("Images in which a weight's share in the average halves.")
 ]
 MicrobatchOption = Annotated[
     int | None,
-    recipes_own("Images a network call, at most: fewer take less memory, gradients add up."),
+    default_from_recipe(
+        "Images a network call, at most: fewer take less memory, gradients add up."
+    ),
 ]
 PrecisionOption = Annotated[
-    str | None, recipes_own("fp32, tf32 (CUDA), bf16 or fp16 (CUDA, with the paper's scaling).")
+    str | None,
+    default_from_recipe(
+        "float32, tf32 (CUDA), bfloat16 or float16 (CUDA, with the paper's scaling)."
+    ),
 ]
 AugmentOption = Annotated[
-    float | None, recipes_own("Probability of each augmentation of what the denoiser learns from.")
+    float | None,
+    default_from_recipe("Probability of each augmentation of what the denoiser learns from."),
 ]
 ShardOption = Annotated[
     bool,
@@ -68,7 +76,30 @@ ShardOption = Annotated[
         "them to each."
     ),
 ]
-SeedOption = Annotated[int | None, recipes_own("Start of every random stream.")]
+SeedOption = Annotated[int | None, default_from_recipe("Start of every random stream.")]
+
+
+def read_recipe(name: str) -> "tuple[Recipe, DistillationConfig]":
+    """Read a recipe and the section of its method, all of it checked.
+
+    Raises:
+        UserError: there is none, or an entry is unknown, missing or out of range.
+    """
+    from distill.methods.registry import method_section
+    from distill.recipe import load_recipe
+
+    recipe = load_recipe(name)
+    return recipe, method_section(recipe, name)
+
+
+def read_teacher(file: Path) -> "tuple[Denoiser, dict[str, Any]]":
+    """Read a teacher, in eval mode, and the facts of its origin; raise UserError if it is none."""
+    from distill.checkpoints import load_network
+
+    network, metadata = load_network(file)
+    if metadata["role"] != "teacher":
+        raise UserError(f"{file} is a {metadata['role']}: --teacher takes a teacher")
+    return network, metadata
 
 
 def read_images(
@@ -100,17 +131,18 @@ def chosen_device(name: str) -> "torch.device":
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {name!r} cannot be used here ({reason}): try cpu") from None
+        raise UserError(
+            f"device {name!r} cannot be used here ({first_line(error)}): try cpu"
+        ) from None
     return device
 
 
-def report(seen: int, config: "LoopConfig", out: Path, world: "World") -> None:
+def report(seen: int, config: "LoopConfig", out: Path, context: "DistributedContext") -> None:
     """Say how far a run came, once; one that was stopped exits with 130."""
     stopped = seen < config.total_images
-    if world.is_main and stopped:
+    if context.is_main and stopped:
         typer.echo(f"stopped at {seen} images; the same command goes on from there")
-    elif world.is_main:
+    elif context.is_main:
         typer.echo(f"{seen} images: {out / 'network.safetensors'}")
     if stopped:
         raise typer.Exit(130)

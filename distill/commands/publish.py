@@ -12,7 +12,6 @@ class LowPrecision(StrEnum):
 
     bfloat16 = "bfloat16"
     float16 = "float16"
-    int8 = "int8"
 
 
 def publish(
@@ -56,7 +55,7 @@ def publish(
         description,
         licence,
         models,
-        [one.value for one in precision or []],
+        [choice.value for choice in precision or []],
         report,
     )
     manifest = load_manifest(folder)
@@ -69,15 +68,16 @@ def publish(
             err=True,
         )
     for file, graph in manifest.graphs.items():
-        found = graph.measured
-        change = found.distance_change
+        measured = graph.measured
+        change = measured.distance_change
         typer.echo(
-            f"{file}: {graph.precision}; differs from torch by up to {found.difference} levels in "
-            f"{found.differing_share:.2%} of the values over {found.images} pictures, by "
-            f"{found.mean_difference:.2f} on average in 99 of 100 of them, alone from in a batch "
-            f"by {found.batch_difference}" + ("" if change is None else f"; distance {change:+.2%}")
+            f"{file}: {graph.precision}; differs from torch by up to {measured.difference} levels "
+            f"in {measured.differing_share:.2%} of the values over {measured.images} images, by "
+            f"{measured.mean_difference:.2f} on average in 99 of 100 of them, alone from in a "
+            f"batch by {measured.batch_difference}"
+            + ("" if change is None else f"; distance {change:+.2%}")
         )
     inherited = manifest.training.get("licence", manifest.licence)
-    told = "" if inherited == manifest.licence else f", as told; its own file says {inherited}"
-    typer.echo(f"licence: {manifest.licence}{told}")
+    note = "" if inherited == manifest.licence else f", as told; its own file says {inherited}"
+    typer.echo(f"licence: {manifest.licence}{note}")
     typer.echo(f"{folder} is published: sid generate --models {models} --model {name} --seed 0")

@@ -19,8 +19,8 @@ def reference(
     features: Annotated[
         str,
         typer.Option(
-            help="Feature network: a shipped name, a .safetensors file of 'sid-distill features', "
-            "efficientnet-lite0, or the path of FID's own inception-2015-12-05.pt."
+            help="Feature extractor: a shipped name, a .safetensors file of 'sid-distill "
+            "features', efficientnet-lite0, or the path of FID's own inception-2015-12-05.pt."
         ),
     ],
     data: DataOption = None,
@@ -28,7 +28,7 @@ def reference(
         int | None,
         typer.Option(
             min=8,
-            help="Size to which a folder's pictures are scaled first: the generator's.",
+            help="Size to which a folder's images are scaled first: the generator's.",
             show_default=False,
         ),
     ] = None,
@@ -53,14 +53,14 @@ def reference(
     """Write the statistics of real images, for 'evaluate --reference'.
 
     The file holds mu and sigma as EDM's and pytorch-fid's do, and says besides over which
-    feature network and of what data it was made.
+    feature extractor and of what data it was made.
     """
-    from distill.evaluation.features import load_detector
+    from distill.evaluation.features import load_extractor
     from distill.evaluation.reference import make_reference, save_reference
 
-    detector = load_detector(features)
-    detector.network.to(chosen_device(device))
+    extractor = load_extractor(features)
+    extractor.network.to(chosen_device(device))
     dataset = read_images(data, resolution, background)
-    made = make_reference(dataset, detector, images, keep_features)
-    save_reference(out, made, detector)
-    typer.echo(f"{out}: {made.described}, over {detector.name}")
+    computed = make_reference(dataset, extractor, images, keep_features)
+    save_reference(out, computed, extractor)
+    typer.echo(f"{out}: {computed.described}, over {extractor.name}")

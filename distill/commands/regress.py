@@ -1,9 +1,6 @@
 """`sid-distill regress`."""
 
-from pathlib import Path
 from typing import Annotated
-
-import typer
 
 from distill.commands.options import (
     BatchOption,
@@ -16,8 +13,11 @@ from distill.commands.options import (
     PrecisionOption,
     RecipeOption,
     SeedOption,
+    TeacherOption,
     chosen_device,
-    recipes_own,
+    default_from_recipe,
+    read_recipe,
+    read_teacher,
     report,
 )
 from distill.errors import UserError
@@ -26,16 +26,17 @@ from distill.training.allocator import keep_freed_memory
 
 def regress(
     out: OutFolder,
-    teacher: Annotated[Path, typer.Option(help="The teacher: a network.safetensors.")],
+    teacher: TeacherOption,
     recipe: RecipeOption = "avatars",
     pairs: Annotated[
-        int | None, recipes_own("How many pictures the teacher draws to learn from.")
+        int | None, default_from_recipe("How many images the teacher draws to learn from.")
     ] = None,
     steps: Annotated[
-        int | None, recipes_own("Heun's steps a picture takes: 2 STEPS - 1 evaluations.")
+        int | None, default_from_recipe("Heun's steps an image takes: 2 STEPS - 1 evaluations.")
     ] = None,
     sigma_init: Annotated[
-        float | None, recipes_own("Noise level at which they begin, and the generator denoises.")
+        float | None,
+        default_from_recipe("Noise level at which they begin, and the generator denoises."),
     ] = None,
     images: ImagesOption = None,
     batch: BatchOption = None,
@@ -48,26 +49,23 @@ def regress(
 ) -> None:
     """Let one step learn what a teacher makes of each noise in many: a start for 'run --generator'.
 
-    The teacher draws its pictures into OUT/pairs first, which takes most of the time. The result
+    The teacher draws its images into OUT/pairs first, which takes most of the time. The result
     is OUT/network.safetensors: blurred, but of the teacher's whole variety.
     """
     keep_freed_memory()
-    from distill.checkpoints import load_network
     from distill.methods.pairs import draw_pairs
     from distill.methods.regression import RegressionTraining
-    from distill.recipe import load_recipe, override
-    from distill.training.distributed import join_world
+    from distill.recipe import override
+    from distill.training.distributed import join_process_group
     from distill.training.loop import train
 
-    chosen = load_recipe(recipe)
+    chosen, _ = read_recipe(recipe)
     if chosen.regression is None:
         raise UserError(
             f"the recipe {recipe} has no [regression] section: its generator starts from the "
             "teacher's weights; add one to a copy of the recipe"
         )
-    network, origin = load_network(teacher)
-    if origin["role"] != "teacher":
-        raise UserError(f"{teacher} is a {origin['role']}: --teacher takes a teacher")
+    network, origin = read_teacher(teacher)
     config = override(
         chosen.regression,
         pairs=pairs,
@@ -81,7 +79,7 @@ def regress(
         ema_halflife=ema_halflife,
         seed=seed,
     )
-    facts = origin | {
+    metadata = origin | {
         "role": "generator",
         "recipe": recipe,
         "method": "regression",
@@ -89,7 +87,7 @@ def regress(
         "sigma_init": config.sigma_init,
         "teacher_images_seen": origin.get("images_seen"),
     }
-    with join_world(chosen_device(device)) as world:
-        drawn = draw_pairs(network.to(world.device), config, out / "pairs", world)
-        seen = train(RegressionTraining(network, drawn, config, world), out, facts)
-        report(seen, config, out, world)
+    with join_process_group(chosen_device(device)) as context:
+        drawn = draw_pairs(network.to(context.device), config, out / "pairs", context)
+        seen = train(RegressionTraining(network, drawn, config, context), out, metadata)
+        report(seen, config, out, context)

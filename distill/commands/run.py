@@ -19,8 +19,11 @@ from distill.commands.options import (
     RecipeOption,
     SeedOption,
     ShardOption,
+    TeacherOption,
     chosen_device,
-    recipes_own,
+    default_from_recipe,
+    read_recipe,
+    read_teacher,
     report,
 )
 from distill.errors import UserError
@@ -28,13 +31,13 @@ from distill.training.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from distill.networks import Denoiser, NetworkLayout
-    from distill.recipe import SidConfig
-    from distill.training.distributed import World
+    from distill.recipe import DistillationConfig
+    from distill.training.distributed import DistributedContext
 
 
 def run(
     out: OutFolder,
-    teacher: Annotated[Path, typer.Option(help="The teacher: a network.safetensors.")],
+    teacher: TeacherOption,
     recipe: RecipeOption = "fashion",
     generator: Annotated[
         Path | None,
@@ -47,8 +50,8 @@ def run(
     features: Annotated[
         str | None,
         typer.Option(
-            help="Feature network over which the distance is measured along the way, as 'evaluate' "
-            "takes it; 'none' measures nothing. Left out: the recipe's.",
+            help="Feature extractor over which the distance is measured along the way, as "
+            "'evaluate' takes it; 'none' measures nothing. Left out: the recipe's.",
             show_default=False,
         ),
     ] = None,
@@ -66,31 +69,35 @@ def run(
     precision: PrecisionOption = None,
     lr: LrOption = None,
     fake_lr: Annotated[
-        float | None, recipes_own("Learning rate of the fake-score network.")
+        float | None, default_from_recipe("Learning rate of the fake-score network.")
     ] = None,
     cooldown: Annotated[
-        int | None, recipes_own("The last images, over which the learning rates fall to 0.")
+        int | None, default_from_recipe("The last images, over which the learning rates fall to 0.")
     ] = None,
     alpha: Annotated[
         float | None,
-        recipes_own("Weight of the squared score gap: 1.0 is safe, 1.2 the paper's on CIFAR-10."),
+        default_from_recipe(
+            "Weight of the squared score gap: 1.0 is safe, 1.2 the paper's on CIFAR-10."
+        ),
     ] = None,
     t_max: Annotated[
-        float | None, recipes_own("End of the noise levels compared, of 1000 (800: sigma 24.4).")
+        float | None,
+        default_from_recipe("End of the noise levels compared, of 1000 (800: sigma 24.4)."),
     ] = None,
     weighting: Annotated[
-        str | None, recipes_own("'sid' divides a sample's loss by |x - teacher|; or 'none'.")
+        str | None,
+        default_from_recipe("'sid' divides a sample's loss by |x - teacher|; or 'none'."),
     ] = None,
     sigma_init: Annotated[
         float | None,
-        recipes_own(
+        default_from_recipe(
             "Noise level at which the generator denoises pure noise. Of a recipe that names none: "
-            "the spread of the teacher's mean colours times the pictures' side."
+            "the spread of the teacher's mean colours times the images' side."
         ),
     ] = None,
     augment: AugmentOption = None,
     dropout: Annotated[
-        float | None, recipes_own("Dropout of fake score and generator while they learn.")
+        float | None, default_from_recipe("Dropout of fake score and generator while they learn.")
     ] = None,
     class_frequencies: Annotated[
         str | None,
@@ -110,27 +117,25 @@ def run(
     The result is OUT/network.safetensors; OUT/curve.jsonl holds the distance along the way.
     """
     keep_freed_memory()
-    from distill.checkpoints import load_network
     from distill.evaluation.evaluate import measure, one_step_sampler
-    from distill.evaluation.features import load_detector
-    from distill.evaluation.observed import checked_reference
-    from distill.evaluation.reference import load_references, own_reference
-    from distill.methods.sid import SidTraining
-    from distill.recipe import load_recipe, override
-    from distill.training.distributed import join_world
+    from distill.evaluation.feature_stats import checked_reference
+    from distill.evaluation.features import load_extractor
+    from distill.evaluation.reference import bundled_reference, load_references
+    from distill.methods.registry import METHODS
+    from distill.recipe import override
+    from distill.training.distillation import Distillation
+    from distill.training.distributed import join_process_group
     from distill.training.loop import train
 
-    chosen = load_recipe(recipe)
-    network, origin = load_network(teacher)
-    if origin.get("role") != "teacher":
-        raise UserError(f"{teacher} is a {origin.get('role')}: --teacher takes a teacher")
+    chosen, section = read_recipe(recipe)
+    network, origin = read_teacher(teacher)
     if difference := _difference(chosen.network, network.config):
         typer.echo(f"note: {difference}; its rates may not suit", err=True)
     start = None if generator is None else _start(generator, network, origin, sigma_init)
     if start is not None:
         sigma_init = start.sigma_init
     given = override(
-        chosen.sid,
+        section,
         total_images=images,
         batch=batch,
         microbatch=microbatch,
@@ -148,45 +153,49 @@ def run(
         ema_halflife=ema_halflife,
         seed=seed,
     )
-    detector_name = features or chosen.features or "none"
-    detector, real = None, None
-    if detector_name != "none":
-        detector = load_detector(detector_name)
-        detector.check_fits(network, origin["classes"])
+    extractor_name = features or chosen.features or "none"
+    extractor, real = None, None
+    if extractor_name != "none":
+        extractor = load_extractor(extractor_name)
+        extractor.check_fits(network, origin["classes"])
         files = [] if reference is None else [reference]
-        real = load_references(files, [detector]).get(detector.sha256) or own_reference(detector)
-        checked_reference(detector.name, real, ())
+        real = load_references(files, [extractor]).get(extractor.sha256) or bundled_reference(
+            extractor
+        )
+        checked_reference(extractor.name, real, ())
 
-    fixed = sigma_init is not None or "sigma_init" in chosen.sid.model_fields_set
-    with join_world(chosen_device(device), shard) as world:
-        started_from = _origin(teacher, detector_name, recipe)
-        config = given if fixed else _with_fitting_level(given, network, out, started_from, world)
-        facts = (
+    fixed = sigma_init is not None or "sigma_init" in section.model_fields_set
+    with join_process_group(chosen_device(device), shard) as context:
+        started_from = _origin(teacher, extractor_name, recipe)
+        config = given if fixed else _with_fitting_level(given, network, out, started_from, context)
+        metadata = (
             origin
             | config.model_dump(exclude_none=True, exclude={"betas", "checkpoint_every"})
             | {
                 "role": "generator",
                 "recipe": recipe,
+                "method": chosen.method,
                 "teacher_images_seen": origin.get("images_seen"),
             }
         )
         if start is not None:
-            facts["started_from"] = start.described
+            metadata["started_from"] = start.described
 
         def distance(generator: "Denoiser") -> dict[str, Any]:
-            assert detector is not None
+            assert extractor is not None
             sampler = one_step_sampler(generator, config.sigma_init)
-            # A sharded network computes on all processes at once: each draws all pictures.
-            drawn_by = None if world.shard else world
-            measured = measure(sampler, generator, detector, reference=real, world=drawn_by)
-            return {"features": detector.name, **measured}
+            # A sharded network computes on all processes at once: each draws all images.
+            drawn_by = None if context.shard else context
+            measured = measure(sampler, generator, extractor, reference=real, context=drawn_by)
+            return {"features": extractor.name, **measured}
 
-        training = SidTraining(network, config, world, None if start is None else start.network)
-        if detector is not None:
-            detector.network.to(world.device)
-        evaluate = None if detector is None else distance
-        seen = train(training, out, facts, evaluate, origin=started_from)
-        report(seen, config, out, world)
+        method = METHODS[chosen.method](config)
+        training = Distillation(method, network, context, None if start is None else start.network)
+        if extractor is not None:
+            extractor.network.to(context.device)
+        evaluate = None if extractor is None else distance
+        seen = train(training, out, metadata, evaluate, origin=started_from)
+        report(seen, config, out, context)
 
 
 class _Start(NamedTuple):
@@ -201,25 +210,25 @@ def _start(
     """Read the network in which a generator starts, and check that it fits."""
     from distill.checkpoints import load_network
 
-    network, facts = load_network(file)
-    if facts["role"] != "generator" or "sigma_init" not in facts:
+    network, metadata = load_network(file)
+    if metadata["role"] != "generator" or "sigma_init" not in metadata:
         raise UserError(
             f"{file} is no generator with a sigma_init: --generator takes a network of "
             "'sid-distill regress' or of a run"
         )
     shape = network.config.model_copy(update={"dropout": teacher.config.dropout})
-    if shape != teacher.config or facts["classes"] != origin["classes"]:
+    if shape != teacher.config or metadata["classes"] != origin["classes"]:
         raise UserError(
             f"{file} is of another shape or of other classes than the teacher: --generator takes "
             "one that began with this teacher"
         )
-    if sigma_init not in (None, facts["sigma_init"]):
+    if sigma_init not in (None, metadata["sigma_init"]):
         raise UserError(
-            f"{file} denoises at sigma_init {facts['sigma_init']:g}, not at {sigma_init:g}: leave "
-            "--sigma-init out"
+            f"{file} denoises at sigma_init {metadata['sigma_init']:g}, not at {sigma_init:g}: "
+            f"leave --sigma-init out"
         )
-    described = f"{facts.get('images_seen')} images of {facts.get('method', 'SiD')}"
-    return _Start(network, facts["sigma_init"], described)
+    described = f"{metadata.get('images_seen')} images of {metadata.get('method', 'sid')}"
+    return _Start(network, metadata["sigma_init"], described)
 
 
 def _numbers(text: str) -> list[float]:
@@ -247,8 +256,12 @@ def _difference(recipe: "NetworkLayout", teacher: "NetworkLayout") -> str | None
 
 
 def _with_fitting_level(
-    config: "SidConfig", teacher: "Denoiser", out: Path, origin: dict[str, Any], world: "World"
-) -> "SidConfig":
+    config: "DistillationConfig",
+    teacher: "Denoiser",
+    out: Path,
+    origin: dict[str, Any],
+    context: "DistributedContext",
+) -> "DistillationConfig":
     """Choose sigma_init by the teacher, show it, and note it in `origin`.
 
     A run that is resumed keeps the one that it began with, which its state holds. Process 0 looks,
@@ -259,15 +272,15 @@ def _with_fitting_level(
     from distill.training.start_level import fitting_sigma_init
 
     state, level = out / "state.pt", None
-    if world.is_main and state.is_file():
+    if context.is_main and state.is_file():
         level = load_settings(state).get("sigma_init")
-    level = world.from_main(level)
+    level = context.broadcast_from_main(level)
     if level is None:
-        level, spread = fitting_sigma_init(teacher.to(world.device).eval())
-        level = world.from_main(level)
-        if world.is_main:
+        level, spread = fitting_sigma_init(teacher.to(context.device).eval())
+        level = context.broadcast_from_main(level)
+        if context.is_main:
             typer.echo(
-                f"sigma_init {level:g}: mean colours of the teacher's pictures of a class spread "
+                f"sigma_init {level:g}: mean colours of the teacher's images of a class spread "
                 f"by {spread:.2g}, times {teacher.config.img_resolution} pixels"
             )
     origin["sigma_init"] = level

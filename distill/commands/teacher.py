@@ -19,6 +19,7 @@ from distill.commands.options import (
     ShardOption,
     chosen_device,
     read_images,
+    read_recipe,
     report,
 )
 from distill.errors import UserError
@@ -49,11 +50,11 @@ def teacher(
     keep_freed_memory()
     from distill.data.augment import AUGMENT_DIM
     from distill.methods.teacher import TeacherTraining
-    from distill.recipe import load_recipe, override
-    from distill.training.distributed import join_world
+    from distill.recipe import override
+    from distill.training.distributed import join_process_group
     from distill.training.loop import train
 
-    chosen = load_recipe(recipe)
+    chosen, _ = read_recipe(recipe)
     if chosen.teacher is None:
         raise UserError(
             f"the recipe {recipe} distils a released teacher and does not train one: import that, "
@@ -83,14 +84,14 @@ def teacher(
         label_dim=len(dataset.classes),
         augment_dim=AUGMENT_DIM if config.augment else 0,
     )
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "role": "teacher",
         "recipe": recipe,
         "data": f"{dataset.name}, {len(dataset)} images",
         "classes": list(dataset.classes),
     }
     if licence := chosen.licence_for(dataset.name):
-        facts["licence"] = licence
-    with join_world(computes_on, shard) as world:
-        seen = train(TeacherTraining(network, config, dataset, world), out, facts)
-        report(seen, config, out, world)
+        metadata["licence"] = licence
+    with join_process_group(computes_on, shard) as context:
+        seen = train(TeacherTraining(network, config, dataset, context), out, metadata)
+        report(seen, config, out, context)

@@ -1,7 +1,7 @@
 """Non-leaking augmentation: images bent at random, and labels that tell a denoiser how.
 
 EDM (arXiv 2206.00364, appendix F.2, table 6): a denoiser that is told what was done to an image
-learns both, and draws unbent pictures when the labels are zero.
+learns both, and draws unbent images when the labels are zero.
 """
 
 import math
@@ -49,7 +49,7 @@ def augment(images: Tensor, probability: float) -> tuple[Tensor, Tensor]:
     stretch, axis = normal(), angle()
     shift_x, shift_y = normal(), normal()
 
-    one = torch.ones(n, device=device)
+    ones = torch.ones(n, device=device)
     # From places in the bent image to places in the original, in units of half a width.
     inverse = (
         _scaling(torch.exp2(-STRETCH * scale), torch.exp2(-STRETCH * scale))
@@ -64,7 +64,7 @@ def augment(images: Tensor, probability: float) -> tuple[Tensor, Tensor]:
     bent = (torch.stack([scale, rotation, stretch, shift_x, shift_y]) != 0).any(dim=0)
     images = torch.where(bent.view(n, 1, 1, 1), _transform(flipped, inverse), flipped)
     labels = [
-        mirror, flip, scale, rotation.cos() - one, rotation.sin(),
+        mirror, flip, scale, rotation.cos() - ones, rotation.sin(),
         stretch * axis.cos(), stretch * axis.sin(), shift_x, shift_y,
     ]  # fmt: skip
     return images, torch.stack(labels, dim=1)

@@ -8,7 +8,6 @@ set is a function of the split, the count and the size.
 import io
 import json
 import multiprocessing
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +20,8 @@ from typing import Any, Literal
 from PIL import Image
 
 from distill.errors import UserError
+from distill.threads import available_cpus
+from service.bundle import add_to_zip, write_atomically
 
 Split = Literal["train", "test"]
 
@@ -40,7 +41,6 @@ STYLES = {
 OVERSAMPLING = 2
 SIZE_STEP = 8  # the recipe's network halves maps of 2x2 patches twice
 PER_TASK = 100  # avatars that a process draws at a time
-FIXED_DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can say: the same bytes on every day
 
 
 @dataclass(frozen=True)
@@ -144,25 +144,22 @@ def write_dataset(
     _libraries()  # a missing package is told here, not by another process
     text = {"LICENCES.txt": licences(), "classes.txt": list(STYLES)}
     tasks = list(_tasks(count, size, split))
-    unfinished = path.with_name(f"{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Started afresh: a fork of a process that has threads (torch's) may hang.
     context = multiprocessing.get_context("spawn")
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
+
+    def fill(file: Path) -> None:
         with (
-            zipfile.ZipFile(unfinished, "w") as archive,
-            ProcessPoolExecutor(workers, mp_context=context) as pool,
+            zipfile.ZipFile(file, "w") as archive,
+            ProcessPoolExecutor(available_cpus(), mp_context=context) as pool,
         ):
             for name, lines in text.items():
-                _add(archive, name, "\n".join([*lines, ""]).encode())
+                add_to_zip(archive, name, "\n".join([*lines, ""]).encode())
             drawn = progress(pool.map(draw, tasks), len(tasks))
             for task, pngs in zip(tasks, drawn, strict=True):
                 for number, png in zip(task.numbers, pngs, strict=True):
-                    _add(archive, f"{task.class_name}/{number:06}.png", png)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+                    add_to_zip(archive, f"{task.class_name}/{number:06}.png", png)
+
+    write_atomically(path, fill)
 
 
 def _tasks(count: int, size: int, split: Split) -> Iterator[Task]:
@@ -201,10 +198,3 @@ def _missing(error: ModuleNotFoundError) -> UserError:
     return UserError(
         f"drawing avatars needs {error.name}: pip install dicebear-core dicebear-styles resvg-py"
     )
-
-
-def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    entry = zipfile.ZipInfo(name, FIXED_DATE)  # stored: a PNG does not shrink again
-    entry.create_system = 3  # a zip otherwise says on which system it was made
-    entry.external_attr = 0o644 << 16
-    archive.writestr(entry, content)

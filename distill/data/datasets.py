@@ -94,7 +94,7 @@ def load_dataset(
             all at the top for no classes, or as EDM's dataset_tool writes it. None looks where
             Debian's package puts Fashion-MNIST.
         split: "train" or "test", for idx files only; an image folder is one split.
-        resolution: size to which an image folder's pictures are cropped and scaled.
+        resolution: size to which an image folder's images are cropped and scaled.
         background: colour behind transparent pixels, by its CSS name or as "#rrggbb".
 
     Raises:

@@ -217,8 +217,8 @@ def formats() -> list[str]:
 @cache
 def _suffixes() -> set[str]:
     """Suffixes of those formats, in lower case."""
-    known = Image.registered_extensions()
-    return {suffix for suffix, name in known.items() if name in formats()}
+    registered = Image.registered_extensions()
+    return {suffix for suffix, name in registered.items() if name in formats()}
 
 
 @cache

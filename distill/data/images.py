@@ -1,4 +1,4 @@
-"""Pixels: from a network's output to uint8, and pictures of many images."""
+"""Pixels: from a network's output to uint8, and grids of many images."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.atomic_files import write_atomically
+from service.bundle import write_atomically
 
 
 def to_pixels(images: Tensor) -> Tensor:

@@ -58,8 +58,8 @@ class Notes:
         return f"; passed over: {', '.join(reasons)}"
 
     def _sizes(self) -> str:
-        found = sorted(self.sizes, key=lambda size: (size[0] * size[1], size))
-        shown = [f"{width}x{height}" for width, height in found]
+        sizes = sorted(self.sizes, key=lambda size: (size[0] * size[1], size))
+        shown = [f"{width}x{height}" for width, height in sizes]
         if len(shown) <= EXAMPLES:
             return ", ".join(shown)
         return f"{len(shown):,} sizes from {shown[0]} to {shown[-1]}"

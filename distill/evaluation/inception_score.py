@@ -1,4 +1,4 @@
-"""The Inception score: are pictures clear each, and various together? A pure function, float64."""
+"""The Inception score: are images clear each, and various together? A pure function, float64."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +10,10 @@ SPLITS = 10
 def inception_score(
     probabilities: NDArray[np.floating], splits: int = SPLITS
 ) -> tuple[float, float]:
-    """exp(mean over pictures of KL(p(class | picture) || p(class))) (Salimans et al. 2016).
+    """exp(mean over images of KL(p(class | image) || p(class))) (Salimans et al. 2016).
 
     Args:
-        probabilities: of each class for each picture [N, K], rows summing to 1; N at least
+        probabilities: of each class for each image [N, K], rows summing to 1; N at least
             `splits`.
         splits: parts, in order, each scored against its own p(class).
 

@@ -5,11 +5,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from distill.atomic_files import write_atomically
 from distill.errors import UserError
 from distill.evaluation import inception
 from distill.evaluation.protocol import Name
-from service.bundle import sha256_file
+from service.bundle import sha256_file, write_atomically
 
 
 class Measurement(BaseModel):
@@ -18,15 +17,15 @@ class Measurement(BaseModel):
     Attributes:
         role: of the network.
         network_sha256: of its file: a network trained on is another network.
-        features: name of the feature network.
+        features: name of the feature extractor.
         features_sha256: of its file.
-        reference: what the pictures were compared with.
-        reference_data_sha256: `Dataset.digest` of the real pictures, where it is known.
+        reference: what the images were compared with.
+        reference_data_sha256: `Dataset.digest` of the real images, where it is known.
         protocol: one of `distill.evaluation.protocol`.
-        images, first_seed: which pictures were drawn, in the first trial.
-        evaluations: network evaluations a picture.
+        images, first_seed: which images were drawn, in the first trial.
+        evaluations: network evaluations an image.
         distance: Fréchet distance to the reference.
-        accuracy: share of pictures taken for the class asked for; None without classes.
+        accuracy: share of images taken for the class asked for; None without classes.
         precision, recall: improved precision and recall (Kynkäänniemi et al. 2019).
         kernel_distance: KID's estimate over these features (Binkowski et al. 2018).
         class_score: the Inception score over this network's classes (Salimans et al. 2016).
@@ -34,7 +33,7 @@ class Measurement(BaseModel):
             the best of three, over the subsets of that trial.
         trials: the figures of each, where there are several.
         real_distance, real_accuracy: the same of held-out real images, where there are any.
-        others: the same pictures over other feature networks.
+        others: the same images over other feature extractors.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -27,7 +27,7 @@ def precision_recall(
 
     Returns:
         Precision, the share of generated features within the real ones' manifold (do the
-        pictures look real?), and recall, the share of real features within the generated ones'
+        images look real?), and recall, the share of real features within the generated ones'
         (is everything real drawn?).
     """
     a, b = generated.astype(np.float64), real.astype(np.float64)
@@ -48,5 +48,5 @@ def _distances(points: Array, cloud: Array) -> Iterator[Array]:
     squares = np.square(cloud).sum(axis=1)
     for start in range(0, len(points), CHUNK):
         part = points[start : start + CHUNK]
-        own = np.square(part).sum(axis=1)
-        yield own[:, None] + squares - 2 * (part @ cloud.T)
+        squared_norms = np.square(part).sum(axis=1)
+        yield squared_norms[:, None] + squares - 2 * (part @ cloud.T)

@@ -1,4 +1,4 @@
-"""How often pictures are drawn and what becomes of the trials' figures."""
+"""How often images are drawn and what becomes of the trials' figures."""
 
 import statistics
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ Name = Literal["one", "edm", "sid"]
 class Protocol:
     """A way of measuring that has a name.
 
-    Trial k of N pictures takes the seeds from first_seed + k N on, classes from 0 again.
+    Trial k of N images takes the seeds from first_seed + k N on, classes from 0 again.
 
     Attributes:
         trials: how many.
-        images: pictures in each, unless the user says otherwise.
+        images: images in each, unless the user says otherwise.
     """
 
     trials: int

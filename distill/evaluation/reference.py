@@ -1,7 +1,7 @@
-"""The real pictures that generated ones are compared with: statistics in the usual .npz.
+"""The real images that generated ones are compared with: statistics in the usual .npz.
 
 `mu` [D] and `sigma` [D, D] are what EDM's and pytorch-fid's files hold. Ours say besides over
-which feature network they were made and of what data; other programs pass that over.
+which feature extractor they were made and of what data; other programs pass that over.
 """
 
 import zipfile
@@ -15,17 +15,17 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from distill.atomic_files import write_atomically
 from distill.data.datasets import Dataset
 from distill.errors import UserError
-from distill.evaluation.detector import Detector, Floats
+from distill.evaluation.feature_extractor import FeatureExtractor, Floats
 from distill.evaluation.frechet import Statistics
 from distill.evaluation.moments import Moments
+from service.bundle import write_atomically
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Real pictures as one feature network sees them.
+    """Real images as one feature extractor sees them.
 
     Attributes:
         statistics: mean and covariance of their features.
@@ -43,22 +43,25 @@ class Reference:
     data_sha256: str | None = None
 
 
-def own_reference(detector: Detector) -> Reference | None:
-    """The statistics that a detector brings with it, if it does."""
-    if detector.reference is None or detector.facts is None:
+def bundled_reference(extractor: FeatureExtractor) -> Reference | None:
+    """The statistics that an extractor brings with it, if it does."""
+    if extractor.reference is None or extractor.metadata is None:
         return None
-    count = detector.facts.train_images
-    return Reference(detector.reference, f"{count} training images", count=count)
+    count = extractor.metadata.train_images
+    return Reference(extractor.reference, f"{count} training images", count=count)
 
 
 def make_reference(
-    data: Dataset, detector: Detector, images: int | None = None, keep_features: bool = True
+    data: Dataset,
+    extractor: FeatureExtractor,
+    images: int | None = None,
+    keep_features: bool = True,
 ) -> Reference:
-    """Look at real pictures.
+    """Look at real images.
 
     Args:
-        data: the pictures.
-        detector: the feature network.
+        data: the images.
+        extractor: the feature extractor.
         images: how many of them, drawn at random (the same ones each time); None for all.
         keep_features: keep the features themselves too.
 
@@ -71,9 +74,9 @@ def make_reference(
     chosen = torch.arange(len(data))
     if count < len(data):
         chosen = torch.from_numpy(np.random.RandomState(0).permutation(len(data))[:count]).sort()[0]
-    moments, kept = Moments.none(detector.network.dimensions), []
-    for indices in tqdm(chosen.split(500), unit="batch", desc=f"real images, {detector.name}"):
-        features, _ = detector.observe(data.images[indices])
+    moments, kept = Moments.none(extractor.network.dimensions), []
+    for indices in tqdm(chosen.split(500), unit="batch", desc=f"real images, {extractor.name}"):
+        features, _ = extractor.extract(data.images[indices])
         moments = moments.merge(Moments.of(features))
         if keep_features:
             kept.append(features)
@@ -86,13 +89,13 @@ def make_reference(
     )
 
 
-def save_reference(path: Path, reference: Reference, detector: Detector) -> None:
-    """Write a reference, with the name and hash of the feature network that it was made over."""
+def save_reference(path: Path, reference: Reference, extractor: FeatureExtractor) -> None:
+    """Write a reference, with the name and hash of the feature extractor that it was made over."""
     arrays = {
         "mu": reference.statistics.mu,
         "sigma": reference.statistics.sigma,
-        "network": np.array(detector.name),
-        "network_sha256": np.array(detector.sha256),
+        "network": np.array(extractor.name),
+        "network_sha256": np.array(extractor.sha256),
         "described": np.array(reference.described),
     }
     optional = {
@@ -109,35 +112,37 @@ def save_reference(path: Path, reference: Reference, detector: Detector) -> None
     write_atomically(path, write)
 
 
-def load_references(paths: Sequence[Path], detectors: Sequence[Detector]) -> dict[str, Reference]:
-    """Read reference files, each for the feature network it was made over.
+def load_references(
+    paths: Sequence[Path], extractors: Sequence[FeatureExtractor]
+) -> dict[str, Reference]:
+    """Read reference files, each for the feature extractor it was made over.
 
     Returns:
-        By `Detector.sha256`.
+        By `FeatureExtractor.sha256`.
 
     Raises:
         UserError: a file is no reference, was made over another network than those of
             `detectors`, has other dimensions than its network, or does not say over which
             network it was made while there are several.
     """
-    return dict(_load(path, detectors) for path in paths)
+    return dict(_load(path, extractors) for path in paths)
 
 
-def _load(path: Path, detectors: Sequence[Detector]) -> tuple[str, Reference]:
+def _load(path: Path, extractors: Sequence[FeatureExtractor]) -> tuple[str, Reference]:
     arrays = _read_arrays(path)
     mu, sigma = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
-    detector = _owner(path, arrays, detectors)
-    dimensions = detector.network.dimensions
+    extractor = _owner(path, arrays, extractors)
+    dimensions = extractor.network.dimensions
     if len(mu) != dimensions:
         raise UserError(
-            f"{path} holds {len(mu)} features a picture, {detector.name} has {dimensions}: it was "
+            f"{path} holds {len(mu)} features an image, {extractor.name} has {dimensions}: it was "
             "made over another network"
         )
     features = arrays.get("features")
     if features is not None and (features.ndim != 2 or features.shape[1] != dimensions):
         raise UserError(f"{path}: features of shape {features.shape}, expected [N, {dimensions}]")
     count = arrays.get("count")
-    return detector.sha256, Reference(
+    return extractor.sha256, Reference(
         Statistics(mu, sigma),
         f"{arrays.get('described', 'statistics')} in {path.name}",
         None if features is None else features.astype(np.float32),
@@ -148,44 +153,44 @@ def _load(path: Path, detectors: Sequence[Detector]) -> tuple[str, Reference]:
 
 def _read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
     """Read a .npz, executing nothing in it; mu and sigma are checked, the rest is as it is."""
-    wanted = "expected a .npz with mu [D] and sigma [D, D]"
+    expected = "expected a .npz with mu [D] and sigma [D, D]"
     if not path.is_file():
         raise UserError(f"no reference at {path}: make one with 'sid-distill reference'")
     try:
         with np.load(path, allow_pickle=False) as file:
-            known = ("network", "network_sha256", "described", "features", "count", "data_sha256")
+            names = ("network", "network_sha256", "described", "features", "count", "data_sha256")
             arrays = {name: file[name] for name in ("mu", "sigma")}
-            arrays |= {name: file[name] for name in known if name in file}
+            arrays |= {name: file[name] for name in names if name in file}
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is no reference ({error}): {wanted}") from None
+        raise UserError(f"{path} is no reference ({error}): {expected}") from None
     except AttributeError:  # a single array, .npy
-        raise UserError(f"{path} is no reference (one array): {wanted}") from None
+        raise UserError(f"{path} is no reference (one array): {expected}") from None
     mu, sigma = arrays["mu"], arrays["sigma"]
     if mu.ndim != 1 or sigma.shape != 2 * mu.shape:
-        raise UserError(f"{path}: mu has shape {mu.shape}, sigma {sigma.shape}: {wanted}")
+        raise UserError(f"{path}: mu has shape {mu.shape}, sigma {sigma.shape}: {expected}")
     numbers = [mu, sigma, *(arrays[name] for name in ("features",) if name in arrays)]
     if not all(a.dtype.kind in "fiu" and np.isfinite(a).all() for a in numbers):
-        raise UserError(f"{path} holds values that are not finite numbers: {wanted}")
+        raise UserError(f"{path} holds values that are not finite numbers: {expected}")
     if "count" in arrays and (arrays["count"].shape or arrays["count"].dtype.kind not in "iu"):
-        raise UserError(f"{path}: its count of images is no whole number: {wanted}")
+        raise UserError(f"{path}: its count of images is no whole number: {expected}")
     return arrays
 
 
 def _owner(
-    path: Path, arrays: dict[str, NDArray[np.generic]], detectors: Sequence[Detector]
-) -> Detector:
-    """The feature network that a reference was made over."""
+    path: Path, arrays: dict[str, NDArray[np.generic]], extractors: Sequence[FeatureExtractor]
+) -> FeatureExtractor:
+    """The feature extractor that a reference was made over."""
     if "network_sha256" not in arrays:
-        if len(detectors) > 1:
+        if len(extractors) > 1:
             raise UserError(
-                f"{path} does not say over which feature network it was made: name one --features"
+                f"{path} does not say over which feature extractor it was made: name one --features"
             )
-        return detectors[0]
-    for detector in detectors:
-        if detector.sha256 == str(arrays["network_sha256"]):
-            return detector
+        return extractors[0]
+    for extractor in extractors:
+        if extractor.sha256 == str(arrays["network_sha256"]):
+            return extractor
     raise UserError(
         f"{path} was made over {arrays.get('network', 'another network')} "
         f"({str(arrays['network_sha256'])[:12]}), not over "
-        + " or ".join(f"{d.name} ({d.sha256[:12]})" for d in detectors)
+        + " or ".join(f"{d.name} ({d.sha256[:12]})" for d in extractors)
     )

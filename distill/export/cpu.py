@@ -1,13 +1,16 @@
 """The folded network in the form that processors compute fastest.
 
-The same function in float32, said in other operators (`docs/results.md` has what it is worth):
+The same function in float32, said in other operators; what that is worth:
+docs/results/export-and-engines.md.
 
 - A group normalisation is an instance normalisation of the groups and a batch normalisation that
   scales and shifts channels. ONNX Runtime has a kernel for each of those on processors, and none
   for the whole: it would compute twenty operators instead.
-- A wide 3x3 convolution is Winograd's F(4x4, 3x3) (`distill.networks.winograd` has the algorithm),
-  a quarter of the multiplications: its transforms are products with constant matrices, and the
-  rest is 36 matrix products, which engines compute near the processor's peak.
+- A wide 3x3 convolution is Winograd's F(4x4, 3x3) (Lavin and Gray 2015, arXiv 1509.09308, section
+  4.3): a tile of 4x4 outputs comes from a tile d of 6x6 inputs and the filter g by
+  A^T [(G g G^T) * (B^T d B)] A, a quarter of the multiplications. Its transforms are products with
+  constant matrices, and the rest is 36 matrix products, which engines compute near the processor's
+  peak.
 - Wide maps have their channels inside, [N, H, W, C]. Each layer here turns its input so and its
   output back; ONNX Runtime's optimiser then takes out the pairs that meet (`cancel_transposes`).
   The group normalisation of such a map is two sums over it and one scale and shift.
@@ -29,11 +32,39 @@ from torch import Tensor, nn
 
 from distill.export.one_step import FoldedGenerator
 from distill.networks.layers import BOX, Conv2d, GroupNorm, kaiming
-from distill.networks.winograd import FILTER, INPUT, OUTPUT, TILE
 
 # Below it the transforms cost more than the multiplications they save.
 WIDE = 128
+TILE = 4  # outputs along a side of a tile; heights and widths are multiples of it
 _SPAN = 6  # inputs along a side of a tile
+
+# The matrices of the paper's equation 31, float64.
+INPUT = torch.tensor(  # B^T
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ],
+    dtype=torch.float64,
+)
+FILTER = torch.tensor(  # G
+    [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ],
+    dtype=torch.float64,
+)
+OUTPUT = torch.tensor(  # A^T
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
+    dtype=torch.float64,
+)
 
 
 def rewrite_wide_layers(generator: FoldedGenerator, *inputs: Tensor) -> None:
@@ -84,7 +115,9 @@ def split_group_norms(model: onnx.ModelProto) -> None:
             graph.node.append(node)
             continue
         (x, weight, bias), (y,) = node.input, node.output
-        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        attributes = {
+            attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute
+        }
         groups, channels = attributes["num_groups"], weights[weight].dims[0]
 
         def constant(name: str, values: Any, y: str = y) -> str:

@@ -1,4 +1,4 @@
-"""The gate: no graph is published that draws another picture than float32 torch."""
+"""The gate: no graph is published that draws another image than float32 torch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,32 +11,32 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from distill.atomic_files import write_atomically
 from distill.errors import UserError
-from distill.evaluation.detector import Detector
+from distill.evaluation.feature_extractor import FeatureExtractor
 from distill.evaluation.frechet import frechet_distance, statistics
-from distill.evaluation.reference import own_reference
+from distill.evaluation.reference import bundled_reference
 from distill.export.one_step import PixelGenerator
 from service.bundle import (
     CLASS_LABELS,
     FILENAMES,
     LATENTS,
     MEAN_DIFFERENCE,
-    Bounds,
     Graph,
     Measured,
     Precision,
+    Tolerance,
     latents,
+    write_atomically,
 )
 
 Pixels = NDArray[np.uint8]
 Draw = Callable[[dict[str, NDArray[Any]]], Pixels]
 
 
-def _bounds(
+def _tolerance(
     precision: Precision, difference: int, differing_share: float, distance_change: float
-) -> Bounds:
-    return Bounds(
+) -> Tolerance:
+    return Tolerance(
         max_difference=difference,
         max_differing_share=differing_share,
         max_mean_difference=MEAN_DIFFERENCE[precision],
@@ -44,100 +44,102 @@ def _bounds(
     )
 
 
-# What still counts as the same picture. float32 engines add in another order than torch: one level
+# What still counts as the same image. float32 engines add in another order than torch: one level
 # in a few pixels. Fewer bits are a little noise everywhere, which is what the mean judges, but a
-# pixel at a sharp edge may move far (docs/results.md). Each holds for a picture of its own too, as
+# pixel at a sharp edge may move far (docs/results.md). Each holds for an image of its own too, as
 # the canary is one. Nor may the distance move by more than other seeds would move it.
-BOUNDS: dict[Precision, Bounds] = {
-    "float32": _bounds("float32", 1, 0.01, 0.005),
-    "float16": _bounds("float16", 4, 0.25, 0.01),
-    "bfloat16": _bounds("bfloat16", 64, 0.75, 0.03),
-    "int8": _bounds("int8", 128, 0.9, 0.05),
+TOLERANCES: dict[Precision, Tolerance] = {
+    "float32": _tolerance("float32", 1, 0.01, 0.005),
+    "float16": _tolerance("float16", 4, 0.25, 0.01),
+    "bfloat16": _tolerance("bfloat16", 64, 0.75, 0.03),
 }
-# The mean's bound is for 99 pictures in 100: one with a sharp edge may be further off, but none by
+# The mean's bound is for 99 images in 100: one with a sharp edge may be further off, but none by
 # more than so many times.
 _USUAL, _OUTLIER = 0.99, 4
-_COMPARED = 64  # pictures; with a detector more, for the distance
+_COMPARED = 64  # images; with an extractor more, for the distance
 _DISTANCE_IMAGES = 2000
 _LARGEST_BATCH, _ALONE = 32, 8  # both ends of the dynamic batch
 
 
 @dataclass(frozen=True)
-class Truth:
-    """Float32 torch's pictures of the first seeds, class i mod classes, and who may judge them.
+class ReferenceImages:
+    """Float32 torch's images of the first seeds, class i mod classes, and who may judge them.
 
     Attributes:
-        inputs: of the graph, for all pictures.
+        inputs: of the graph, for all images.
         pixels: uint8 [N, H, W, C].
-        detector: the feature network for the distance; None: it is not measured.
+        extractor: the feature extractor for the distance; None: it is not measured.
     """
 
     inputs: dict[str, NDArray[Any]]
     pixels: Pixels
-    detector: Detector | None
+    extractor: FeatureExtractor | None
 
 
 @torch.no_grad()
-def draw_truth(module: PixelGenerator, detector: Detector | None) -> Truth:
+def draw_reference_images(
+    module: PixelGenerator, extractor: FeatureExtractor | None
+) -> ReferenceImages:
     """Draw what graphs are measured against; raises UserError if the network is not finite."""
     config = module.generator.config
-    count = _DISTANCE_IMAGES if detector and own_reference(detector) else _COMPARED
+    count = _DISTANCE_IMAGES if extractor and bundled_reference(extractor) else _COMPARED
     seeds = range(count)
-    shape = (config.img_channels, config.img_resolution, config.img_resolution)
-    inputs: dict[str, NDArray[Any]] = {LATENTS: latents(seeds, shape)}
+    inputs: dict[str, NDArray[Any]] = {LATENTS: latents(seeds, config.latent_shape)}
     if config.label_dim:
         inputs[CLASS_LABELS] = np.arange(count, dtype=np.int64) % config.label_dim
     if not all(parameter.isfinite().all() for parameter in module.parameters()):
-        raise UserError("the generator's weights are not finite: it cannot draw pictures")
+        raise UserError("the generator's weights are not finite: it cannot draw images")
     parts = []
     for start in range(0, count, _LARGEST_BATCH):
         stop = start + _LARGEST_BATCH
         rows = [torch.from_numpy(value[start:stop]) for value in inputs.values()]
         parts.append(module(*rows).numpy())
-    return Truth(inputs, np.concatenate(parts), detector if count == _DISTANCE_IMAGES else None)
+    return ReferenceImages(
+        inputs, np.concatenate(parts), extractor if count == _DISTANCE_IMAGES else None
+    )
 
 
-def judge(path: Path, truth: Truth) -> tuple[Graph, Pixels]:
+def validate(path: Path, expected: ReferenceImages) -> tuple[Graph, Pixels]:
     """Measure a graph against float32 torch.
 
     Args:
         path: a graph under one of the names of a bundle, which says its precision.
-        truth: what it ought to draw.
+        expected: what it ought to draw.
 
     Returns:
-        Its bounds and what was measured, and the pictures it drew.
+        Its bounds and what was measured, and the images it drew.
 
     Raises:
-        UserError: it draws other pictures, or none at the ends of its dynamic batch.
+        UserError: it draws other images, or none at the ends of its dynamic batch.
     """
     precision = FILENAMES[path.name]
     engine, draw = _openvino(path) if precision == "bfloat16" else _onnxruntime(path)
-    count = len(truth.pixels)
+    count = len(expected.pixels)
     pixels = np.concatenate(
         [
-            draw(_rows(truth, start, start + _LARGEST_BATCH))
+            draw(_rows(expected, start, start + _LARGEST_BATCH))
             for start in range(0, count, _LARGEST_BATCH)
         ]
     )
-    alone = np.concatenate([draw(_rows(truth, row, row + 1)) for row in range(_ALONE)])
-    measured = measure(engine, pixels, alone, truth)
-    bounds = BOUNDS[precision]
-    canary = _levels(alone[0], truth.pixels[0])
-    if not (_keeps(measured, bounds) and bounds.allow(canary)):
-        raise UserError(f"{path.name} is refused: {_told(measured, bounds, precision)}")
+    alone = np.concatenate([draw(_rows(expected, row, row + 1)) for row in range(_ALONE)])
+    measured = measure(engine, pixels, alone, expected)
+    bounds = TOLERANCES[precision]
+    canary = _levels(alone[0], expected.pixels[0])
+    if not (_is_within(measured, bounds) and bounds.allow(canary)):
+        raise UserError(f"{path.name} is refused: {_describe(measured, bounds, precision)}")
     return Graph(precision=precision, bounds=bounds, measured=measured), pixels
 
 
-def measure(engine: str, pixels: Pixels, alone: Pixels, truth: Truth) -> Measured:
-    """How far pictures are from float32 torch's.
+def measure(engine: str, pixels: Pixels, alone: Pixels, expected: ReferenceImages) -> Measured:
+    """How far images are from float32 torch's.
 
     Args:
         engine: what drew them.
-        pixels: uint8 [N, H, W, C], all of `truth`, drawn in batches.
+        pixels: uint8 [N, H, W, C], all of `expected`, drawn in batches.
         alone: the first of them again, each drawn alone.
-        truth: what they ought to be.
+        expected: what they ought to be.
     """
-    difference = _levels(pixels, truth.pixels)
+    difference = _levels(pixels, expected.pixels)
     means = difference.reshape(len(difference), -1).mean(axis=1)
     return Measured(
         engine=engine,
@@ -147,65 +149,67 @@ def measure(engine: str, pixels: Pixels, alone: Pixels, truth: Truth) -> Measure
         mean_difference=float(np.quantile(means, _USUAL, method="higher")),
         worst_mean_difference=float(means.max()),
         batch_difference=int(_levels(alone, pixels[: len(alone)]).max()),
-        distance_change=_distance_change(pixels, truth),
+        distance_change=_distance_change(pixels, expected),
     )
 
 
-def _keeps(measured: Measured, bounds: Bounds) -> bool:
-    mean = bounds.max_mean_difference
+def _is_within(measured: Measured, tolerance: Tolerance) -> bool:
+    mean = tolerance.max_mean_difference
     return (
-        measured.difference <= bounds.max_difference
-        and measured.differing_share <= bounds.max_differing_share
+        measured.difference <= tolerance.max_difference
+        and measured.differing_share <= tolerance.max_differing_share
         and (mean is None or (measured.mean_difference or 0) <= mean)
         and (mean is None or (measured.worst_mean_difference or 0) <= _OUTLIER * mean)
-        and measured.batch_difference <= bounds.max_difference
-        and abs(measured.distance_change or 0) <= (bounds.max_distance_change or 0)
+        and measured.batch_difference <= tolerance.max_difference
+        and abs(measured.distance_change or 0) <= (tolerance.max_distance_change or 0)
     )
 
 
-def _told(measured: Measured, bounds: Bounds, precision: Precision) -> str:
+def _describe(measured: Measured, tolerance: Tolerance, precision: Precision) -> str:
     change = abs(measured.distance_change or 0)
     return (
-        f"over {measured.images} pictures it differs from float32 torch by up to "
+        f"over {measured.images} images it differs from float32 torch by up to "
         f"{measured.difference} levels in {measured.differing_share:.2%} of the values, by "
-        f"{measured.mean_difference:.2f} on average in 99 of 100 pictures and by "
-        f"{measured.worst_mean_difference:.2f} in the worst, a picture alone from itself in a "
+        f"{measured.mean_difference:.2f} on average in 99 of 100 images and by "
+        f"{measured.worst_mean_difference:.2f} in the worst, an image alone from itself in a "
         f"batch by {measured.batch_difference}, and its distance by {change:.2%} (allowed in "
-        f"{precision}: {bounds.max_difference} levels, {bounds.max_differing_share:.0%}, on "
-        f"average {bounds.max_mean_difference} and {_OUTLIER} times that, "
-        f"{bounds.max_distance_change:.1%})"
+        f"{precision}: {tolerance.max_difference} levels, {tolerance.max_differing_share:.0%}, on "
+        f"average {tolerance.max_mean_difference} and {_OUTLIER} times that, "
+        f"{tolerance.max_distance_change:.1%})"
     )
 
 
-def save_report(path: Path, truth: Truth, drawn: Mapping[str, Pixels], columns: int = 16) -> None:
-    """Save one picture to look at: torch's row, then each graph's and its difference times 32."""
-    rows = [truth.pixels[:columns]]
+def save_report(
+    path: Path, expected: ReferenceImages, drawn: Mapping[str, Pixels], columns: int = 16
+) -> None:
+    """Save one image to look at: torch's row, then each graph's and its difference times 32."""
+    rows = [expected.pixels[:columns]]
     for pixels in drawn.values():
-        difference = np.minimum(_levels(pixels, truth.pixels)[:columns] * 32, 255)
+        difference = np.minimum(_levels(pixels, expected.pixels)[:columns] * 32, 255)
         rows += [pixels[:columns], difference.astype(np.uint8)]
     sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
     sheet = sheet.repeat(2, axis=0).repeat(2, axis=1).squeeze()
     write_atomically(path, lambda file: Image.fromarray(sheet).save(file, format="PNG"))
 
 
-def _rows(truth: Truth, start: int, stop: int) -> dict[str, NDArray[Any]]:
-    return {name: value[start:stop] for name, value in truth.inputs.items()}
+def _rows(expected: ReferenceImages, start: int, stop: int) -> dict[str, NDArray[Any]]:
+    return {name: value[start:stop] for name, value in expected.inputs.items()}
 
 
 def _levels(a: Pixels, b: Pixels) -> NDArray[np.int16]:
     return np.abs(a.astype(np.int16) - b.astype(np.int16))
 
 
-def _distance_change(pixels: Pixels, truth: Truth) -> float | None:
-    detector = truth.detector
-    if detector is None or (reference := own_reference(detector)) is None:
+def _distance_change(pixels: Pixels, expected: ReferenceImages) -> float | None:
+    extractor = expected.extractor
+    if extractor is None or (reference := bundled_reference(extractor)) is None:
         return None
 
     def distance(images: Pixels) -> float:
-        features, _ = detector.embed(torch.from_numpy(images).permute(0, 3, 1, 2))
+        features, _ = extractor.embed(torch.from_numpy(images).permute(0, 3, 1, 2))
         return frechet_distance(statistics(features), reference.statistics)
 
-    return distance(pixels) / distance(truth.pixels) - 1
+    return distance(pixels) / distance(expected.pixels) - 1
 
 
 def _onnxruntime(path: Path) -> tuple[str, Draw]:

@@ -4,11 +4,9 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from distill.data.images import to_pixels
 from distill.networks import Denoiser
-from distill.networks.block import UNetBlock
 from distill.sampling import one_step
 
 
@@ -31,12 +29,10 @@ class PixelGenerator(nn.Module):
 class FoldedGenerator(nn.Module):
     """The same function with all folded that the one noise level fixes: what is exported.
 
-    The embedding depends on the class alone, so it and what each block makes of it become tables
-    with a row a class; no logarithm, sine or augmentation is left. Where there are more classes
-    than the embedding is wide, only the embedding does: a block's table would be larger than the
-    layer that it replaces.
+    The embedding depends on the class alone, so it becomes a table with a row a class, or what the
+    network makes of it does (`RawNetwork.fold`); no logarithm, sine or augmentation is left.
 
-    The U-Net computes in `dtype`; what is around it (EDM's preconditioning, the quantisation)
+    The network computes in `dtype`; what is around it (EDM's preconditioning, the quantisation)
     stays float32, an island without which float16 would round whole levels.
 
     Args:
@@ -56,17 +52,8 @@ class FoldedGenerator(nn.Module):
             level = torch.tensor([sigma_init], dtype=torch.float32)
             c_skip, c_out, c_in, c_noise = generator.preconditioning(level)
             emb = self.unet.embed(c_noise, torch.eye(classes) if classes else None, None)
-            self.embedding: nn.Module = nn.Identity()
-            blocks = [module for module in self.unet.modules() if isinstance(module, UNetBlock)]
-            if classes > emb.shape[1]:
-                self.embedding = _Table(emb)
-            else:
-                for block in blocks:
-                    block.affine = _Table(block.affine(emb))  # type: ignore[assignment]
-            for block in blocks:
-                if block.heads:
-                    _uninterleave(block)
-        self.unet.to(dtype)
+            self.embedding = self.unet.fold(emb)
+        self.to(dtype)
         # Pixels are to_pixels(c_skip sigma z + c_out F(c_in sigma z)): 127.5 goes into the factors.
         self.scale_in = float(c_in) * sigma_init
         self.scale_skip = float(c_skip) * sigma_init * 127.5
@@ -82,24 +69,3 @@ class FoldedGenerator(nn.Module):
     def _embed(self, class_labels: Tensor | None) -> Tensor:
         # An unconditional network's tables have one row, which they return whatever they are asked.
         return self.embedding(torch.zeros(1) if class_labels is None else class_labels)
-
-
-def _uninterleave(block: UNetBlock) -> None:
-    """Have a block compute all of q, then k, then v: one split of the map instead of strides."""
-    order = torch.arange(len(block.qkv.weight)).reshape(-1, 3).T.flatten()
-    block.qkv.weight = nn.Parameter(block.qkv.weight[order])
-    block.qkv.bias = nn.Parameter(block.qkv.bias[order])
-    block.interleaved = False
-
-
-class _Table(nn.Module):
-    """Looks up [rows, width] by class index: int64 [N] to [N, width], or [1, width] of one row."""
-
-    table: Tensor
-
-    def __init__(self, table: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("table", table.clone())
-
-    def forward(self, class_labels: Tensor) -> Tensor:
-        return F.embedding(class_labels, self.table) if len(self.table) > 1 else self.table

@@ -10,23 +10,22 @@ import onnx
 import torch
 from torch import Tensor
 
-from distill.atomic_files import write_atomically
 from distill.export.cpu import cancel_transposes, rewrite_wide_layers, split_group_norms
 from distill.export.one_step import FoldedGenerator
 from distill.networks import Denoiser
-from service.bundle import CLASS_LABELS, IMAGES, LATENTS
+from distill.training.precision import DTYPES
+from service.bundle import CLASS_LABELS, IMAGES, LATENTS, Precision, write_atomically
 
 # From 21 on GroupNormalization stays one node instead of ten; from 22 on Conv takes bfloat16. Not
 # later than needed: engines of older servers read it, and from 23 on attention is a node that
 # TensorRT refuses wherever it has no kernel of its own for it.
-OPSETS = {torch.float32: 21, torch.float16: 21, torch.bfloat16: 22}
+OPSETS: dict[Precision, int] = {"float32": 21, "float16": 21, "bfloat16": 22}
 
 
 def example_inputs(generator: Denoiser, count: int) -> tuple[Tensor, ...]:
     """Latents, and class indices for a conditional network, of `count` images."""
     config = generator.config
-    shape = (count, config.img_channels, config.img_resolution, config.img_resolution)
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(count, *config.latent_shape, generator=torch.Generator().manual_seed(0))
     if not config.label_dim:
         return (latents,)
     return latents, torch.arange(count) % config.label_dim
@@ -36,8 +35,8 @@ def export_onnx(
     generator: Denoiser,
     sigma_init: float,
     path: Path,
+    precision: Precision = "float32",
     *,
-    dtype: torch.dtype = torch.float32,
     cpu: bool = False,
 ) -> None:
     """Write the graph with a dynamic batch; checked, free of local paths.
@@ -49,10 +48,11 @@ def export_onnx(
         generator: the network.
         sigma_init: the one noise level it knows.
         path: the file to write.
-        dtype: in which the U-Net computes: float32, float16 or bfloat16, in the graph's own types.
+        precision: in which the U-Net computes, written into the graph: engines obey, they do not
+            choose.
         cpu: write it for processors (see `distill.export.cpu`); float32 only.
     """
-    module = FoldedGenerator(generator, sigma_init, dtype).eval()
+    module = FoldedGenerator(generator, sigma_init, DTYPES[precision]).eval()
     inputs = example_inputs(generator, 2)
     if cpu:
         rewrite_wide_layers(module, *inputs)
@@ -63,7 +63,7 @@ def export_onnx(
             module,
             inputs,
             dynamo=True,
-            opset_version=OPSETS[dtype],
+            opset_version=OPSETS[precision],
             input_names=names,
             output_names=[IMAGES],
             dynamic_shapes=tuple({0: batch} for _ in inputs),
@@ -74,13 +74,13 @@ def export_onnx(
     if cpu:
         split_group_norms(model)
         model = cancel_transposes(model)
-    strip_metadata(model)
+    _strip_metadata(model)
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString(deterministic=True)
     write_atomically(path, lambda file: file.write_bytes(content))
 
 
-def strip_metadata(model: onnx.ModelProto) -> None:
+def _strip_metadata(model: onnx.ModelProto) -> None:
     """Remove every metadata property and documentation string of a graph, in place."""
     del model.metadata_props[:]
     graph = model.graph

@@ -11,29 +11,29 @@ from pydantic import TypeAdapter, ValidationError
 
 from distill.checkpoints import load_network
 from distill.errors import UserError
-from distill.evaluation.detector import Detector
-from distill.evaluation.features import fitting_detector
+from distill.evaluation.feature_extractor import FeatureExtractor
+from distill.evaluation.features import matching_extractor
 from distill.evaluation.measurement import load_measurement
-from distill.export.gate import BOUNDS, draw_truth, judge, save_report
+from distill.export.gate import TOLERANCES, draw_reference_images, save_report, validate
 from distill.export.one_step import PixelGenerator
 from distill.export.onnx import export_onnx
-from distill.export.precision import export_precision
 from distill.export.triton import triton_config
 from distill.export.variety import check_variety
 from distill.licences import checked_licence
 from distill.networks import Denoiser
 from service.bundle import (
+    BASELINE,
     CPU,
     FILENAMES,
     LATENTS,
     MANIFEST_NAME,
-    PORTABLE,
     BundleError,
     Golden,
     GoldenImage,
     Manifest,
     Precision,
     Quality,
+    first_error,
     latents,
     load_bundle,
     load_manifest,
@@ -48,10 +48,12 @@ GOLDEN_IMAGES = 10
 
 def load_generator(file: Path) -> tuple[Denoiser, dict[str, Any]]:
     """Read a network and its facts; raise UserError unless it is a generator."""
-    network, facts = load_network(file)
-    if facts.get("role") != "generator":
-        raise UserError(f"{file} is a {facts.get('role')}: a generator is needed (sid-distill run)")
-    return network, facts
+    network, metadata = load_network(file)
+    if metadata.get("role") != "generator":
+        raise UserError(
+            f"{file} is a {metadata.get('role')}: a generator is needed (sid-distill run)"
+        )
+    return network, metadata
 
 
 def publish(
@@ -79,21 +81,21 @@ def publish(
         licence: of the weights; None for the one that the generator's file states.
         models: the catalogue's folder.
         precisions: in which the bundle holds the network besides float32.
-        report: where to save the judged pictures, as one PNG.
+        report: where to save the judged images, as one PNG.
 
     Returns:
         The bundle's folder.
 
     Raises:
         UserError: a file is missing or of the wrong kind, the licence is not known, the generator
-            draws the same whatever it is asked for, or the graph draws other pictures.
+            draws the same whatever it is asked for, or the graph draws other images.
     """
     try:
         TypeAdapter(Name).validate_python(name)
     except ValidationError:
         raise UserError(f"{name!r} cannot name a model: use a-z, 0-9, '.', '_', '-'") from None
-    generator, facts = load_generator(generator_file)
-    licence = _licence(generator_file, facts) if licence is None else checked_licence(licence)
+    generator, metadata = load_generator(generator_file)
+    licence = _licence(generator_file, metadata) if licence is None else checked_licence(licence)
     quality = None if teacher_file is None else _quality(generator_file, teacher_file)
     folder = models / name
     models.mkdir(parents=True, exist_ok=True)
@@ -105,27 +107,27 @@ def publish(
     shutil.rmtree(staging, ignore_errors=True)
     try:
         inside = staging / str(version)
-        _export_all(generator, facts["sigma_init"], inside, precisions)
-        module = PixelGenerator(generator, facts["sigma_init"])
-        truth = draw_truth(module, _detector(generator, facts["classes"]))
-        check_variety(module, facts["classes"])
-        judged = {path.name: judge(path, truth) for path in sorted(inside.iterdir())}
+        _export_all(generator, metadata["sigma_init"], inside, precisions)
+        module = PixelGenerator(generator, metadata["sigma_init"])
+        expected = draw_reference_images(module, _extractor(generator, metadata["classes"]))
+        check_variety(module, metadata["classes"])
+        validated = {path.name: validate(path, expected) for path in sorted(inside.iterdir())}
         if report is not None:
-            save_report(report, truth, {name: pixels for name, (_, pixels) in judged.items()})
+            save_report(report, expected, {name: pixels for name, (_, pixels) in validated.items()})
         manifest = Manifest(
             name=name,
             version=version,
             inputs=noise_and_class(
-                truth.inputs[LATENTS].shape[1:], has_classes=bool(facts["classes"])
+                expected.inputs[LATENTS].shape[1:], has_classes=bool(metadata["classes"])
             ),
-            images=truth.pixels.shape[1:],
-            classes=facts["classes"],
-            sigma_init=facts["sigma_init"],
-            files={f"{version}/{name}": sha256_file(inside / name) for name in judged},
-            graphs={name: graph for name, (graph, _) in judged.items()},
+            images=expected.pixels.shape[1:],
+            classes=metadata["classes"],
+            sigma_init=metadata["sigma_init"],
+            files={f"{version}/{name}": sha256_file(inside / name) for name in validated},
+            graphs={name: graph for name, (graph, _) in validated.items()},
             licence=licence,
             description=description,
-            training=_training_facts(facts),
+            training=_training_metadata(metadata),
             quality=quality,
             golden=_golden(module),
         )
@@ -136,16 +138,15 @@ def publish(
         _keep_previous(folder, staging, manifest)
         _exchange(staging, folder)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise UserError(str(first_error(error))) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     load_bundle(folder)
     return folder
 
 
-def _licence(generator_file: Path, facts: Mapping[str, Any]) -> str:
-    licence = facts.get("licence")
+def _licence(generator_file: Path, metadata: Mapping[str, Any]) -> str:
+    licence = metadata.get("licence")
     if licence is None:
         raise UserError(
             f"the licence of {generator_file} is not known: say --licence, an SPDX identifier or a "
@@ -157,17 +158,17 @@ def _licence(generator_file: Path, facts: Mapping[str, Any]) -> str:
 def _export_all(
     generator: Denoiser, sigma_init: float, folder: Path, precisions: Sequence[Precision]
 ) -> None:
-    export_onnx(generator, sigma_init, folder / PORTABLE)
+    export_onnx(generator, sigma_init, folder / BASELINE)
     export_onnx(generator, sigma_init, folder / CPU, cpu=True)
     for name, precision in FILENAMES.items():
         if precision in precisions and precision != "float32":
-            export_precision(generator, sigma_init, folder / name, precision)
+            export_onnx(generator, sigma_init, folder / name, precision)
 
 
-def _detector(generator: Denoiser, classes: list[str]) -> Detector | None:
-    """The feature network that knows what a network draws, if one is shipped."""
+def _extractor(generator: Denoiser, classes: list[str]) -> FeatureExtractor | None:
+    """The feature extractor that knows what a network draws, if one is shipped."""
     try:
-        return fitting_detector(generator, classes)
+        return matching_extractor(generator, classes)
     except UserError:
         return None
 
@@ -226,7 +227,7 @@ def _exchange(staging: Path, folder: Path) -> None:
         _recover(folder)
 
 
-def _training_facts(facts: Mapping[str, Any]) -> dict[str, str | int | float]:
+def _training_metadata(metadata: Mapping[str, Any]) -> dict[str, str | int | float]:
     """What a generator's header says of its training, as a manifest holds it.
 
     A manifest holds text and numbers; a list, such as the frequencies of the classes, is written
@@ -234,7 +235,7 @@ def _training_facts(facts: Mapping[str, Any]) -> dict[str, str | int | float]:
     """
     return {
         name: value if isinstance(value, str | int | float) else json.dumps(value)
-        for name, value in facts.items()
+        for name, value in metadata.items()
         if name not in ("role", "classes")
     }
 
@@ -260,12 +261,11 @@ def _quality(generator_file: Path, teacher_file: Path) -> Quality:
 
 
 def _golden(module: PixelGenerator) -> Golden:
-    """Draw a few pictures, of as many classes as there are, by float32 torch."""
+    """Draw a few images, of as many classes as there are, by float32 torch."""
     config = module.generator.config
     seeds = range(GOLDEN_IMAGES)
     labels = [seed % config.label_dim if config.label_dim else None for seed in seeds]
-    shape = (config.img_channels, config.img_resolution, config.img_resolution)
-    z = torch.from_numpy(latents(seeds, shape))
+    z = torch.from_numpy(latents(seeds, config.latent_shape))
     with torch.no_grad():
         pixels = module(z, torch.tensor(labels)) if config.label_dim else module(z)
     images = [
@@ -273,7 +273,7 @@ def _golden(module: PixelGenerator) -> Golden:
         for image, label, seed in zip(pixels.numpy(), labels, seeds, strict=True)
     ]
     return Golden(
-        max_difference=BOUNDS["float32"].max_difference,
-        max_differing_share=BOUNDS["float32"].max_differing_share,
+        max_difference=TOLERANCES["float32"].max_difference,
+        max_differing_share=TOLERANCES["float32"].max_differing_share,
         images=images,
     )

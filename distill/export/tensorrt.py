@@ -8,9 +8,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from distill.atomic_files import write_atomically
 from distill.errors import UserError
 from distill.export.triton import MAX_BATCH_SIZE
+from service.bundle import write_atomically
 
 _TYPICAL_BATCH = 8  # the size that kernels are chosen for
 
@@ -48,16 +48,16 @@ def build_plan(
     library = _load(builder)
     logger = _Messages(library)
     try:
-        made = library.Builder(logger)
+        trt_builder = library.Builder(logger)
     except TypeError:  # its constructor returned nothing
         raise UserError(f"{builder} finds no GPU here: {logger.last}") from None
     flags = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = made.create_network(flags)
+    network = trt_builder.create_network(flags)
     parser = library.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
         raise UserError(f"{graph}: {builder} cannot read it: {parser.get_error(0).desc()}")
-    config = made.create_builder_config()
-    profile = made.create_optimization_profile()
+    config = trt_builder.create_builder_config()
+    profile = trt_builder.create_optimization_profile()
     for number in range(network.num_inputs):
         tensor = network.get_input(number)
         batches = (1, min(_TYPICAL_BATCH, max_batch_size), max_batch_size)
@@ -71,7 +71,7 @@ def build_plan(
             )
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(library.ComputeCapability, capability), 0)
-    built = made.build_serialized_network(network, config)
+    built = trt_builder.build_serialized_network(network, config)
     if built is None:
         raise UserError(f"{graph}: {builder} cannot build it: {logger.last}")
     content = bytes(memoryview(built))

@@ -6,7 +6,7 @@ from service.bundle import IMAGES, Input, Manifest
 
 MAX_BATCH_SIZE = 32
 # Two batches at a time: on processors, with one thread each, that draws more than one batch on
-# two threads (docs/results.md); on a GPU one copies while the other computes.
+# two threads (docs/results/serving.md); on a GPU one copies while the other computes.
 INSTANCES, THREADS = 2, 1
 # What waits in Triton was admitted by a gateway, which has a queue of its own. A full queue tells
 # gateways to refuse (429); what waits so long has nobody left that wants it.

@@ -1,4 +1,4 @@
-"""Whether a generator's pictures depend on what they are asked by: the seed and the class."""
+"""Whether a generator's images depend on what they are asked by: the seed and the class."""
 
 import numpy as np
 import torch
@@ -10,8 +10,8 @@ from distill.sampling import one_step
 from service.bundle import latents
 
 _CLASSES = 64  # at most, evenly over all: a thousand would take minutes
-# Levels of mean absolute difference, before rounding, below which two pictures are taken for one.
-# Seeds give other pictures wherever anything was learnt. What a class adds may be far less than
+# Levels of mean absolute difference, before rounding, below which two images are taken for one.
+# Seeds give other images wherever anything was learnt. What a class adds may be far less than
 # shows after a short training, so only what float32 cannot tell from nothing counts as nothing.
 _SAME_SEEDS = 0.5
 _SAME_CLASSES = 1e-4
@@ -19,7 +19,7 @@ _SAME_CLASSES = 1e-4
 
 @torch.no_grad()
 def check_variety(module: PixelGenerator, classes: list[str]) -> None:
-    """Draw two seeds of every class, and refuse pictures that are all alike.
+    """Draw two seeds of every class, and refuse images that are all alike.
 
     A network that diverged or collapsed draws the same whatever it is asked for, and every graph
     of it agrees with torch.
@@ -29,34 +29,35 @@ def check_variety(module: PixelGenerator, classes: list[str]) -> None:
         classes: their names; empty without classes.
 
     Raises:
-        UserError: another seed gives the same picture in some class, or another class the same
+        UserError: another seed gives the same image in some class, or another class the same
             in all.
     """
     config = module.generator.config
-    shape = (config.img_channels, config.img_resolution, config.img_resolution)
-    z = torch.from_numpy(latents(range(2), shape))
+    z = torch.from_numpy(latents(range(2), config.latent_shape))
     count = config.label_dim
-    asked = np.unique(np.linspace(0, count - 1, min(count, _CLASSES)).round().astype(np.int64))
+    class_indices = np.unique(
+        np.linspace(0, count - 1, min(count, _CLASSES)).round().astype(np.int64)
+    )
     if not count:
         drawn = [_levels(module, z, None)]
     else:
-        drawn = [_levels(module, z, torch.full((2,), int(label))) for label in asked]
+        drawn = [_levels(module, z, torch.full((2,), int(label))) for label in class_indices]
     for number, (first, second) in enumerate(drawn):
         if _difference(first, second) < _SAME_SEEDS:
-            of_class = f" of class {classes[asked[number]]!r}" if count else ""
+            of_class = f" of class {classes[class_indices[number]]!r}" if count else ""
             raise UserError(
-                f"the generator draws the same picture{of_class} for every seed: its training "
+                f"the generator draws the same image{of_class} for every seed: its training "
                 "diverged or collapsed; publish an earlier one of its snapshots, or train again"
             )
     if len(drawn) > 1 and all(_difference(drawn[0], x) < _SAME_CLASSES for x in drawn[1:]):
         raise UserError(
-            f"the generator draws the same picture for all of its {count} classes: its training "
+            f"the generator draws the same image for all of its {count} classes: its training "
             "diverged or collapsed; publish an earlier one of its snapshots, or train again"
         )
 
 
 def _levels(module: PixelGenerator, z: Tensor, labels: Tensor | None) -> Tensor:
-    """Pictures float32 [N, C, H, W] in 0 to 255, as `to_pixels` has them before it rounds."""
+    """Images float32 [N, C, H, W] in 0 to 255, as `to_pixels` has them before it rounds."""
     one_hot = None if labels is None else module.one_hot[labels]
     images = one_step(module.generator, z, one_hot, module.sigma_init)
     return (127.5 * images + 128).clamp(0, 255).nan_to_num(0)

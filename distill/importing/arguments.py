@@ -5,8 +5,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from distill.importing.machine import RefusedError
-from distill.networks import NetworkConfig
+from distill.networks.edm import EdmConfig
 from distill.networks.layout import Architecture
+from service.bundle import first_error
 
 _MAX_LENGTH = 64  # of names in messages, and of lists
 
@@ -64,10 +65,10 @@ def plain_arguments(class_name: str, given: object) -> dict[str, Any]:
         )
     if type(given) is not dict:
         raise RefusedError(f"its {class_name} does not say what it was built from")
-    known = {*_DEFAULTS[class_name], *_LIMITS, "in_channels", "out_channels"}
+    allowed = {*_DEFAULTS[class_name], *_LIMITS, "in_channels", "out_channels"}
     arguments: dict[str, Any] = {}
     for name, value in given.items():
-        if name not in known:
+        if name not in allowed:
             raise RefusedError(f"its {class_name} has an unknown {name[:_MAX_LENGTH]!r}")
         plain = tuple(value) if type(value) in (list, tuple) else value
         each = plain if type(plain) is tuple else (plain,)
@@ -77,7 +78,7 @@ def plain_arguments(class_name: str, given: object) -> dict[str, Any]:
     return arguments
 
 
-def configuration(class_name: str, arguments: dict[str, Any]) -> NetworkConfig:
+def configuration(class_name: str, arguments: dict[str, Any]) -> EdmConfig:
     """Turn constructor arguments (`plain_arguments`) into a configuration.
 
     Raises:
@@ -113,8 +114,8 @@ def configuration(class_name: str, arguments: dict[str, Any]) -> NetworkConfig:
     levels = [full["img_resolution"] >> level for level in range(len(full["channel_mult"]))]
     attending = full["attn_resolutions"]
     try:
-        return NetworkConfig.model_validate(
-            {name: full[name] for name in NetworkConfig.model_fields if name in full}
+        return EdmConfig.model_validate(
+            {name: full[name] for name in EdmConfig.model_fields if name in full}
             | {
                 "architecture": architecture,
                 "attn_resolutions": tuple(res for res in attending if res in levels),
@@ -122,7 +123,4 @@ def configuration(class_name: str, arguments: dict[str, Any]) -> NetworkConfig:
             strict=True,
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        place = "".join(f"{part}: " for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")  # pydantic's, before our own words
-        raise RefusedError(f"its network cannot be built: {place}{reason}") from None
+        raise RefusedError(f"its network cannot be built: {first_error(error)}") from None

@@ -135,13 +135,13 @@ class _Machine:
             raise RefusedError(f"it names {path[:80]!r}, which no network needs")
         self.stack.append(Name(path))
 
-    def call(self, made: Collection[str]) -> None:
+    def call(self, callables: Collection[str]) -> None:
         """Replace a name and its arguments by the object that they describe."""
         arguments, function = self.stack.pop(), self.stack.pop()
         if type(function) is not Name or type(arguments) is not tuple:
             raise RefusedError("it calls something that is no name")
         path = function.path
-        if (path in (EASY_DICT, MODULE_DICT)) != (path in made):
+        if (path in (EASY_DICT, MODULE_DICT)) != (path in callables):
             raise RefusedError(f"it calls {path!r} in a way that no network needs")
         if path in (ORDERED_DICT, EASY_DICT, MODULE_DICT) and arguments:
             raise RefusedError(f"it calls {path!r} with arguments")
@@ -212,8 +212,8 @@ STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
     "LONG_BINGET": lambda machine, index: machine.push(machine.memo[index]),
     "GLOBAL": lambda machine, path: machine.name(*path.split(" ", 1)),
     "STACK_GLOBAL": lambda machine, _: machine.name(machine.stack.pop(-2), machine.stack.pop()),
-    "REDUCE": lambda machine, _: machine.call(made=()),
-    "NEWOBJ": lambda machine, _: machine.call(made=(EASY_DICT, MODULE_DICT)),
+    "REDUCE": lambda machine, _: machine.call(callables=()),
+    "NEWOBJ": lambda machine, _: machine.call(callables=(EASY_DICT, MODULE_DICT)),
     "BUILD": lambda machine, _: machine.build(),
     "BINPERSID": lambda machine, _: machine.push(Node("persistent", (machine.stack.pop(),))),
 }

@@ -22,14 +22,14 @@ class Released:
 
     Attributes:
         network: in eval mode, float32 on the CPU.
-        facts: see `distill.checkpoints.Facts`; the source's name and digest among them, and the
-            licence that EDM's and SiD's files have.
+        metadata: see `distill.checkpoints.NetworkMetadata`; the source's name and digest among
+            them, and the licence that EDM's and SiD's files have.
         arguments: those of the network's constructor, as the file states them.
         reason: why its role was assumed; None where it was told.
     """
 
     network: Denoiser
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     arguments: dict[str, Any]
     reason: str | None
 
@@ -65,7 +65,7 @@ def read_released(
         classes = [str(index) for index in range(label_dim)]
     elif len(classes) != label_dim:
         raise UserError(f"{len(classes)} classes are named, the network of {path} has {label_dim}")
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "role": role,
         "classes": list(classes),
         "source": path.name,
@@ -74,5 +74,5 @@ def read_released(
         "licence": RELEASED,
     }
     if role == "generator":
-        facts["sigma_init"] = sigma_init
-    return Released(snapshot.network, facts, snapshot.arguments, reason)
+        metadata["sigma_init"] = sigma_init
+    return Released(snapshot.network, metadata, snapshot.arguments, reason)

@@ -27,7 +27,8 @@ from distill.importing.tensors import (
     read_tensor,
     tensor_record,
 )
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from distill.networks.layers import Conv2d, filter_of
 
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
@@ -161,9 +162,9 @@ def _module(value: object) -> _Module:
 
 
 def _tensors(
-    module: _Module, prefix: str, found: dict[str, TensorRecord], seen: set[int], depth: int = 0
+    module: _Module, prefix: str, tensors: dict[str, TensorRecord], seen: set[int], depth: int = 0
 ) -> dict[str, TensorRecord]:
-    """Collect the description of every parameter and buffer by its full name, into `found`.
+    """Collect the description of every parameter and buffer by its full name, into `tensors`.
 
     A module that contains itself, or is in two places, would make this endless.
     """
@@ -173,7 +174,7 @@ def _tensors(
     for name, value in (module.parameters | module.buffers).items():
         if value is not None:
             try:
-                found[prefix + name] = tensor_record(value)
+                tensors[prefix + name] = tensor_record(value)
             except RefusedError as error:
                 raise RefusedError(f"its {prefix + name!r} {error}") from None
     for name, value in module.modules.items():
@@ -181,11 +182,11 @@ def _tensors(
             child = _module(value)
             if child.class_name not in (*_PARTS, "ModuleDict"):
                 raise RefusedError(f"its {prefix + name!r} is a {child.class_name!r}")
-            _tensors(child, f"{prefix}{name}.", found, seen, depth + 1)
-    return found
+            _tensors(child, f"{prefix}{name}.", tensors, seen, depth + 1)
+    return tensors
 
 
-def _load(config: NetworkConfig, records: dict[str, TensorRecord], file_bytes: int) -> Denoiser:
+def _load(config: EdmConfig, records: dict[str, TensorRecord], file_bytes: int) -> Denoiser:
     """Build the network, once it is known that the file holds all of it and nothing else."""
     with torch.device("meta"):
         plan = Denoiser(config)

@@ -5,9 +5,11 @@ image, b = D_psi(y) that of the fake-score network, which learns the generator's
 All losses are returned per element; the caller reduces them.
 """
 
+from typing import Literal
+
 from torch import Tensor
 
-from distill.recipe import Weighting
+Weighting = Literal["sid", "none"]  # see `generator_loss`
 
 
 def fake_score_loss(
@@ -35,7 +37,7 @@ def regression_loss(drawn: Tensor, images: Tensor, softness: float = 0.05) -> Te
     """sqrt(d^2 + c^2) - c of the difference d: Charbonnier's loss, |d| but smooth near 0.
 
     Where several images are possible it leads to their median and not to their mean, which is
-    sharper in pictures of flat colours.
+    sharper in images of flat colours.
 
     Args:
         drawn: what the generator drew [N, C, H, W].

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.atomic_files import write_atomically
 from distill.checkpoints import sha256_of_weights
 from distill.data.datasets import one_hot
 from distill.errors import UserError, first_line
 from distill.networks import Denoiser, NetworkLayout
-from distill.recipe import RegressionConfig
+from distill.recipe import RegressionConfig, current_precision
 from distill.sampling import heun
 from distill.text_files import read_text
-from distill.training.distributed import World
+from distill.training.distributed import DistributedContext
 from distill.training.precision import compute_dtype
+from service.bundle import write_atomically
 
 PAIRS_PER_PART = 64
 _ABOUT = "pairs.json"
@@ -56,9 +56,9 @@ def pair_inputs(
     network: NetworkLayout, seed: int, numbers: list[int]
 ) -> tuple[Tensor, Tensor | None]:
     """The standard normal latents and one-hot labels of pairs: class i mod classes for pair i."""
-    shape = (network.img_channels, network.img_resolution, network.img_resolution)
     words = (np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0] for i in numbers)
     generators = (torch.Generator().manual_seed(int(word) >> 1) for word in words)
+    shape = network.latent_shape
     z = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     if not network.label_dim:
         return z, None
@@ -66,7 +66,11 @@ def pair_inputs(
 
 
 def draw_pairs(
-    teacher: Denoiser, config: RegressionConfig, folder: Path, world: World, progress: bool = True
+    teacher: Denoiser,
+    config: RegressionConfig,
+    folder: Path,
+    context: DistributedContext,
+    progress: bool = True,
 ) -> Pairs:
     """Draw `config.pairs` pairs into a folder, or what is missing there, and read them all.
 
@@ -74,7 +78,7 @@ def draw_pairs(
         teacher: in eval mode, on `world.device`; it is left in `config.precision`.
         config: how many pairs, from which level, in how many of Heun's steps.
         folder: of the parts; all processes must see it.
-        world: its processes share the work.
+        context: its processes share the work.
         progress: show a progress bar.
 
     Raises:
@@ -87,19 +91,19 @@ def draw_pairs(
         "seed": config.seed,
         "precision": config.precision,
     }
-    _claim(folder / _ABOUT, about, world)
-    teacher.compute_dtype = compute_dtype(config.precision, world.device)
+    _claim(folder / _ABOUT, about, context)
+    teacher.compute_dtype = compute_dtype(config.precision, context.device)
     parts = -(-config.pairs // PAIRS_PER_PART)
     files = [folder / f"{i:06}.npy" for i in range(parts)]
-    missing = [i for i in range(parts) if not files[i].is_file()][world.rank :: world.size]
-    for i in tqdm(missing, unit="part", desc="pairs", disable=not (progress and world.is_main)):
+    missing = [i for i in range(parts) if not files[i].is_file()][context.rank :: context.size]
+    for i in tqdm(missing, unit="part", desc="pairs", disable=not (progress and context.is_main)):
         numbers = list(range(i * PAIRS_PER_PART, (i + 1) * PAIRS_PER_PART))
         drawn = [
             _draw(teacher, config, numbers[j : j + config.microbatch])
             for j in range(0, PAIRS_PER_PART, config.microbatch)
         ]
         _write(files[i], torch.cat(drawn).numpy())
-    world.any(False)  # wait for the others' parts
+    context.any(False)  # wait for the others' parts
     images = torch.from_numpy(np.concatenate([_read(file) for file in files]))[: config.pairs]
     return Pairs(teacher.config, config.seed, images)
 
@@ -113,16 +117,17 @@ def _draw(teacher: Denoiser, config: RegressionConfig, numbers: list[int]) -> Te
     return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
-def _claim(file: Path, about: dict[str, object], world: World) -> None:
+def _claim(file: Path, about: dict[str, object], context: DistributedContext) -> None:
     """Note what the folder's pairs are of; raise UserError if they are of something else."""
     held = _held(file) if file.is_file() else about
+    held = {name: current_precision(value) for name, value in held.items()}
     different = sorted(name for name in about if held.get(name) != about[name])
-    if world.any(bool(different)):
+    if context.any(bool(different)):
         raise UserError(
             f"{file.parent} holds pairs that were drawn with another {', '.join(different)}: "
             "choose another folder, or remove this one to draw them again"
         )
-    if world.is_main:
+    if context.is_main:
         write_atomically(file, lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
 
 

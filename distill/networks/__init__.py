@@ -1,7 +1,16 @@
-"""EDM networks: a denoiser around a U-Net."""
+"""Networks: families of raw networks, and the denoiser around each."""
 
-from distill.networks.config import NetworkConfig
 from distill.networks.denoiser import Denoiser
-from distill.networks.layout import NetworkLayout
+from distill.networks.edm import EdmConfig as NetworkConfig
+from distill.networks.family import NetworkLayout, RawNetwork
+from distill.networks.registry import AnyNetwork, family_of, read_config
 
-__all__ = ["Denoiser", "NetworkConfig", "NetworkLayout"]
+__all__ = [
+    "AnyNetwork",
+    "Denoiser",
+    "NetworkConfig",
+    "NetworkLayout",
+    "RawNetwork",
+    "family_of",
+    "read_config",
+]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,7 +65,10 @@ class UNetBlock(nn.Module):
 
         self.norm0 = GroupNorm(in_channels, style.eps)
         self.conv0 = conv(in_channels, out_channels, 3, style.init, up=up, down=down)
-        self.affine = Linear(emb_channels, out_channels * (1 + style.adaptive), style.init)
+        # An exported network has a table in its place (`UNet.fold`).
+        self.affine: nn.Module = Linear(
+            emb_channels, out_channels * (1 + style.adaptive), style.init
+        )
         self.norm1 = GroupNorm(out_channels, style.eps)
         self.conv1 = conv(out_channels, out_channels, 3, style.init_last)
         self.skip: Conv2d | None = None
@@ -103,3 +107,10 @@ class UNetBlock(nn.Module):
             h = self.proj(self_attention(self.qkv(self.norm2(x)), self.heads, self.interleaved))
             x = (h + x) * self.style.skip_scale
         return x
+
+    def uninterleave(self) -> None:
+        """Compute all of q, then k, then v: one split of the map instead of strides; in place."""
+        order = torch.arange(len(self.qkv.weight)).reshape(-1, 3).T.flatten()
+        self.qkv.weight = nn.Parameter(self.qkv.weight[order])
+        self.qkv.bias = nn.Parameter(self.qkv.bias[order])
+        self.interleaved = False

@@ -1,4 +1,4 @@
-"""Whether a network can be built: tried on torch's meta device, which takes no memory.
+"""Whether a U-Net of EDM's can be built: tried on torch's meta device, which takes no memory.
 
 On the way up a U-Net joins maps of different widths, so which widths can be normalised in groups
 follows from its whole wiring, and that is written down in the networks and nowhere else. A trial
@@ -10,8 +10,7 @@ from functools import lru_cache
 
 import torch
 
-from distill.networks.denoiser import Denoiser
-from distill.networks.layout import NetworkLayout
+from distill.networks.layout import EdmLayout
 
 # Every architecture takes multiples of this, so a search for a width that works ends there.
 ALWAYS_WORKS = 64
@@ -19,7 +18,7 @@ ALWAYS_WORKS = 64
 ENOUGH_BLOCKS = 2
 
 
-def why_not_buildable(config: NetworkLayout) -> str | None:
+def explain_not_buildable(config: EdmLayout) -> str | None:
     """What is wrong with a configuration, and which widths would do; None if it can be built."""
     reason = _trial(_shape_of(config, config.model_channels))
     if reason is None:
@@ -32,7 +31,7 @@ def why_not_buildable(config: NetworkLayout) -> str | None:
     )
 
 
-def _shape_of(config: NetworkLayout, model_channels: int) -> NetworkLayout:
+def _shape_of(config: EdmLayout, model_channels: int) -> EdmLayout:
     """The smallest configuration that can be built if and only if this one can."""
     return config.model_copy(
         update={
@@ -46,17 +45,17 @@ def _shape_of(config: NetworkLayout, model_channels: int) -> NetworkLayout:
 
 
 @lru_cache(maxsize=1024)
-def _trial(config: NetworkLayout) -> str | None:
+def _trial(config: EdmLayout) -> str | None:
     """Build a network; what was said if that fails."""
     try:
         with torch.device("meta"):
-            Denoiser(config)
+            config.build()
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
         return next(iter(str(error).splitlines()), type(error).__name__)
     return None
 
 
-def _nearest_widths(config: NetworkLayout) -> tuple[int | None, int | None]:
+def _nearest_widths(config: EdmLayout) -> tuple[int | None, int | None]:
     """The next smaller and the next larger multiple of 4 that works as `model_channels`."""
     start = config.model_channels // 4 * 4
     below = range(start if start < config.model_channels else start - 4, 3, -4)[:16]

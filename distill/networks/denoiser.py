@@ -1,11 +1,9 @@
-"""EDM preconditioning around a raw network (arXiv 2206.00364, table 1)."""
+"""EDM preconditioning around a raw network of any family (arXiv 2206.00364, table 1)."""
 
 import torch
 from torch import Tensor, nn
 
-from distill.networks.dhariwal import DhariwalUNet
-from distill.networks.layout import NetworkLayout
-from distill.networks.song import SongUNet
+from distill.networks.family import NetworkLayout
 
 
 class Denoiser(nn.Module):
@@ -24,7 +22,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None
-        self.model = (DhariwalUNet if config.architecture == "adm" else SongUNet)(config)
+        self.model = config.build()
 
     def forward(
         self,

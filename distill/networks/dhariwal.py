@@ -13,8 +13,8 @@ from distill.networks.layers import (
     kaiming,
     zeros,
 )
-from distill.networks.layout import ADM_CHANNELS_PER_HEAD, NetworkLayout
-from distill.networks.unet import UNet, build_decoder, build_encoder, decode, encode
+from distill.networks.layout import ADM_CHANNELS_PER_HEAD, EdmLayout
+from distill.networks.unet import UNet, build_decoder, build_encoder
 
 ADM = BlockStyle(
     adaptive=True,
@@ -32,7 +32,7 @@ ADM = BlockStyle(
 class DhariwalUNet(UNet):
     """The raw network F(c_in x, c_noise, labels) inside the EDM preconditioning."""
 
-    def __init__(self, config: NetworkLayout) -> None:
+    def __init__(self, config: EdmLayout) -> None:
         super().__init__(config)
         channels = config.model_channels
         emb_channels = 4 * channels
@@ -60,9 +60,8 @@ class DhariwalUNet(UNet):
         self.out_norm = GroupNorm(width, ADM.eps)
         self.out_conv = Conv2d(width, config.patch_channels, 3, zeros)
 
-    def draw_patches(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Map patches [N, C p^2, H / p, W / p] to patches, given the embedding."""
-        x = decode(self.dec, encode(self.enc, x, emb), emb)
+    def end(self, x: Tensor) -> Tensor:
+        """Map what the last block gives to patches [N, C p^2, H / p, W / p]."""
         return self.out_conv(F.silu(self.out_norm(x)))
 
     def embed(

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.networks import winograd
 from distill.networks.layout import group_count
 
 BOX = (1, 1)  # mean of 2x2 pixels, repetition
@@ -93,7 +92,6 @@ class Conv2d(nn.Module):
         assert not fused or (down and resample != BOX)
         self.up, self.down, self.kernel, self.fused = up, down, kernel, fused
         self.resample = resample if up or down else ()
-        self.winograd = False  # see `use_winograd`
         if self.resample and resample != BOX:  # torch has the box as an operation of its own
             self.register_buffer("resample_filter", filter_of(resample), persistent=False)
         if kernel:
@@ -114,8 +112,6 @@ class Conv2d(nn.Module):
             x = F.interpolate(x, scale_factor=2, mode="nearest")
         elif self.down:
             x = F.avg_pool2d(x, kernel_size=2)
-        if self.winograd and _suits_winograd(x):
-            return winograd.convolve(x, self.weight, self.bias)
         if self.kernel:
             x = F.conv2d(x, self.weight, self.bias, padding=self.kernel // 2)
         return x
@@ -127,27 +123,6 @@ class Conv2d(nn.Module):
         if self.up:
             return F.conv_transpose2d(x, 4 * taps, stride=2, padding=padding, groups=channels)
         return F.conv2d(x, taps, stride=2, padding=padding, groups=channels)
-
-
-# Below it the transforms cost more than the multiplications they save.
-WINOGRAD_CHANNELS = 64
-
-
-def use_winograd(network: nn.Module) -> None:
-    """Have the wide 3x3 convolutions of a network that learns on a CPU take fewer multiplications.
-
-    Those from and to at least `WINOGRAD_CHANNELS` channels, wherever the feature map is float32
-    on a CPU and its sides are divisible by 4; see `distill.networks.winograd`. A network that is
-    copied or exported from should keep the direct form: switch after copying.
-    """
-    for layer in network.modules():
-        if isinstance(layer, Conv2d) and layer.kernel == 3 and not layer.fused:
-            layer.winograd = min(layer.weight.shape[:2]) >= WINOGRAD_CHANNELS
-
-
-def _suits_winograd(x: Tensor) -> bool:
-    tiled = x.shape[2] % winograd.TILE == 0 and x.shape[3] % winograd.TILE == 0
-    return tiled and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 class GroupNorm(nn.GroupNorm):

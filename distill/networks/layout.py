@@ -1,14 +1,10 @@
-"""What a network is built from: a record of numbers, which nobody has tried to build yet."""
+"""What EDM's U-Nets are built from: numbers that nobody has tried to build from yet."""
 
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from distill.networks.family import NetworkLayout
 
 Architecture = Literal["ddpmpp", "ncsnpp", "adm"]
 
@@ -16,20 +12,17 @@ Architecture = Literal["ddpmpp", "ncsnpp", "adm"]
 ADM_CHANNELS_PER_HEAD = 64
 
 
-class NetworkLayout(BaseModel):
-    """What it takes to build a network anew; the defaults are DDPM++'s for CIFAR-10.
+class EdmLayout(NetworkLayout):
+    """What it takes to build a U-Net anew; the defaults are DDPM++'s for CIFAR-10.
 
-    Whether it can be built is for `distill.networks.NetworkConfig` to say, which is a layout too.
+    Whether it can be built is for `distill.networks.edm.EdmConfig` to say, which is a layout too.
 
     Attributes:
         architecture: DDPM++ or NCSN++ of Song et al. (arXiv 2011.13456), or ADM of Dhariwal and
             Nichol (arXiv 2105.05233), each as EDM configures it (arXiv 2206.00364, table 7).
-        img_resolution: height and width in pixels, divisible by patch_size 2^(levels - 1).
-        img_channels: colour channels of input and output.
+        img_resolution: divisible by patch_size 2^(levels - 1).
         patch_size: side of the square patches of pixels that the U-Net sees as channels: with 2 a
             64x64x3 image is a 32x32x12 feature map. 1 means that it sees the pixels themselves.
-        label_dim: number of classes, 0 for an unconditional network.
-        augment_dim: width of the augmentation labels, 0 for none.
         model_channels: channels at the highest resolution, before `channel_mult`.
         channel_mult: one factor per level, from the highest resolution down.
         num_blocks: residual blocks per level on the way down (one more on the way up).
@@ -37,14 +30,8 @@ class NetworkLayout(BaseModel):
         dropout: probability of dropping an activation inside the blocks.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     architecture: Architecture = "ddpmpp"
-    img_resolution: int = Field(ge=4)
-    img_channels: int = Field(ge=1)
     patch_size: int = Field(default=1, ge=1)
-    label_dim: int = Field(default=0, ge=0)
-    augment_dim: int = Field(default=0, ge=0)
     model_channels: int = Field(default=128, ge=4)
     channel_mult: tuple[int, ...] = Field(default=(2, 2, 2), min_length=1)
     num_blocks: int = Field(default=4, ge=1)

@@ -18,8 +18,8 @@ from distill.networks.layers import (
     PositionalEmbedding,
     glorot,
 )
-from distill.networks.layout import NetworkLayout
-from distill.networks.unet import UNet, build_decoder, build_encoder, decode, encode
+from distill.networks.layout import EdmLayout
+from distill.networks.unet import UNet, build_decoder, build_encoder
 
 # A projection that starts near zero makes its residual branch start as the identity.
 NEAR_ZERO = glorot(gain=1e-5)
@@ -45,7 +45,7 @@ class SongUNet(UNet):
     smoother filter resamples, and a reduced image is added at every level on the way down.
     """
 
-    def __init__(self, config: NetworkLayout) -> None:
+    def __init__(self, config: EdmLayout) -> None:
         super().__init__(config)
         ncsnpp = config.architecture == "ncsnpp"
         style = NCSNPP if ncsnpp else DDPMPP
@@ -86,9 +86,8 @@ class SongUNet(UNet):
         self.dec[f"{self._end}_norm"] = GroupNorm(channels, style.eps)
         self.dec[f"{self._end}_conv"] = Conv2d(channels, config.patch_channels, 3, NEAR_ZERO)
 
-    def draw_patches(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Map patches [N, C p^2, H / p, W / p] to patches, given the embedding."""
-        x = decode(self.dec, encode(self.enc, x, emb), emb)
+    def end(self, x: Tensor) -> Tensor:
+        """Map what the last block gives to patches [N, C p^2, H / p, W / p]."""
         return self.dec[f"{self._end}_conv"](F.silu(self.dec[f"{self._end}_norm"](x)))
 
     def embed(

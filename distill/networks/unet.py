@@ -1,8 +1,8 @@
 """Encoder, decoder and the skips between them: the wiring that all three U-Nets share."""
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -10,49 +10,79 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.networks.block import UNetBlock
-from distill.networks.layout import NetworkLayout
+from distill.networks.family import RawNetwork, Table
+from distill.networks.layout import EdmLayout
 
 
-class UNet(nn.Module, ABC):
-    """The raw network F(c_in x, c_noise, labels) inside the EDM preconditioning.
+class UNet(RawNetwork):
+    """A U-Net whose encoder and decoder a subclass fills with blocks.
 
-    Whatever the architecture, pixels become patches here and nowhere else: a subclass sees
-    feature maps of `config.resolutions[0]` pixels a side and `config.patch_channels` channels.
+    Whatever the architecture, pixels become patches here and nowhere else: a subclass builds
+    layers for feature maps of `config.resolutions[0]` pixels a side and `config.patch_channels`
+    channels.
 
     Attributes:
-        patch_size: see `NetworkLayout`.
+        patch_size: see `EdmLayout`.
+        enc: the way down, see `build_encoder`.
+        dec: the way up, see `build_decoder`.
     """
 
-    def __init__(self, config: NetworkLayout) -> None:
+    enc: nn.ModuleDict
+    dec: nn.ModuleDict
+
+    def __init__(self, config: EdmLayout) -> None:
         super().__init__()
         self.patch_size = config.patch_size
 
-    def forward(
-        self,
-        x: Tensor,
-        c_noise: Tensor,
-        class_labels: Tensor | None = None,
-        augment_labels: Tensor | None = None,
-    ) -> Tensor:
-        """Map x [N, C, H, W], c_noise [N] or [1], one-hot labels [N, label_dim] to [N, C, H, W]."""
-        return self.draw(x, self.embed(c_noise, class_labels, augment_labels))
+    def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+        """Walk the way down; return every skip, the last one the lowest."""
+        if self.patch_size > 1:
+            x = F.pixel_unshuffle(x, self.patch_size)  # space to depth
+        aux = x
+        skips: list[Tensor] = []
+        for name, layer in self.enc.items():
+            if name.endswith("aux_residual"):
+                aux = skips[-1] = (skips[-1] + layer(aux)) * math.sqrt(0.5)
+            elif isinstance(layer, UNetBlock):
+                skips.append(layer(skips[-1], emb))
+            else:
+                skips.append(layer(x))
+        return skips
 
-    def draw(self, x: Tensor, emb: Tensor) -> Tensor:
-        """What is left of `forward` when the embedding [N, 4 model_channels] is known."""
-        if self.patch_size == 1:
-            return self.draw_patches(x, emb)
-        patches = F.pixel_unshuffle(x, self.patch_size)  # space to depth
-        return F.pixel_shuffle(self.draw_patches(patches, emb), self.patch_size)
+    def decode(self, features: list[Tensor], emb: Tensor) -> Tensor:
+        """Walk the way up, taking the skips (which it uses up) where a block is wide enough."""
+        x = features[-1]
+        for layer in self.dec.values():
+            if isinstance(layer, UNetBlock):
+                if x.shape[1] != layer.in_channels:
+                    x = torch.cat([x, features.pop()], dim=1)
+                x = layer(x, emb)
+        x = self.end(x)
+        return x if self.patch_size == 1 else F.pixel_shuffle(x, self.patch_size)
 
     @abstractmethod
-    def draw_patches(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Map patches [N, C p^2, H / p, W / p] to patches, given the embedding."""
+    def end(self, x: Tensor) -> Tensor:
+        """Map what the last block gives to patches [N, C p^2, H / p, W / p]."""
 
-    @abstractmethod
-    def embed(
-        self, c_noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
-    ) -> Tensor:
-        """Embed noise level, class and augmentation: [N, 4 model_channels]."""
+    def blocks(self) -> Iterable[nn.Module]:
+        """Every block, and every layer beside them, on the way down and up."""
+        return (*self.enc.values(), *self.dec.values())
+
+    def fold(self, emb: Tensor) -> nn.Module:
+        """Make tables with a row a class of what each block makes of the embedding.
+
+        Where there are more classes than the embedding is wide, only the embedding becomes one: a
+        block's table would be larger than the layer that it replaces.
+        """
+        blocks = [module for module in self.modules() if isinstance(module, UNetBlock)]
+        for block in blocks:
+            if block.heads:
+                block.uninterleave()
+        if len(emb) > emb.shape[1]:
+            return Table(emb)
+        for block in blocks:
+            block.affine = Table(block.affine(emb))
+        return nn.Identity()
 
 
 class MakeBlock(Protocol):
@@ -65,7 +95,7 @@ class MakeBlock(Protocol):
 
 
 def build_encoder(
-    config: NetworkLayout,
+    config: EdmLayout,
     first: nn.Module,
     width: int,
     block: MakeBlock,
@@ -107,7 +137,7 @@ def build_encoder(
 
 
 def build_decoder(
-    config: NetworkLayout, skips: list[int], block: MakeBlock, attention_in_all: bool
+    config: EdmLayout, skips: list[int], block: MakeBlock, attention_in_all: bool
 ) -> tuple[nn.ModuleDict, int]:
     """Build the way up.
 
@@ -136,28 +166,3 @@ def build_decoder(
             modules[f"{res}x{res}_block{i}"] = block(channels + skips.pop(), width, attention)
             channels = width
     return modules, channels
-
-
-def encode(modules: nn.ModuleDict, x: Tensor, emb: Tensor) -> list[Tensor]:
-    """Walk the way down from patches [N, C, H, W]; return every skip, the last one the lowest."""
-    aux = x
-    skips: list[Tensor] = []
-    for name, layer in modules.items():
-        if name.endswith("aux_residual"):
-            aux = skips[-1] = (skips[-1] + layer(aux)) * math.sqrt(0.5)
-        elif isinstance(layer, UNetBlock):
-            skips.append(layer(skips[-1], emb))
-        else:
-            skips.append(layer(x))
-    return skips
-
-
-def decode(modules: nn.ModuleDict, skips: list[Tensor], emb: Tensor) -> Tensor:
-    """Walk the way up, taking the skips (which it uses up) where a block is wide enough."""
-    x = skips[-1]
-    for layer in modules.values():
-        if isinstance(layer, UNetBlock):
-            if x.shape[1] != layer.in_channels:
-                x = torch.cat([x, skips.pop()], dim=1)
-            x = layer(x, emb)
-    return x

@@ -27,7 +27,7 @@ PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
-class World:
+class DistributedContext:
     """This process among those of its run.
 
     Attributes:
@@ -48,11 +48,11 @@ class World:
         return self.rank == 0
 
     @property
-    def building_site(self) -> torch.device:
+    def build_device(self) -> torch.device:
         """Where to build a whole network: the CPU if it is to be sharded, block by block."""
         return torch.device("cpu") if self.shard else self.device
 
-    def trained(self, network: Denoiser) -> nn.Module:
+    def prepare_trainable(self, network: Denoiser) -> nn.Module:
         """Return what a forward pass goes through so that gradients reach every process.
 
         Call it once, while the parameters that will ever learn want gradients.
@@ -66,7 +66,7 @@ class World:
             network, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
-    def fixed(self, network: Denoiser) -> Denoiser:
+    def prepare_frozen(self, network: Denoiser) -> Denoiser:
         """Return a network that learns nothing here, in this process's share of it."""
         return shard(network, self.device) if self.shard else network
 
@@ -74,9 +74,9 @@ class World:
         """Whether any process says so; every process must ask."""
         if self.size == 1:
             return flag
-        said = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(said, dist.ReduceOp.MAX)
-        return bool(said.item())
+        flags = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags.item())
 
     def average(self, value: Tensor) -> Tensor:
         """The mean of a tensor over the processes, on the device; every process must ask."""
@@ -94,7 +94,7 @@ class World:
             dist.all_reduce(stacked)
         return dict(zip(values, (stacked / self.size).tolist(), strict=True))
 
-    def from_main(self, value: Any) -> Any:
+    def broadcast_from_main(self, value: Any) -> Any:
         """Process 0's value, at every process; every process must ask."""
         if self.size == 1:
             return value
@@ -104,7 +104,7 @@ class World:
 
 
 @contextmanager
-def join_world(device: torch.device, shard: bool = False) -> Iterator[World]:
+def join_process_group(device: torch.device, shard: bool = False) -> Iterator[DistributedContext]:
     """Join the run that torchrun started, if any, and leave it at the end.
 
     Args:
@@ -117,7 +117,7 @@ def join_world(device: torch.device, shard: bool = False) -> Iterator[World]:
     if "WORLD_SIZE" not in os.environ:
         if shard:
             raise UserError("--shard spreads a network over processes: start it by torchrun")
-        yield World(device)
+        yield DistributedContext(device)
         return
     if device.type == "cuda":
         if device.index is None:
@@ -125,7 +125,7 @@ def join_world(device: torch.device, shard: bool = False) -> Iterator[World]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        yield World(device, dist.get_rank(), dist.get_world_size(), shard)
+        yield DistributedContext(device, dist.get_rank(), dist.get_world_size(), shard)
     finally:
         dist.destroy_process_group()
 
@@ -140,10 +140,9 @@ def shard(network: Denoiser, device: torch.device) -> Denoiser:
     # FSDP2 takes no weights in channels_last; activations still are.
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for half in (network.model.enc, network.model.dec):
-        for block in half.values():
-            fully_shard(block, mesh=mesh)
-    # Always: else the outermost weights stay whole after a picture was drawn, unlike the average's.
+    for block in network.model.blocks():
+        fully_shard(block, mesh=mesh)
+    # Always: else the outermost weights stay whole after an image was drawn, unlike the average's.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
     return network
 

@@ -12,7 +12,7 @@ from distill.training.distributed import local
 from distill.training.learner import Learner
 
 # So many steps skipped one after the other are no accident.
-TOO_MANY_IN_A_ROW = 10
+MAX_CONSECUTIVE_SKIPS = 10
 
 
 @dataclass(frozen=True)
@@ -22,26 +22,29 @@ class Tally:
     Attributes:
         samples: left out of the steps, because they were not finite.
         skipped: steps not taken at all.
-        in_a_row: how many of those came last, without a step taken since.
+        consecutive_skips: how many of those came last, without a step taken since.
     """
 
     samples: int
     skipped: int
-    in_a_row: int
+    consecutive_skips: int
 
 
 def tallies(learners: Mapping[str, Learner], batch: int) -> dict[str, Tally]:
     """Read every network's tally from the device, which waits for it."""
     rows = torch.stack(
-        [torch.stack([one.left_out, one.skipped, one.in_a_row]) for one in learners.values()]
+        [
+            torch.stack([learner.left_out, learner.skipped, learner.consecutive_skips])
+            for learner in learners.values()
+        ]
     ).tolist()
     return {
-        name: Tally(round(share * batch), round(skipped), round(in_a_row))
-        for name, (share, skipped, in_a_row) in zip(learners, rows, strict=True)
+        name: Tally(round(share * batch), round(skipped), round(consecutive_skips))
+        for name, (share, skipped, consecutive_skips) in zip(learners, rows, strict=True)
     }
 
 
-def fault_of_steps(counted: Mapping[str, Tally], steps: int) -> str | None:
+def diagnose_steps(counted: Mapping[str, Tally], steps: int) -> str | None:
     """Say which network cannot learn any more, if one cannot.
 
     That is after ten steps skipped in a row; in a run of fewer than twenty steps, after half of
@@ -51,30 +54,30 @@ def fault_of_steps(counted: Mapping[str, Tally], steps: int) -> str | None:
         counted: of each network.
         steps: how many there were, skipped or not.
     """
-    limit = min(TOO_MANY_IN_A_ROW, -(-steps // 2))
+    limit = min(MAX_CONSECUTIVE_SKIPS, -(-steps // 2))
     for name, tally in counted.items():
-        if tally.in_a_row >= max(1, limit):
-            return f"the last {tally.in_a_row} steps of the {name} had no finite gradient"
+        if tally.consecutive_skips >= max(1, limit):
+            return f"the last {tally.consecutive_skips} steps of the {name} had no finite gradient"
     return None
 
 
-def fault_of_weights(networks: Iterable[Denoiser]) -> str | None:
+def diagnose_weights(networks: Iterable[Denoiser]) -> str | None:
     """Say so if a weight, of this process's share, is NaN or infinite."""
     finite = [local(p).isfinite().all() for network in networks for p in network.parameters()]
     return None if torch.stack(finite).all() else "weights are not finite"
 
 
-def fault_of_pictures(images: Tensor) -> str | None:
-    """Say what is wrong with pictures of several seeds, if nobody can have learned them.
+def diagnose_images(images: Tensor) -> str | None:
+    """Say what is wrong with images of several seeds, if nobody can have learned them.
 
     Args:
         images: float [N, C, H, W] in [-1, 1].
     """
     if not images.isfinite().all():
-        return "its pictures are not finite"
+        return "its images are not finite"
     pixels = to_pixels(images)
     if (pixels == pixels[:1, :1, :1]).all():
-        return "its pictures are all of one and the same colour"
+        return "its images are all of one and the same colour"
     if ((pixels == 0) | (pixels == 255)).all():
-        return "its pictures have no value between the darkest and the brightest"
+        return "its images have no value between the darkest and the brightest"
     return None

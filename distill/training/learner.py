@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.nn.parallel import DistributedDataParallel
 
 from distill.networks import Denoiser
-from distill.training.distributed import World, local
+from distill.training.distributed import DistributedContext, local
 
 # Weights as one process without sharding would hold them, whatever the number of processes.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -44,23 +44,23 @@ class Learner:
         call: the same, wrapped so that gradients reach every process: for the others.
         left_out: samples left out so far, in batches: a sum of shares.
         skipped: steps skipped so far.
-        in_a_row: how many of those came last, without a step taken since.
+        consecutive_skips: how many of those came last, without a step taken since.
     """
 
     def __init__(
         self,
         network: Denoiser,
-        world: World,
+        context: DistributedContext,
         betas: tuple[float, float],
         eps: float,
     ) -> None:
-        self.network, self.world = network, world
-        self.call = world.trained(network)
+        self.network, self.context = network, context
+        self.call = context.prepare_trainable(network)
         self.optimizer = torch.optim.Adam(network.parameters(), betas=betas, eps=eps, fused=True)
         # On the device, so that no step waits to learn whether it was taken.
-        self.left_out, self.skipped, self.in_a_row = torch.zeros(3, device=world.device)
+        self.left_out, self.skipped, self.consecutive_skips = torch.zeros(3, device=context.device)
 
-    def descend(
+    def optimizer_step(
         self, losses: Sequence[Callable[[], Loss]], lr: float
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Take one Adam step on the sum of all losses, of this process and the others.
@@ -80,16 +80,16 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         done: list[Loss] = []
         for number, compute in enumerate(losses, start=1):
-            with self._exchanging(number == len(losses)):
+            with self._gradient_sync(number == len(losses)):
                 loss = compute()
-                (loss.total * self.world.size).backward()  # the exchange takes the mean
+                (loss.total * self.context.size).backward()  # the exchange takes the mean
             done.append(Loss(loss.total.detach(), loss.left_out, loss.logged))
         norm = self._gradient_norm()
-        left_out = self.world.average(torch.stack([loss.left_out for loss in done]).mean())
+        left_out = self.context.average(torch.stack([loss.left_out for loss in done]).mean())
         skipped = (norm.isfinite() & (left_out < 1)).logical_not().float()
         self.left_out = self.left_out + left_out
         self.skipped = self.skipped + skipped
-        self.in_a_row = (self.in_a_row + skipped) * skipped
+        self.consecutive_skips = (self.consecutive_skips + skipped) * skipped
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # What torch's own GradScaler tells a fused Adam: at 1 it changes nothing.
@@ -99,7 +99,7 @@ class Learner:
         return {k: torch.stack([loss.logged[k] for loss in done]).mean() for k in names}, norm
 
     @contextmanager
-    def _exchanging(self, now: bool) -> Iterator[None]:
+    def _gradient_sync(self, now: bool) -> Iterator[None]:
         """Exchange gradients in this backward pass, or leave them to a later one.
 
         A sharded network always exchanges, for a gradient that waits is held whole.
@@ -117,7 +117,7 @@ class Learner:
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
         norms = torch.stack(torch._foreach_norm(gradients))
         squared = norms.square().sum()
-        if self.world.shard:
+        if self.context.shard:
             torch.distributed.all_reduce(squared)
         return squared.sqrt()
 
@@ -130,7 +130,7 @@ class Learner:
         set_optimizer_state_dict(self.network, self.optimizer, state, options=WHOLE)
 
 
-def whole_weights(network: Denoiser) -> dict[str, Any]:
+def full_state_dict(network: Denoiser) -> dict[str, Any]:
     """A network's state dict on the CPU, gathered if it is sharded; every process must ask."""
     return get_model_state_dict(network, options=WHOLE)
 

@@ -13,26 +13,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from distill.atomic_files import write_atomically
 from distill.checkpoints import load_state, save_network, save_state
 from distill.data.images import save_grid, to_pixels
 from distill.errors import UserError, first_line
 from distill.networks import Denoiser
-from distill.recipe import LoopConfig
-from distill.training.distributed import World
+from distill.recipe import LoopConfig, current_precision
+from distill.training.distributed import DistributedContext
 from distill.training.divergence import (
     Tally,
-    fault_of_pictures,
-    fault_of_steps,
-    fault_of_weights,
+    diagnose_images,
+    diagnose_steps,
+    diagnose_weights,
     tallies,
 )
-from distill.training.learner import Learner, whole_weights
+from distill.training.learner import Learner, full_state_dict
+from service.bundle import write_atomically
 
 LOG_EVERY = 50  # steps between two points of the TensorBoard curves
 
@@ -41,7 +40,7 @@ class Training(Protocol):
     """What the loop drives: a teacher's training or a distillation."""
 
     ema: Denoiser
-    world: World
+    context: DistributedContext
 
     @property
     def config(self) -> LoopConfig:
@@ -64,7 +63,7 @@ class Training(Protocol):
         """Go on from a state."""
 
     def samples(self, count: int | None = None) -> Tensor:
-        """Draw a fixed grid of pictures with the averaged weights, or the first of it.
+        """Draw a fixed grid of images with the averaged weights, or the first of it.
 
         Returns:
             float32 [rows*cols, C, H, W] in [-1, 1].
@@ -78,13 +77,13 @@ Evaluate = Callable[[Denoiser], dict[str, Any]]
 _HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
-PICTURES_CHECKED = 16  # before a checkpoint: of several seeds, and of two classes where there are
+IMAGES_CHECKED = 16  # before a checkpoint: of several seeds, and of two classes where there are
 
 
 def train(
     training: Training,
     folder: Path,
-    facts: dict[str, Any],
+    metadata: dict[str, Any],
     evaluate: Evaluate | None = None,
     progress: bool = True,
     origin: dict[str, Any] | None = None,
@@ -107,7 +106,7 @@ def train(
     Args:
         training: what to step.
         folder: where the run lives.
-        facts: written into the header of each network.
+        metadata: written into the header of each network.
         evaluate: measures a network, say by a Fréchet distance.
         progress: show a progress bar.
         origin: what the run was started from, for those who analyse it: written to run.json, as
@@ -120,12 +119,12 @@ def train(
         UserError: the folder holds another configuration's run or a damaged state, another
             process trains in it, or the training diverges.
     """
-    if not training.world.is_main:
-        return _train(training, folder, facts, evaluate, progress=False, origin=None)
+    if not training.context.is_main:
+        return _train(training, folder, metadata, evaluate, progress=False, origin=None)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         try:
-            return _train(training, folder, facts, evaluate, progress, origin)
+            return _train(training, folder, metadata, evaluate, progress, origin)
         except OSError as error:
             if error.errno and error.filename is None:  # of a curve: write() names no file
                 raise OSError(error.errno, error.strerror, str(folder)) from error
@@ -135,12 +134,12 @@ def train(
 def _train(
     training: Training,
     folder: Path,
-    facts: dict[str, Any],
+    metadata: dict[str, Any],
     evaluate: Evaluate | None,
     progress: bool,
     origin: dict[str, Any] | None,
 ) -> int:
-    config, world = training.config, training.world
+    config, context = training.config, training.context
     settings = _settings(training)
     seen = kept = _resume(training, folder, settings)
     if origin is not None:
@@ -149,83 +148,85 @@ def _train(
 
     def stop_if(fault: str | None) -> None:
         """End the run, in all processes, if one of them found a fault."""
-        if not world.any(fault is not None):
+        if not context.any(fault is not None):
             return
-        left = f"{folder} keeps the network of {kept} images" if kept else "no network was written"
+        outcome = (
+            f"{folder} keeps the network of {kept} images" if kept else "no network was written"
+        )
         raise UserError(
             f"{fault or 'another process found a fault'}: the training has diverged by {seen} "
-            f"images, and would again with these settings. {left}; start in another folder with a "
-            f"smaller {_rates(config)}"
+            f"images, and would again with these settings. {outcome}; start in another folder with "
+            f"a smaller {_rates(config)}"
         )
 
     def look(shown: dict[str, Tally]) -> dict[str, Tally]:
         """Show what was left out since `shown`; end a run that does not learn any more."""
         counted = tallies(training.learners, config.batch)
         for name, tally in counted.items():
-            if tally == shown.get(name, Tally(0, 0, 0)) or not world.is_main:
+            if tally == shown.get(name, Tally(0, 0, 0)) or not context.is_main:
                 continue
             bar.set_postfix({"skipped": sum(t.skipped for t in counted.values())})
             bar.write(
                 f"{seen:>9} images: {name}: {tally.skipped} steps were skipped and "
                 f"{tally.samples} samples left out so far, for they were not finite"
             )
-        stop_if(fault_of_steps(counted, (seen - began_at) // config.batch))
+        stop_if(diagnose_steps(counted, (seen - began_at) // config.batch))
         return counted
 
     def checkpoint() -> None:
         nonlocal kept
         networks = [training.ema, *(learner.network for learner in training.learners.values())]
-        stop_if(fault_of_weights(networks))
-        stop_if(fault_of_pictures(training.samples(PICTURES_CHECKED)))
+        stop_if(diagnose_weights(networks))
+        stop_if(diagnose_images(training.samples(IMAGES_CHECKED)))
         # The state last: a kill in between makes a resumed run write the network again.
-        weights = whole_weights(training.ema)
+        weights = full_state_dict(training.ema)
         state = {
             "settings": json.dumps(settings),
             "images_seen": seen,
             "training": training.state(),
         }
-        if world.is_main:
-            header = facts | {"images_seen": seen}
+        if context.is_main:
+            header = metadata | {"images_seen": seen}
             save_network(folder / "network.safetensors", training.ema, header, weights)
             save_state(folder / "state.pt", state)
         kept = seen
 
     def measure() -> None:
         kimg = f"{seen / 1000:09.1f}"
-        weights, pictures = whole_weights(training.ema), training.samples()
-        stop_if(fault_of_pictures(pictures))
+        weights, images = full_state_dict(training.ema), training.samples()
+        stop_if(diagnose_images(images))
         measured = {} if evaluate is None else evaluate(training.ema)
-        if not world.is_main:
+        if not context.is_main:
             return
-        header = facts | {"images_seen": seen}
+        header = metadata | {"images_seen": seen}
         save_network(folder / "snapshots" / f"{kimg}.safetensors", training.ema, header, weights)
-        save_grid(folder / "samples" / f"{kimg}.png", to_pixels(pictures))
+        save_grid(folder / "samples" / f"{kimg}.png", to_pixels(images))
         if measured:
             for name, value in measured.items():
                 if isinstance(value, float):
                     events.add_scalar(f"evaluation/{name}", value, seen)
             with (folder / "curve.jsonl").open("a") as file:
                 file.write(json.dumps({"images_seen": seen, **measured}) + "\n")
-            told = (f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float))
-            bar.write(f"{seen:>9} images: {', '.join(told)}")
+            formatted = (f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float))
+            bar.write(f"{seen:>9} images: {', '.join(formatted)}")
 
     bar = tqdm(
         total=config.total_images, initial=seen, unit="img", unit_scale=True, disable=not progress
     )
     with (
-        _events(folder if world.is_main else None, seen) as events,
+        _events(folder if context.is_main else None, seen) as events,
         bar,
-        _asked_to_stop(insists=world.size == 1) as stop,
+        _stop_requested(insists=context.size == 1) as stop,
     ):
         began, began_at = time.monotonic(), seen
         shown: dict[str, Tally] = {}
         due = False
-        while seen < config.total_images and not world.any(stop()):
+        while seen < config.total_images and not context.any(stop()):
             scalars = training.step(seen)
             before, seen = seen, seen + config.batch
             bar.update(config.batch)
             if seen // config.batch % LOG_EVERY == 0:
-                for name, value in world.mean(scalars).items():
+                for name, value in context.mean(scalars).items():
                     events.add_scalar(name, value, seen)
                 rate = (seen - began_at) / (time.monotonic() - began)
                 events.add_scalar("images per second", rate, seen)
@@ -239,7 +240,7 @@ def _train(
             if due:
                 shown = look(shown)
                 # While steps are skipped nobody knows whether these weights are good.
-                if not any(tally.in_a_row for tally in shown.values()):
+                if not any(tally.consecutive_skips for tally in shown.values()):
                     checkpoint()
                     due = False
         if seen != began_at:
@@ -270,6 +271,7 @@ def _resume(training: Training, folder: Path, settings: dict[str, Any]) -> int:
     if state_file.exists():
         state = load_state(state_file)
         before = _defaults(training.config, settings) | json.loads(state["settings"])
+        before["precision"] = current_precision(before["precision"])
         _check_same_run(folder, before, settings)
         try:
             training.load_state(state["training"])
@@ -279,9 +281,9 @@ def _resume(training: Training, folder: Path, settings: dict[str, Any]) -> int:
                 "it to start anew"
             ) from None
         seen = state["images_seen"]
-    if seen != training.world.from_main(seen):
+    if seen != training.context.broadcast_from_main(seen):
         raise UserError(
-            f"process {training.world.rank} does not see the {state_file} of process 0: all "
+            f"process {training.context.rank} does not see the {state_file} of process 0: all "
             "nodes need the same --out, on a file system that they share"
         )
     return seen
@@ -328,11 +330,6 @@ def _crosses(before: int, after: int, marks: np.ndarray) -> bool:
     return bool(((marks > before) & (marks <= after)).any())
 
 
-def channels_last(network: Denoiser) -> Denoiser:
-    """Store the weights so that convolutions run on NHWC memory, the faster layout."""
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold a folder for this process; the lock dies with the process, however it ends."""
@@ -356,7 +353,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _asked_to_stop(insists: bool) -> Iterator[Callable[[], bool]]:
+def _stop_requested(insists: bool) -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether SIGINT or SIGTERM came.
 
     If `insists`, a second one kills. Not under torchrun, which passes on what the terminal has

@@ -11,26 +11,26 @@ import torch
 
 from distill.errors import UserError
 from distill.recipe import LoopConfig
-from distill.training.distributed import World
+from distill.training.distributed import DistributedContext
 
 
-def share_of_batch(config: LoopConfig, world: World) -> range:
+def local_microbatches(config: LoopConfig, context: DistributedContext) -> range:
     """The numbers of the micro-batches that this process computes: every `world.size`-th.
 
     Raises:
         UserError: the batch cannot be divided evenly among the processes.
     """
-    count = config.batch // config.images_a_call
-    if count % world.size:
+    count = config.batch // config.images_per_call
+    if count % context.size:
         raise UserError(
-            f"a batch of {config.batch} in micro-batches of {config.images_a_call} cannot be "
-            f"divided among {world.size} processes: choose a smaller --microbatch, or another "
+            f"a batch of {config.batch} in micro-batches of {config.images_per_call} cannot be "
+            f"divided among {context.size} processes: choose a smaller --microbatch, or another "
             "--batch"
         )
-    return range(world.rank, count, world.size)
+    return range(context.rank, count, context.size)
 
 
-def seed_draws(seed: int, images_seen: int, phase: int, microbatch: int) -> None:
+def seed_rng(seed: int, images_seen: int, phase: int, microbatch: int) -> None:
     """Start torch's random streams, on every device, for one micro-batch."""
     words = np.random.SeedSequence([seed, images_seen, phase, microbatch])
     torch.manual_seed(int(words.generate_state(1, np.uint64)[0]) >> 1)

@@ -15,13 +15,13 @@ def nonfinite_samples(values: Tensor) -> Tensor:
     return values.detach().isfinite().all(dim=(1, 2, 3), keepdim=True).logical_not()
 
 
-def zeroed(left_out: Tensor, values: Tensor) -> Tensor:
+def zero_masked(left_out: Tensor, values: Tensor) -> Tensor:
     """Values [N, C, H, W] with 0 in the samples that are left out, laid out as they were."""
     # Not masked_fill, which forgets channels_last; and a drawing of noise follows the layout.
     return torch.where(left_out, values.new_zeros(()), values)
 
 
-def sum_without(left_out: Tensor, loss: Tensor, output: Tensor) -> Tensor:
+def masked_sum(left_out: Tensor, loss: Tensor, output: Tensor) -> Tensor:
     """Sum a loss over the samples that are not left out.
 
     Whatever lies between `output` and `loss` may be NaN in a sample that is left out: its
@@ -37,13 +37,13 @@ def sum_without(left_out: Tensor, loss: Tensor, output: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    output.register_hook(lambda gradient: zeroed(left_out, gradient))
-    return zeroed(left_out, loss).sum()
+    output.register_hook(lambda gradient: zero_masked(left_out, gradient))
+    return zero_masked(left_out, loss).sum()
 
 
-def mean_without(left_out: Tensor, values: Tensor) -> Tensor:
+def masked_mean(left_out: Tensor, values: Tensor) -> Tensor:
     """The mean of [N, C, H, W] over the samples that are not left out, detached; NaN of none."""
-    kept = zeroed(left_out, values.detach())
+    kept = zero_masked(left_out, values.detach())
     return kept.sum() / (left_out.logical_not().sum() * values[0].numel())
 
 

@@ -7,15 +7,21 @@ import torch
 
 from distill.errors import UserError
 from distill.networks import Denoiser
-from distill.recipe import Precision
+from distill.recipe import TrainingPrecision
+
+DTYPES: dict[TrainingPrecision, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
-def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+def compute_dtype(precision: TrainingPrecision, device: torch.device) -> torch.dtype | None:
     """Set torch's switches for a precision; return what F inside a denoiser computes in.
 
-    fp32 is float32 throughout. tf32 lets CUDA multiply float32 with 10 bits of mantissa. bf16
-    and fp16 run F under autocast. (The paper's fp16: Adam's eps is 1e-6 and the generator's loss
-    is scaled by 100; see `SidConfig`.)
+    float32 is that throughout. tf32 lets CUDA multiply float32 with 10 bits of mantissa. bfloat16
+    and float16 run F under autocast. (The paper's float16: Adam's eps is 1e-6 and the generator's
+    loss is scaled by 100; see `SidConfig`.)
 
     Returns:
         For `Denoiser.compute_dtype`: None for float32.
@@ -23,15 +29,15 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype | N
     Raises:
         UserError: the device does not compute so.
     """
-    if device.type != "cuda" and precision in ("tf32", "fp16"):
+    if device.type != "cuda" and precision in ("tf32", "float16"):
         raise UserError(
-            f"--precision {precision} needs a CUDA device: on {device.type} take fp32, or bf16 "
-            "for a large network"
+            f"--precision {precision} needs a CUDA device: on {device.type} take float32, or "
+            "bfloat16 for a large network"
         )
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return None if precision == "float32" else DTYPES.get(precision)
 
 
 @contextmanager

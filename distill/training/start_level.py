@@ -1,9 +1,9 @@
 """The noise level at which a generator starts, fitted to what its teacher draws.
 
-At a noise level s the mean colour of a picture of R pixels a side is known to s / R. Where that is
+At a noise level s the mean colour of an image of R pixels a side is known to s / R. Where that is
 far below the spread of real mean colours, the teacher takes all noise for one colour:
 D(s z; s) starts without variety, and SiD, which seeks modes, keeps it so for long
-(docs/results.md, "Avatars"). A level of the spread times the side leaves the colour open.
+(docs/results/avatars.md). A level of the spread times the side leaves the colour open.
 """
 
 import torch
@@ -38,7 +38,7 @@ def mean_colour_spread(images: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def fitting_sigma_init(teacher: Denoiser) -> tuple[float, float]:
-    """Look at some pictures of a teacher's: as many evaluations as 270 images of distillation.
+    """Look at some images of a teacher's: as many evaluations as 270 images of distillation.
 
     Args:
         teacher: in eval mode, on its device.
@@ -47,28 +47,27 @@ def fitting_sigma_init(teacher: Denoiser) -> tuple[float, float]:
         The noise level, to two digits, and the spread of mean colours that it comes from.
 
     Raises:
-        UserError: the pictures are not finite.
+        UserError: the images are not finite.
     """
     config = teacher.config
     device = next(teacher.parameters()).device
     classes = min(CLASSES, config.label_dim)
     count = PER_CLASS * (classes or CLASSES)
     generator = torch.Generator().manual_seed(0)
-    shape = (count, config.img_channels, config.img_resolution, config.img_resolution)
-    latents = torch.randn(shape, generator=generator).to(device)
+    latents = torch.randn(count, *config.latent_shape, generator=generator).to(device)
     labels, classed = torch.zeros(count, dtype=torch.int64), None
     if classes:
         looked_at = torch.linspace(0, config.label_dim - 1, classes).long()
         labels = looked_at.repeat_interleave(PER_CLASS)
         classed = one_hot(labels, config.label_dim).to(device)
-    pictures = [
+    images = [
         heun(teacher, latents[i : i + 32], None if classed is None else classed[i : i + 32], STEPS)
         for i in range(0, count, 32)
     ]
-    drawn = torch.cat(pictures).cpu()
+    drawn = torch.cat(images).cpu()
     if not drawn.isfinite().all():
         raise UserError(
-            "the teacher draws pictures that are not finite: its training diverged, or its file is "
+            "the teacher draws images that are not finite: its training diverged, or its file is "
             "damaged; take another"
         )
     spread = mean_colour_spread(drawn.clamp(-1, 1), labels)

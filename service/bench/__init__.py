@@ -4,12 +4,11 @@ A closed loop keeps a number of connections busy and shows what a server can do;
 sends on a schedule, whatever comes back, and shows what users would feel.
 """
 
-from service.bench.load import ARRIVALS, closed, open_loop
+from service.bench.load import closed, open_loop
 from service.bench.report import Report
 from service.bench.target import BenchError, Target, generate_body
 
 __all__ = [
-    "ARRIVALS",
     "BenchError",
     "Report",
     "Target",

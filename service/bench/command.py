@@ -1,16 +1,15 @@
 """What `sid bench` does: check, load, report."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 
-from service.bench import plot
-from service.bench.facts import document
-from service.bench.load import check_arrivals, check_positive, closed, open_loop
-from service.bench.report import Report
+from service.bench.load import ARRIVALS, closed, open_loop
 from service.bench.table import show
 from service.bench.target import BenchError, Target, generate_body
 
@@ -31,7 +30,7 @@ def make_target(
 ) -> Target:
     """What is asked of the server; raises BenchError when that cannot be sent."""
     if images is not None:
-        check_positive(n=images)
+        _check_positive(n=images)
     if body is None:
         body = generate_body(model, class_label, images)
     elif model is not None or class_label is not None:
@@ -50,7 +49,6 @@ def run(
     duration: float,
     timeout: float,
     json_file: Path | None,
-    plot_file: Path | None,
 ) -> None:
     """Put one load after the other on the server, then print and write the reports.
 
@@ -59,12 +57,19 @@ def run(
     """
     if not connections and not rates:
         connections = _DEFAULT_CONNECTIONS
+    # All before the first load, which takes seconds.
     for number in connections:
-        check_positive(connections=number)
+        _check_positive(connections=number)
     for rate in rates:
-        check_positive(rate=rate)
-    check_arrivals(arrivals)
-    _check_files(json_file, plot_file)
+        _check_positive(rate=rate)
+    _check_positive(duration=duration, max_connections=max_connections)
+    for name, seconds in (("warmup", warmup), ("timeout", timeout)):
+        if not 0 <= seconds < math.inf:
+            raise BenchError(f"{name}: {seconds} is not 0 or more")
+    if arrivals not in ARRIVALS:
+        raise BenchError(f"arrivals: {arrivals} is not one of {', '.join(ARRIVALS)}")
+    if json_file is not None and not json_file.parent.is_dir():
+        raise BenchError(f"{json_file.parent}: there is no such folder")
 
     reports = []
     for number in connections:
@@ -86,9 +91,12 @@ def run(
 
     show(reports, Console(stderr=json_file == STDOUT))
     if json_file is not None:
-        _write_json(json.dumps(document(reports, target), indent=1), json_file)
-    if plot_file is not None:
-        _draw(reports, plot_file, f"POST {target.url}")
+        document = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "target": {"url": target.url, "body": target.body},
+            "reports": [report.as_dict() for report in reports],
+        }
+        _write_json(json.dumps(document, indent=1), json_file)
 
 
 def _announce(load: str, seconds: float) -> None:
@@ -97,13 +105,11 @@ def _announce(load: str, seconds: float) -> None:
         print(f"{load}: {seconds:g} s ...", file=sys.stderr)
 
 
-def _check_files(json_file: Path | None, plot_file: Path | None) -> None:
-    """Find out before the load, and not after it, what cannot be written."""
-    for file in (json_file, plot_file):
-        if file is not None and not file.parent.is_dir():
-            raise BenchError(f"{file.parent}: there is no such folder")
-    if plot_file is not None:
-        plot.check(plot_file)
+def _check_positive(**numbers: float) -> None:
+    """Raise BenchError, by name, when a number is not a positive one."""
+    for name, value in numbers.items():
+        if not 0 < value < math.inf:
+            raise BenchError(f"{name}: {value} is not a finite number above 0")
 
 
 def _write_json(text: str, file: Path) -> None:
@@ -112,12 +118,5 @@ def _write_json(text: str, file: Path) -> None:
         return
     try:
         file.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise BenchError(f"{file}: {error.strerror}") from error
-
-
-def _draw(reports: Sequence[Report], file: Path, title: str) -> None:
-    try:
-        plot.draw([(report.label, report) for report in reports], file, title)
     except OSError as error:
         raise BenchError(f"{file}: {error.strerror}") from error

@@ -5,9 +5,10 @@ import gc
 import math
 import random
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
+from typing import Literal
 
+from service.bench.base import Load
 from service.bench.loops import ClosedLoop, OpenLoop
 from service.bench.report import Report, summarise
 from service.bench.target import BenchError, Target
@@ -36,28 +37,15 @@ def closed(
         timeout: seconds that what is unanswered at the end is waited for.
 
     Raises:
-        BenchError: the server is out of reach, or a number is out of range.
+        BenchError: the server is out of reach.
     """
-    _check(warmup=warmup, timeout=timeout)
-    check_positive(connections=connections, duration=duration)
 
-    async def measure() -> Report:
-        load = ClosedLoop(target, await _reach(target), connections)
-        cpu, start = time.process_time(), time.perf_counter()
-        end = start + warmup + duration
-        load.start(end)
-        await load.finish(end + timeout)
-        return summarise(
-            load.samples,
-            (start + warmup, end),
-            mode="closed",
-            connections=connections,
-            warmup=warmup,
-            images=target.images,
-            cpu_seconds=time.process_time() - cpu,
-        )
+    def begin(address: tuple[str, int], start: float, end: float) -> Load:
+        load = ClosedLoop(target, address, connections)
+        load.start(start, end)
+        return load
 
-    return _run(measure)
+    return _run(target, begin, warmup, duration, timeout, mode="closed")
 
 
 def open_loop(
@@ -84,33 +72,16 @@ def open_loop(
         warmup, duration, timeout: as for `closed`.
 
     Raises:
-        BenchError: the server is out of reach, or a number is out of range.
+        BenchError: the server is out of reach, or more requests are asked for than anybody means.
     """
-    _check(warmup=warmup, timeout=timeout)
-    check_arrivals(arrivals)
-    check_positive(rate=rate, duration=duration, max_connections=max_connections)
+    due = schedule(rate, warmup + duration, arrivals)
 
-    async def measure() -> Report:
-        address = await _reach(target)
-        offsets = schedule(rate, warmup + duration, arrivals)
+    def begin(address: tuple[str, int], start: float, end: float) -> Load:  # noqa: ARG001
         load = OpenLoop(target, address, max_connections)
-        cpu, start = time.process_time(), time.perf_counter()
-        end = start + warmup + duration
-        load.start(start, offsets)
-        await load.finish(end + timeout)
-        return summarise(
-            load.samples,
-            (start + warmup, end),
-            mode="open",
-            rate=rate,
-            arrivals=arrivals,
-            connections=load.peak,
-            warmup=warmup,
-            images=target.images,
-            cpu_seconds=time.process_time() - cpu,
-        )
+        load.start(start, due)
+        return load
 
-    return _run(measure)
+    return _run(target, begin, warmup, duration, timeout, mode="open", rate=rate, arrivals=arrivals)
 
 
 def schedule(rate: float, seconds: float, arrivals: str) -> list[float]:
@@ -130,33 +101,52 @@ def schedule(rate: float, seconds: float, arrivals: str) -> list[float]:
     return times[:-1]
 
 
-def check_arrivals(arrivals: str) -> None:
-    """Raise BenchError when there are no such arrivals."""
-    if arrivals not in ARRIVALS:
-        raise BenchError(f"arrivals: {arrivals} is not one of {', '.join(ARRIVALS)}")
+def _run(
+    target: Target,
+    begin: Callable[[tuple[str, int], float, float], Load],
+    warmup: float,
+    duration: float,
+    timeout: float,
+    *,
+    mode: Literal["closed", "open"],
+    rate: float | None = None,
+    arrivals: str | None = None,
+) -> Report:
+    """Begin a load at an address, from one time to another, wait for its end and report."""
 
+    async def measure() -> Report:
+        address = await _reach(target)
+        cpu, start = time.process_time(), time.perf_counter()
+        end = start + warmup + duration
+        load = begin(address, start, end)
+        await load.finish(end + timeout)
+        return summarise(
+            load.samples,
+            (start + warmup, end),
+            mode=mode,
+            rate=rate,
+            arrivals=arrivals,
+            connections=load.peak,
+            warmup=warmup,
+            images=target.images,
+            cpu_seconds=time.process_time() - cpu,
+        )
 
-def check_positive(**numbers: float) -> None:
-    """Raise BenchError, by name, when a number is not a positive one."""
-    for name, value in numbers.items():
-        if not 0 < value < math.inf:
-            raise BenchError(f"{name}: {value} is not a finite number above 0")
-
-
-def _run(measure: Callable[[], Coroutine[Any, Any, Report]]) -> Report:
-    try:
-        import uvloop
-    except ImportError:  # not for Windows
-        factory = None
-    else:
-        factory = uvloop.new_event_loop
     # A full collection takes milliseconds, which would be charged to the server.
     gc.disable()
     try:
-        with asyncio.Runner(loop_factory=factory) as runner:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(measure())
     finally:
         gc.enable()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # not for Windows
+        return None
+    return uvloop.new_event_loop
 
 
 async def _reach(target: Target) -> tuple[str, int]:
@@ -173,9 +163,3 @@ async def _reach(target: Target) -> tuple[str, int]:
     host, port = transport.get_extra_info("peername")[:2]
     transport.close()
     return host, port
-
-
-def _check(**numbers: float) -> None:
-    for name, value in numbers.items():
-        if not 0 <= value < math.inf:
-            raise BenchError(f"{name}: {value} is not 0 or more")

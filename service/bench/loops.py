@@ -21,11 +21,11 @@ class ClosedLoop(Load):
         self._active = connections
         self._end = 0.0
 
-    def start(self, end: float) -> None:
-        """Open the connections, which send until `end`."""
+    def start(self, start: float, end: float) -> None:
+        """Open the connections, which send from now, `start`, until `end`."""
         self._end = end
         for _ in range(self._active):
-            self._open(perf_counter())
+            self._open(start)
 
     def free(self, connection: Connection, now: float) -> None:
         """Send the next request at once, until the end."""

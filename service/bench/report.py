@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from service.bench.samples import Samples
-from service.bench.stats import Latency, curve, histogram, latency, stage_means
+from service.bench.stats import Latency, curve, latency, stage_means
 
 TIMEOUT = "timeout"
 
@@ -37,7 +37,6 @@ class Report:
         lag: how late an open loop wrote its requests: the generator's own share of the latency.
         stages: mean of each stage of Server-Timing over good answers, where a server sends it.
         curve: percentiles of good answers' latency, as (percent, seconds).
-        histogram: good answers' latency, as (upper bound, count).
         cpu_seconds: processor time that the generator used, warm-up included.
         cpu_seconds_per_request: the same, for each request of the run.
     """
@@ -60,7 +59,6 @@ class Report:
     lag: Latency | None
     stages: dict[str, float]
     curve: list[tuple[float, float]]
-    histogram: list[tuple[float, int]]
     cpu_seconds: float
     cpu_seconds_per_request: float
 
@@ -131,7 +129,6 @@ def summarise(
         lag=latency(sorted(lags)) if mode == "open" else None,
         stages=stage_means(timings),
         curve=curve(good),
-        histogram=histogram(good),
         cpu_seconds=cpu_seconds,
         cpu_seconds_per_request=cpu_seconds / max(len(samples), 1),
     )

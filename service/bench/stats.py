@@ -2,12 +2,10 @@
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-_FIRST_BOUND = 1e-5
-_BUCKETS_PER_DECADE = 20  # each bound is 12 % above the one before
 _POINTS_PER_DECADE = 20
 _STAGE = re.compile(rb'([^\s,;]+)\s*;(?:[^,;]*;)*?\s*dur="?(\d+(?:\.\d+)?)')
 
@@ -54,20 +52,6 @@ def curve(ordered: Sequence[float]) -> list[tuple[float, float]]:
     steps = math.floor(_POINTS_PER_DECADE * math.log10(len(ordered)))
     percents = (100 * (1 - 10 ** (-step / _POINTS_PER_DECADE)) for step in range(steps + 1))
     return [(percent, percentile(ordered, percent)) for percent in percents]
-
-
-def histogram(values: Iterable[float]) -> list[tuple[float, int]]:
-    """(upper bound in seconds, values up to it and above the bound before), without gaps."""
-    counts = Counter(
-        max(0, math.ceil(_BUCKETS_PER_DECADE * math.log10(max(value, _FIRST_BOUND) / _FIRST_BOUND)))
-        for value in values
-    )
-    if not counts:
-        return []
-    return [
-        (_FIRST_BOUND * 10 ** (bucket / _BUCKETS_PER_DECADE), counts[bucket])
-        for bucket in range(min(counts), max(counts) + 1)
-    ]
 
 
 def stage_means(timings: Iterable[bytes]) -> dict[str, float]:

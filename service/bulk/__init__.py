@@ -1,8 +1,8 @@
-"""`sid generate`: one picture or many to files, drawn in this process or by a server.
+"""`sid generate`: one image or many to files, drawn in this process or by a server.
 
-command.py -> one.py                     a picture to a file
+command.py -> one.py                     an image to a file
            -> run.py                     many, which goes on where it was stopped
-                plan.py                  which pictures
+                plan.py                  which images
                 embedded.py, server.py   what draws them; window.py: how much at a time
                 output.py                the folder or archive
 """

@@ -1,4 +1,4 @@
-"""What `sid generate` does: one picture or many, in this process or by a server."""
+"""What `sid generate` does: one image or many, in this process or by a server."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from service.settings import Settings
 
 __all__ = ["StoppedError", "generate"]
 
-_PICTURE = Path("picture.png")
+_IMAGE = Path("picture.png")
 _FORMS = ("png", "webp", "jpeg")
 
 
@@ -37,28 +37,28 @@ def generate(
         place: a server's address, or the settings of this process.
         key: the server's API key.
         model: its name; None: the default.
-        class_label: index or name, for many pictures `all` too; None: by seed.
-        seed: of one picture; None: random.
-        seeds: of many pictures; None: draw one.
+        class_label: index or name, for many images `all` too; None: by seed.
+        seed: of one image; None: random.
+        seeds: of many images; None: draw one.
         inputs: labels and vectors of the model, as `parse_inputs` reads them.
-        form: of many pictures: png, webp or jpeg; None: png.
+        form: of many images: png, webp or jpeg; None: png.
         output: where to.
 
     Raises:
-        BulkError: options contradict each other, or the pictures cannot be written.
+        BulkError: options contradict each other, or the images cannot be written.
         StoppedError: the user stopped a bulk run.
         ClientError, EngineError and others: they cannot be drawn.
     """
     named = parse_inputs(inputs)
     if seeds is None:
         if form is not None:
-            raise BulkError("--form goes with --seeds: one picture's form is its name's suffix")
-        one.run(place, key, model, class_label, seed, named, output or _PICTURE)
+            raise BulkError("--form goes with --seeds: one image's form is its name's suffix")
+        one.run(place, key, model, class_label, seed, named, output or _IMAGE)
         return
     if seed is not None:
-        raise BulkError("--seed draws one picture and --seeds many: leave one of the two out")
+        raise BulkError("--seed draws one image and --seeds many: leave one of the two out")
     if output is None or output.suffix.lower() in one.FORMS:
-        raise BulkError("--seeds draws many pictures: say where to with -o, a folder or a .zip")
+        raise BulkError("--seeds draws many images: say where to with -o, a folder or a .zip")
     if form not in (None, *_FORMS):
         raise BulkError(f"--form is {', '.join(_FORMS)}, not {form}")
     parts = parse_seeds(seeds)

@@ -1,4 +1,4 @@
-"""Pictures drawn in this process, by the engine that `sid serve` would serve them with."""
+"""Images drawn in this process, by the engine that `sid serve` would serve them with."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -7,7 +7,7 @@ from typing import Any
 from service.bulk.errors import PostponedError
 from service.bulk.plan import Drawn, Piece
 from service.bundle import list_bundles, load_bundle
-from service.observability.metrics import Telemetry
+from service.observability.metrics import Metrics
 from service.serving.catalogue import Contents, open_catalogue, pick
 from service.serving.default_model import stated_default
 from service.serving.exceptions import QueueFullError
@@ -17,13 +17,13 @@ from service.settings import Settings
 
 
 class EmbeddedSource:
-    """Draws pieces by a model of this process. `piece` is how many pictures make one batch.
+    """Draws pieces by a model of this process. `piece` is how many images make one batch.
 
     Args:
         model: which is open.
         form: png, webp or jpeg.
         piece: the engine's largest batch.
-        inputs: labels and vectors of the model that all pictures have.
+        inputs: labels and vectors of the model that all images have.
 
     Raises:
         InputError: the model does not take them.
@@ -39,7 +39,7 @@ class EmbeddedSource:
         self._media_type = f"image/{form}"
 
     @property
-    def places(self) -> int:
+    def slots(self) -> int:
         """How many pieces may be under way: as many wait or are written as are computed."""
         return 2 * self._model.engine.concurrency
 
@@ -63,10 +63,10 @@ class EmbeddedSource:
             inputs=self.inputs,
         )
         try:
-            pictures = await self._model.submit(jobs)
+            images = await self._model.submit(jobs)
         except QueueFullError as error:
             raise PostponedError(max(0.1, error.retry_after)) from None
-        return [picture.file for picture in pictures]
+        return [image.file for image in images]
 
 
 @asynccontextmanager
@@ -94,13 +94,13 @@ async def draw_one(
     form: str,
     inputs: Mapping[str, Any],
 ) -> Drawn:
-    """One picture; raises what `open_embedded` raises."""
+    """One image; raises what `open_embedded` raises."""
     async with _open_model(settings, name) as model:
         manifest = model.bundle.manifest
         jobs = resolve_jobs(manifest, class_label, seed, 1, f"image/{form}", inputs=inputs)
-        (picture,) = await model.submit(jobs)
-    job = picture.job
-    return Drawn(picture.file, job.seed, job.class_label, picture.class_name, model.tag)
+        (image,) = await model.submit(jobs)
+    job = image.job
+    return Drawn(image.file, job.seed, job.class_label, image.class_name, model.tag)
 
 
 @asynccontextmanager
@@ -108,5 +108,5 @@ async def _open_model(settings: Settings, name: str | None) -> AsyncIterator[Ser
     folders = {folder.name: folder for folder in list_bundles(settings.models)}
     default = stated_default(settings, folders) if name is None else None
     bundle = load_bundle(folders[pick(folders, name, default)])
-    async with open_catalogue(Contents([bundle]), settings, Telemetry()) as catalogue:
+    async with open_catalogue(Contents([bundle]), settings, Metrics()) as catalogue:
         yield catalogue.resolve(None)

@@ -1,4 +1,4 @@
-"""One picture, drawn in this process or by a server, to a file."""
+"""One image, drawn in this process or by a server, to a file."""
 
 import asyncio
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def run(
     inputs: Mapping[str, Any],
     path: Path,
 ) -> None:
-    """Draw a picture, write it and say what it is.
+    """Draw an image, write it and say what it is.
 
     Args:
         place: a server's address, or the settings of this process.

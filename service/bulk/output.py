@@ -1,4 +1,4 @@
-"""Where a bulk run's pictures go: a folder, or an archive that is made of one at the end.
+"""Where a bulk run's images go: a folder, or an archive that is made of one at the end.
 
 A file has its name only when it is whole, so a run that was killed at any moment goes on from
 what is there. (A machine that loses power may lose more: the disk is not waited for.)
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from service.bulk.errors import BulkError
 from service.bulk.plan import DEFAULTS, Plan
+from service.bundle import add_to_zip, write_atomically
 
 RECORD = "sid-generate.json"
 """The file that says what is drawn into a folder, as `Plan.record` has it."""
@@ -22,14 +23,14 @@ _ELSE = "name another with -o, or remove this one"
 
 
 class Folder:
-    """A folder of pictures, one sub-folder a class.
+    """A folder of images, one sub-folder a class.
 
     Args:
         path: the folder.
         plan: what is drawn into it.
 
     Attributes:
-        folder: where its pictures are until it is finished.
+        folder: where its images are until it is finished.
     """
 
     def __init__(self, path: Path, plan: Plan) -> None:
@@ -38,10 +39,10 @@ class Folder:
         self._lock: int | None = None
 
     def begin(self) -> set[str]:
-        """Make the folder, or go on with it; returns the names of the pictures that it holds.
+        """Make the folder, or go on with it; returns the names of the images that it holds.
 
         Raises:
-            BulkError: something else lies there, or another plan's pictures; another run draws
+            BulkError: something else lies there, or another plan's images; another run draws
                 into it now.
             OSError: it cannot be written.
         """
@@ -56,16 +57,16 @@ class Folder:
         record = self.folder / RECORD
         if record.exists():
             _compare(self.path, record.read_bytes(), self._plan)
-            return _pictures(self.folder, self._plan.form)
+            return _images(self.folder, self._plan.form)
         if any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
             raise BulkError(f"{self.path} holds other files: {_ELSE}")
-        _replace(record, _record(self._plan))
+        _write(record, _record(self._plan))
         return set()
 
     def write(self, names: Sequence[str], files: Sequence[bytes]) -> None:
-        """Write pictures; raises OSError."""
+        """Write images; raises OSError."""
         for name, content in zip(names, files, strict=True):
-            _replace(self.folder / name, content)
+            _write(self.folder / name, content)
 
     def finish(self) -> None:
         """All are written. Raises OSError."""
@@ -79,7 +80,7 @@ class Folder:
 
 
 class Archive(Folder):
-    """A .zip of pictures, collected in a folder beside it until all are there."""
+    """A .zip of images, collected in a folder beside it until all are there."""
 
     def __init__(self, path: Path, plan: Plan) -> None:
         super().__init__(path, plan)
@@ -99,17 +100,18 @@ class Archive(Folder):
         return names
 
     def finish(self) -> None:
-        """Write the archive and remove the folder. The same pictures give the same bytes."""
+        """Write the archive and remove the folder. The same images give the same bytes."""
         if not self.path.exists():
-            partial = self.path.with_name(f".{self.path.name}.partial")
-            with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-                _add(archive, RECORD, _record(self._plan))
-                for piece in self._plan.pieces(set(), 1):
-                    (name,) = self._plan.names(piece)
-                    _add(archive, name, (self.folder / name).read_bytes())
-            partial.replace(self.path)
+            write_atomically(self.path, self._pack, durable=False)
             shutil.rmtree(self.folder)
         self.close()
+
+    def _pack(self, path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            add_to_zip(archive, RECORD, _record(self._plan))
+            for piece in self._plan.pieces(set(), 1):
+                (name,) = self._plan.names(piece)
+                add_to_zip(archive, name, (self.folder / name).read_bytes())
 
 
 def open_output(path: Path, plan: Plan) -> Folder:
@@ -122,12 +124,12 @@ def _compare(path: Path, recorded: bytes, plan: Plan) -> None:
     wanted = plan.record()
     try:
         # A run of before there were inputs has none in its record.
-        found = {"inputs": DEFAULTS} | json.loads(recorded)
-        differing = [name for name in wanted if found[name] != wanted[name]]
+        previous = {"inputs": DEFAULTS} | json.loads(recorded)
+        differing = [name for name in wanted if previous[name] != wanted[name]]
     except (ValueError, KeyError, TypeError):
         raise BulkError(f"{path}: its {RECORD} is not of this command: {_ELSE}") from None
     if differing:
-        what = ", ".join(f"{name} {found[name]} and not {wanted[name]}" for name in differing)
+        what = ", ".join(f"{name} {previous[name]} and not {wanted[name]}" for name in differing)
         raise BulkError(f"{path} was begun with {what}: {_ELSE}")
 
 
@@ -135,30 +137,16 @@ def _record(plan: Plan) -> bytes:
     return (json.dumps(plan.record(), indent=1) + "\n").encode()
 
 
-def _pictures(folder: Path, form: str) -> set[str]:
-    """The names of the whole pictures below a folder: with their class's, if they have one."""
-    found = set()
+def _images(folder: Path, form: str) -> set[str]:
+    """The names of the whole images below a folder: with their class's, if they have one."""
+    names = set()
     for path, _, files in os.walk(folder):
         prefix = "" if Path(path) == folder else f"{Path(path).name}/"
-        found |= {prefix + name for name in files if name[0] != "." and name.endswith(f".{form}")}
-    return found
+        names |= {prefix + name for name in files if name[0] != "." and name.endswith(f".{form}")}
+    return names
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes) -> None:
     """Write a file that has its name only when it is whole."""
-    # Hidden, for readers of image folders; always the same, so that the next run takes it away.
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-    except FileNotFoundError:  # the first of its class
-        path.parent.mkdir(exist_ok=True)
-        partial.write_bytes(content)
-    partial.replace(path)
-
-
-def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Add a file, stored, since pictures hardly deflate; with zip's first date."""
-    entry = zipfile.ZipInfo(name)
-    entry.create_system = 3  # Unix, on every system
-    entry.external_attr = 0o100644 << 16  # a file that its owner may write and all read
-    archive.writestr(entry, content)
+    path.parent.mkdir(exist_ok=True)  # the first of its class
+    write_atomically(path, lambda partial: partial.write_bytes(content), durable=False)

@@ -1,4 +1,4 @@
-"""Which pictures a bulk run draws, in which order, and what their files are called."""
+"""Which images a bulk run draws, in which order, and what their files are called."""
 
 import json
 import re
@@ -17,7 +17,7 @@ _SHORTEST_CLASS, _SHORTEST_SEED = 2, 7  # digits
 
 @dataclass(frozen=True)
 class Piece:
-    """Pictures of consecutive seeds, which are asked for together.
+    """Images of consecutive seeds, which are asked for together.
 
     Attributes:
         class_label: index; None: each seed's own class, or a model without classes.
@@ -37,7 +37,7 @@ class Piece:
 
 
 class Drawn(NamedTuple):
-    """One picture, wherever it was drawn: its file, seed, class, class's name and model."""
+    """One image, wherever it was drawn: its file, seed, class, class's name and model."""
 
     content: bytes
     seed: int
@@ -68,11 +68,11 @@ class Plan:
 
     @property
     def count(self) -> int:
-        """How many pictures."""
+        """How many images."""
         return len(self.labels) * count_seeds(self.seeds)
 
     def pieces(self, done: Set[str], size: int) -> Iterator[Piece]:
-        """The pictures whose names are not in `done`, at most `size` in a piece."""
+        """The images whose names are not in `done`, at most `size` in a piece."""
         for label in self.labels:
             for seeds in self.seeds:
                 first = seeds.start
@@ -146,10 +146,10 @@ def parse_seeds(text: str) -> tuple[range, ...]:
     """
     spans = []
     for part in text.split(","):
-        found = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", part.strip(), re.ASCII)
-        if found is None:
+        match = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", part.strip(), re.ASCII)
+        if match is None:
             raise BulkError(f"--seeds {text}: seeds are written as 0-49999, 7 or 0-9,20")
-        first, last = int(found[1]), int(found[2] or found[1])
+        first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise BulkError(f"--seeds {part.strip()}: the first is above the last")
         if last > SEED_MAX:

@@ -35,8 +35,8 @@ class Source(Protocol):
     Attributes:
         model: name:version:digest:graph.
         classes: how many the model has.
-        piece: how many pictures to ask for together.
-        inputs: labels and vectors of the model that all pictures have.
+        piece: how many images to ask for together.
+        inputs: labels and vectors of the model that all images have.
     """
 
     model: str
@@ -45,14 +45,14 @@ class Source(Protocol):
     inputs: Mapping[str, Any]
 
     @property
-    def places(self) -> int:
+    def slots(self) -> int:
         """How many pieces may be under way now."""
 
     async def resolve(self, label: str) -> int | None:
         """The index of a class."""
 
     async def draw(self, piece: Piece) -> list[bytes]:
-        """The files of a piece's first pictures, at least one; PostponedError: not now."""
+        """The files of a piece's first images, at least one; PostponedError: not now."""
 
 
 class StoppedError(Exception):
@@ -70,7 +70,7 @@ class StoppedError(Exception):
 async def run(
     source: Source, seeds: tuple[range, ...], class_label: str | None, form: str, path: Path
 ) -> None:
-    """Draw every picture that is not there yet.
+    """Draw every image that is not there yet.
 
     Args:
         source: what draws.
@@ -102,9 +102,9 @@ async def run(
         output.close()
     if missing:
         rate = f"{missing} drawn in {seconds:.1f} s, {missing / seconds:.0f} a second"
-        print(f"{path}: {plan.count} pictures, {rate}")
+        print(f"{path}: {plan.count} images, {rate}")
     else:
-        print(f"{path}: all {plan.count} pictures are there already")
+        print(f"{path}: all {plan.count} images are there already")
 
 
 async def _labels(source: Source, class_label: str | None) -> tuple[int | None, ...]:
@@ -119,7 +119,7 @@ def _announced(plan: Plan, path: Path, missing: int) -> str:
     record = plan.record()
     there = f", {plan.count - missing} of them there already" if missing < plan.count else ""
     return (
-        f"{path}: {plan.count} pictures{there}; seeds {record['seeds']}, "
+        f"{path}: {plan.count} images{there}; seeds {record['seeds']}, "
         f"classes: {record['classes']}, model {plan.model}"
     )
 
@@ -138,7 +138,7 @@ async def _draw(source: Source, plan: Plan, output: Folder, done: set[str], miss
             return len(files)
 
         try:
-            await _keep_under_way(pieces, one, lambda: source.places)
+            await _run_concurrently(pieces, one, lambda: source.slots)
             return monotonic() - started
         except (ClientError, ComputeError, EngineError, OSError) as error:
             failed = str(error)
@@ -151,14 +151,14 @@ async def _draw(source: Source, plan: Plan, output: Folder, done: set[str], miss
             raise StoppedError(f"stopped: {_kept(progress, output)}", 128 + signals[0]) from None
 
 
-async def _keep_under_way(
+async def _run_concurrently(
     pieces: Iterator[Piece],
     draw: Callable[[Piece], Coroutine[Any, Any, int]],
-    places: Callable[[], int],
+    slots: Callable[[], int],
 ) -> None:
-    """Draw all pieces, as many at a time as there are places; raises what `draw` raises.
+    """Draw all pieces, as many at a time as there are slots; raises what `draw` raises.
 
-    `draw` returns how many of a piece's pictures it has drawn; the others are a piece again.
+    `draw` returns how many of a piece's images it has drawn; the others are a piece again.
     """
     under_way: dict[asyncio.Task[int], Piece] = {}
     again: deque[Piece] = deque()
@@ -166,7 +166,7 @@ async def _keep_under_way(
     try:
         while True:
             wait = opens - monotonic()
-            while wait <= 0 and len(under_way) < places():
+            while wait <= 0 and len(under_way) < slots():
                 piece = again.popleft() if again else next(pieces, None)
                 if piece is None:
                     break
@@ -217,7 +217,7 @@ def _stoppable() -> Iterator[list[int]]:
 
 def _kept(progress: Progress, output: Folder) -> str:
     task = progress.tasks[0]
-    there = f"{task.completed:.0f} of {task.total:.0f} pictures are in {output.folder}"
+    there = f"{task.completed:.0f} of {task.total:.0f} images are in {output.folder}"
     return f"{there}, and the same command goes on"
 
 

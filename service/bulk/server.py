@@ -1,4 +1,4 @@
-"""Pictures of a bulk run from a server, as fast as it draws them and without crowding others."""
+"""Images of a bulk run from a server, as fast as it draws them and without crowding others."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -14,8 +14,8 @@ from service.client import (
     ClassLabel,
     ClientError,
     Form,
+    GeneratedImage,
     ModelCard,
-    Picture,
 )
 from service.client.retries import pause
 from service.serving.catalogue import pick
@@ -28,14 +28,14 @@ _TRIES = 3  # as if so many had failed: pauses of about a second where the serve
 
 
 class ServerSource:
-    """Draws pieces by requests. `piece` is how many pictures to ask for together.
+    """Draws pieces by requests. `piece` is how many images to ask for together.
 
     Args:
         client: which tries nothing again by itself: `draw` has to see each refusal.
         patient: which does, for questions before the run.
         card: of the model.
         form: png, webp or jpeg.
-        inputs: labels and vectors of the model that all pictures have.
+        inputs: labels and vectors of the model that all images have.
     """
 
     piece = _PIECE
@@ -57,7 +57,7 @@ class ServerSource:
         self._heard = monotonic()
 
     @property
-    def places(self) -> int:
+    def slots(self) -> int:
         """How many pieces may be under way."""
         return self._window.size
 
@@ -66,7 +66,7 @@ class ServerSource:
         return (await self._patient.generate(label, 0, model=self.model)).class_label
 
     async def draw(self, piece: Piece) -> list[bytes]:
-        """The files of a piece's first pictures: as many as one request may ask for.
+        """The files of a piece's first images: as many as one request may ask for.
 
         Raises:
             PostponedError: the server refuses for now, or has been silent for less than a minute.
@@ -74,34 +74,34 @@ class ServerSource:
         """
         while True:
             count = min(piece.count, self._most)
-            sent = monotonic()
+            sent_at = monotonic()
             try:
-                pictures = await self._request(piece.class_label, piece.first, count)
+                images = await self._request(piece.class_label, piece.first, count)
             except ClientError as error:
                 if isinstance(error, AnswerError) and error.status == 413 and count > 1:
                     most = error.members.get("most", count // 2)  # of a key's burst unsaid
                     self._most = max(1, min(self._most, most, count - 1))
                     continue
                 if isinstance(error, AnswerError) and error.status == 429:
-                    self._window.refused(sent, monotonic())
+                    self._window.refused(sent_at, monotonic())
                     self._heard = monotonic()  # it is well, and has others to serve
                 raise self._postponed(error) from None
             self._heard = monotonic()
-            timings = pictures[0].timings
+            timings = images[0].timings
             self._window.answered(
-                sent, self._heard, timings.get("queue", 0.0), timings.get("engine", 0.0)
+                sent_at, self._heard, timings.get("queue", 0.0), timings.get("engine", 0.0)
             )
-            return [picture.content for picture in pictures]
+            return [image.content for image in images]
 
-    async def _request(self, label: int | None, first: int, count: int) -> list[Picture]:
+    async def _request(self, label: int | None, first: int, count: int) -> list[GeneratedImage]:
         if count > 1:
             return await self._client.batch(
                 first, count, label, model=self.model, inputs=self.inputs
             )
-        picture = await self._client.generate(
+        image = await self._client.generate(
             label, first, model=self.model, inputs=self.inputs, form=self._form
         )
-        return [picture]
+        return [image]
 
     def _postponed(self, error: ClientError) -> Exception:
         """When to try again, or the error itself."""
@@ -150,12 +150,12 @@ async def draw_one(
     form: str,
     inputs: Mapping[str, Any],
 ) -> Drawn:
-    """One picture; raises what `open_server` raises."""
+    """One image; raises what `open_server` raises."""
     card = await find_model(url, key, model)
     async with AsyncClient(url, key=key) as client:
-        picture = await client.generate(
+        image = await client.generate(
             class_label, seed, model=card.tag, inputs=inputs, form=cast(Form, form)
         )
-    label = picture.class_label
+    label = image.class_label
     name = None if label is None else card.classes[label]
-    return Drawn(picture.content, picture.seed, label, name, picture.model)
+    return Drawn(image.content, image.seed, label, name, image.model)

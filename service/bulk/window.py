@@ -1,7 +1,7 @@
 """How many requests to keep under way: enough that the server never idles, and no more.
 
 A server that always finds the next batches in its queue is busy; whatever waits beyond that only
-delays other clients. So the window grows by one while the pictures queue for no longer than two
+delays other clients. So the window grows by one while the images queue for no longer than two
 batches take, and shrinks by one when they queue for longer. A 429 halves it.
 
 What was sent before the last change tells nothing of the present size, so it changes nothing:
@@ -26,7 +26,7 @@ class Window:
         Args:
             sent: when it was sent, in seconds on any clock.
             now: the same clock.
-            queue: how long its slowest picture waited for its batch.
+            queue: how long its slowest image waited for its batch.
             engine: how long its slowest batch was computed; in the same unit as `queue`.
         """
         if sent < self._changed_at:

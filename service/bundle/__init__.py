@@ -4,17 +4,18 @@ Schema, verification and the seed contract. `distill` imports this package and n
 of `service`, so it needs no more than numpy, pydantic and Pillow.
 """
 
+from service.bundle.files import add_to_zip, sha256_file, write_atomically
 from service.bundle.golden import Golden, GoldenImage, Image
 from service.bundle.graphs import (
+    BASELINE,
     CPU,
     FILENAMES,
     MEAN_DIFFERENCE,
     PLAN,
-    PORTABLE,
-    Bounds,
     Graph,
     Measured,
     Precision,
+    Tolerance,
     variant,
 )
 from service.bundle.inputs import (
@@ -36,13 +37,14 @@ from service.bundle.load import (
     list_bundles,
     load_bundle,
     load_manifest,
-    sha256_file,
     write_manifest,
 )
 from service.bundle.manifest import MANIFEST_NAME, ClassLabelError, Manifest, Quality
 from service.bundle.seeds import SEED_CONTRACT, SEED_MAX, SeedError, check_seed, latents
+from service.bundle.validation import first_error
 
 __all__ = [
+    "BASELINE",
     "CLASS_LABELS",
     "CPU",
     "FILENAMES",
@@ -51,10 +53,8 @@ __all__ = [
     "MANIFEST_NAME",
     "MEAN_DIFFERENCE",
     "PLAN",
-    "PORTABLE",
     "SEED_CONTRACT",
     "SEED_MAX",
-    "Bounds",
     "Bundle",
     "BundleError",
     "ClassInput",
@@ -72,9 +72,12 @@ __all__ = [
     "Precision",
     "Quality",
     "SeedError",
+    "Tolerance",
     "Value",
     "VectorInput",
+    "add_to_zip",
     "check_seed",
+    "first_error",
     "latents",
     "list_bundles",
     "load_bundle",
@@ -82,5 +85,6 @@ __all__ = [
     "noise_and_class",
     "sha256_file",
     "variant",
+    "write_atomically",
     "write_manifest",
 ]

@@ -1,4 +1,4 @@
-"""Manifests of format 1, which knew one graph: noise of the picture's shape, and a class."""
+"""Manifests of format 1, which knew one graph: noise of the image's shape, and a class."""
 
 from collections.abc import Mapping
 from typing import Any, Literal

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator
 
-from service.bundle.graphs import Bounds
+from service.bundle.graphs import Tolerance
 from service.bundle.schema import ManifestPart
 from service.bundle.seeds import SEED_MAX
 
@@ -69,13 +69,13 @@ class Golden(ManifestPart):
     images: list[GoldenImage] = Field(min_length=1)
 
     def mismatch(
-        self, reference: GoldenImage, pixels: Image, bounds: Bounds | None = None
+        self, reference: GoldenImage, pixels: Image, tolerance: Tolerance | None = None
     ) -> str | None:
         """Say how uint8 [H, W, C] `pixels` break the bounds; None when they keep them.
 
         The bounds are the graph's own where it states some (see `Bundle.bounds`).
         """
-        allowed = bounds or Bounds(
+        allowed = tolerance or Tolerance(
             max_difference=self.max_difference, max_differing_share=self.max_differing_share
         )
         expected = reference.pixels()
@@ -96,6 +96,6 @@ class Golden(ManifestPart):
 def _decode(png: str) -> Image:
     from PIL import Image as Pillow  # here, so that reading a catalogue does not load Pillow
 
-    with Pillow.open(io.BytesIO(base64.b64decode(png, validate=True)), formats=["PNG"]) as picture:
-        pixels = np.asarray(picture, dtype=np.uint8)
+    with Pillow.open(io.BytesIO(base64.b64decode(png, validate=True)), formats=["PNG"]) as image:
+        pixels = np.asarray(image, dtype=np.uint8)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels

@@ -1,7 +1,7 @@
-"""The graphs of a bundle: in which precision each computes, and how far its pictures may be off.
+"""The graphs of a bundle: in which precision each computes, and how far its images may be off.
 
 A bundle holds one network and may hold it several times: `model.onnx`, which every engine reads,
-in float32; and others that some engine computes faster. All draw the same pictures, within bounds
+in float32; and others that some engine computes faster. All draw the same images, within bounds
 that `sid-distill publish` has held them to.
 """
 
@@ -13,27 +13,25 @@ from pydantic import Field
 
 from service.bundle.schema import ManifestPart
 
-Precision = Literal["float32", "bfloat16", "float16", "int8"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 # Within a version's folder.
-PORTABLE = "model.onnx"  # float32, for every engine
+BASELINE = "model.onnx"  # float32, for every engine
 CPU = "model.cpu.onnx"  # float32, written for the kernels that ONNX Runtime has for processors
 PLAN = "model.plan"  # TensorRT's, for the GPU it was built on
 FILENAMES: dict[str, Precision] = {
-    PORTABLE: "float32",
+    BASELINE: "float32",
     CPU: "float32",
     "model.bfloat16.onnx": "bfloat16",
     "model.float16.onnx": "float16",
-    "model.int8.onnx": "int8",
 }
-# What a picture's mean absolute difference may come to, in levels: a small multiple of what was
-# measured (docs/results.md), and below the 2 of a shift that anyone would call another picture.
+# What an image's mean absolute difference may come to, in levels: a small multiple of what was
+# measured (docs/results.md), and below the 2 of a shift that anyone would call another image.
 # `publish` writes it into the manifest; graphs from before it did are held to it too.
 MEAN_DIFFERENCE: dict[Precision, float] = {
     "float32": 0.01,
     "float16": 0.25,
     "bfloat16": 1.25,
-    "int8": 1.5,
 }
 
 
@@ -51,8 +49,8 @@ def variant(filename: str, precision: Precision) -> str:
     return f"{precision}-{form}" if form else precision
 
 
-class Bounds(ManifestPart):
-    """How far pictures may be from float32 torch's and still count as the same."""
+class Tolerance(ManifestPart):
+    """How far images may be from float32 torch's and still count as the same."""
 
     max_difference: int = Field(ge=0, le=255, description="Largest difference, in levels of 255.")
     max_differing_share: float = Field(ge=0, le=1, description="Share of values that may differ.")
@@ -60,8 +58,8 @@ class Bounds(ManifestPart):
         default=None,
         ge=0,
         le=255,
-        description="Mean absolute difference of a picture, in levels: of the canary, and of 99 "
-        "in 100 pictures when it was published; null where none is stated.",
+        description="Mean absolute difference of an image, in levels: of the canary, and of 99 "
+        "in 100 images when it was published; null where none is stated.",
     )
     max_distance_change: float | None = Field(
         default=None,
@@ -70,7 +68,7 @@ class Bounds(ManifestPart):
     )
 
     def allow(self, difference: NDArray[Any]) -> bool:
-        """Whether one picture may differ so: absolute differences of its values, in levels."""
+        """Whether one image may differ so: absolute differences of its values, in levels."""
         allowed_mean = np.inf if self.max_mean_difference is None else self.max_mean_difference
         return bool(
             difference.max() <= self.max_difference
@@ -83,23 +81,23 @@ class Measured(ManifestPart):
     """How far they were when the graph was published."""
 
     engine: str = Field(description="What drew them, with its version.")
-    images: int = Field(ge=1, description="Pictures that were compared.")
+    images: int = Field(ge=1, description="Images that were compared.")
     difference: int = Field(ge=0, le=255, description="Largest difference, in levels of 255.")
     differing_share: float = Field(ge=0, le=1, description="Share of values that differ.")
     mean_difference: float | None = Field(
         default=None,
         ge=0,
         le=255,
-        description="Mean absolute difference of a picture, in levels, which 99 in 100 pictures "
+        description="Mean absolute difference of an image, in levels, which 99 in 100 images "
         "keep; null where it was not measured.",
     )
     worst_mean_difference: float | None = Field(
-        default=None, ge=0, le=255, description="The same of the picture that is furthest off."
+        default=None, ge=0, le=255, description="The same of the image that is furthest off."
     )
     batch_difference: int = Field(
         ge=0,
         le=255,
-        description="Largest difference between a picture drawn alone and the same one drawn in a "
+        description="Largest difference between an image drawn alone and the same one drawn in a "
         "batch, in levels of 255; 0: batches change nothing.",
     )
     distance_change: float | None = Field(
@@ -111,11 +109,11 @@ class Graph(ManifestPart):
     """One graph of a bundle."""
 
     precision: Precision = Field(description="In which the network computes.")
-    bounds: Bounds
+    bounds: Tolerance
     measured: Measured
 
     @property
-    def allowed(self) -> Bounds:
+    def allowed(self) -> Tolerance:
         """The bounds; where they are from before the mean was judged, with the precision's mean."""
         if self.bounds.max_mean_difference is not None:
             return self.bounds

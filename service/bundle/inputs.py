@@ -1,6 +1,6 @@
 """The inputs of a bundle's graph, as its manifest lists them: one entry each, of a kind.
 
-A kind says where the values come from. `noise` is drawn from a picture's seed, `class` is its
+A kind says where the values come from. `noise` is drawn from an image's seed, `class` is its
 class; a `label` and a `vector` are named in a request's `inputs`, and have a default for all that
 name none: most requests, the golden images and the canary.
 

@@ -1,16 +1,16 @@
 """Reading and writing bundles: nothing is served before every byte of it is verified."""
 
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from service.bundle.graphs import Bounds
+from service.bundle.files import sha256_file, write_atomically
+from service.bundle.graphs import Tolerance
 from service.bundle.manifest import MANIFEST_NAME, Manifest
 from service.bundle.text import TextError, decode_text
+from service.bundle.validation import first_error
 
 _DIGEST_LENGTH = 12
 
@@ -54,8 +54,8 @@ class Bundle:
         """Whether the bundle has the graph `filename`."""
         return f"{self.manifest.version}/{filename}" in self.manifest.files
 
-    def bounds(self, filename: str) -> Bounds | None:
-        """How far the pictures of the graph `filename` may be off; None: as the golden ones say."""
+    def tolerance(self, filename: str) -> Tolerance | None:
+        """How far the images of the graph `filename` may be off; None: as the golden ones say."""
         graph = self.manifest.graphs.get(filename)
         return graph.allowed if graph else None
 
@@ -96,37 +96,26 @@ def load_bundle(folder: Path) -> Bundle:
     for relative, expected in manifest.files.items():
         path = folder / relative
         try:
-            found = sha256_file(path)
+            digest = sha256_file(path)
         except OSError as error:
             raise BundleError(f"{path}: {error.strerror}, but the manifest lists it") from error
-        if found != expected:
+        if digest != expected:
             raise BundleError(
                 f"{path}: not the file that was published (truncated or changed): SHA-256 "
-                f"{found[:12]}..., in the manifest {expected[:12]}...; restore it or publish again"
+                f"{digest[:12]}..., in the manifest {expected[:12]}...; restore it or publish again"
             )
     return Bundle(manifest, folder, hashlib.sha256(data).hexdigest()[:_DIGEST_LENGTH])
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal; raises OSError when it cannot be read."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
     """Write `manifest` into `folder` atomically: a reader sees the old or the new, whole."""
     target = folder / MANIFEST_NAME
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{MANIFEST_NAME}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(manifest.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes it private; servers run as other users
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+
+    def write(path: Path) -> None:
+        path.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        path.chmod(0o644)  # whatever the umask: servers run as other users
+
+    write_atomically(target, write)
     return target
 
 
@@ -144,10 +133,9 @@ def _parse(folder: Path, data: bytes) -> Manifest:
     except TextError as error:
         raise BundleError(f"{path}: {error}") from error
     except ValidationError as error:
-        first, *others = error.errors(include_url=False, include_input=False)
-        field = ".".join(str(part) for part in first["loc"])
-        more = f" (and {len(others)} more)" if others else ""
-        raise BundleError(f"{path}: {field + ': ' if field else ''}{first['msg']}{more}") from error
+        others = error.error_count() - 1
+        more = f" (and {others} more)" if others else ""
+        raise BundleError(f"{path}: {first_error(error)}{more}") from error
     if manifest.name != folder.resolve().name:
         raise BundleError(
             f"{path}: names the model {manifest.name!r}, but its folder is "

@@ -9,14 +9,14 @@ import unicodedata
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.bundle import format1
 from service.bundle.golden import Golden
-from service.bundle.graphs import PLAN, PORTABLE, Graph
+from service.bundle.graphs import BASELINE, PLAN, Graph, Precision
 from service.bundle.inputs import (
     IMAGES,
     ClassInput,
@@ -95,7 +95,7 @@ class Manifest(ManifestPart):
     quality: Quality | None = None
     graphs: dict[str, Graph] = Field(
         default_factory=dict,
-        description="File name in the version's folder -> its precision, and how far its pictures "
+        description="File name in the version's folder -> its precision, and how far its images "
         "are from float32 torch's.",
     )
     golden: Golden | None = None
@@ -150,6 +150,23 @@ class Manifest(ManifestPart):
             raise ValueError("class names must differ, and by more than upper and lower case")
         return classes
 
+    @field_validator("graphs", mode="before")
+    @classmethod
+    def _known(cls, graphs: Any) -> Any:
+        """Leave out graphs in a precision that no engine here computes in.
+
+        They are a later version's, or in int8, of which no model's images passed the gate. Their
+        files are verified as all are, and the bundle's other graphs are served.
+        """
+        if not isinstance(graphs, dict):
+            return graphs
+        known = get_args(Precision)
+        return {
+            name: graph
+            for name, graph in graphs.items()
+            if not isinstance(graph, dict) or graph.get("precision", known[0]) in known
+        }
+
     @field_validator("files")
     @classmethod
     def _inside_the_folder(cls, files: dict[str, str]) -> dict[str, str]:
@@ -163,7 +180,7 @@ class Manifest(ManifestPart):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
-        graphs = {f"{self.version}/{PORTABLE}", f"{self.version}/{PLAN}"}
+        graphs = {f"{self.version}/{BASELINE}", f"{self.version}/{PLAN}"}
         if not graphs & set(self.files):
             raise ValueError(f"files must hold {' or '.join(sorted(graphs))}")
         for name in self.graphs:
@@ -249,9 +266,9 @@ class Manifest(ManifestPart):
         number = int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else None
         if number is not None and text == str(number) and 0 <= number < len(self.classes):
             return number
-        found = self._index.get(_key(text))
-        if found is not None:
-            return found
+        label_index = self._index.get(_key(text))
+        if label_index is not None:
+            return label_index
         if number is None and isinstance(label, str):
             raise ClassLabelError(f"no class is named {label!r}: {self._choices()}")
         index = label if number is None else number

@@ -1,6 +1,6 @@
 """Seeds to noise: the contract `philox4x32-cuda`.
 
-A seed must give the picture that the paper's own sampler gives on a GPU, on every engine
+A seed must give the image that the paper's own sampler gives on a GPU, on every engine
 and processor, whatever shares its batch. That sampler draws each image's noise with
 `torch.randn` from a CUDA generator: Philox4x32-10 followed by Box-Muller. Here the same
 stream is computed in float64 and rounded to float32 once, because float32 logarithms and
@@ -58,7 +58,7 @@ def latents(
     """Draw standard normal noise, one row a seed: float32 [N, *shape].
 
     Row i depends on seeds[i] and `shape` only. The paper's sampler seeds its generator with
-    seed mod 2^32, so seeds that are equal modulo 2^32 give the same picture.
+    seed mod 2^32, so seeds that are equal modulo 2^32 give the same image.
 
     Args:
         seeds: N integers in 0..2^64-1.

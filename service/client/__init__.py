@@ -8,9 +8,11 @@
 It needs httpx, and nothing of the server is loaded.
 """
 
+import warnings
+
 from service.client.asynchronous import AsyncClient
 from service.client.errors import AnswerError, ClientError, UnreachableError
-from service.client.messages import ClassLabel, Form, Inputs, ModelCard, Picture
+from service.client.messages import ClassLabel, Form, GeneratedImage, Inputs, ModelCard
 from service.client.synchronous import Client
 
 __all__ = [
@@ -20,8 +22,19 @@ __all__ = [
     "Client",
     "ClientError",
     "Form",
+    "GeneratedImage",
     "Inputs",
     "ModelCard",
-    "Picture",
     "UnreachableError",
 ]
+
+
+def __getattr__(name: str) -> type[GeneratedImage]:
+    """Picture, which GeneratedImage was called before, is there for one more release."""
+    if name == "Picture":
+        message = (
+            "service.client.Picture is called GeneratedImage now, and leaves with the next release"
+        )
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return GeneratedImage
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

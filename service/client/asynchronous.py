@@ -13,23 +13,23 @@ from service.client.errors import ClientError
 from service.client.messages import (
     ClassLabel,
     Form,
+    GeneratedImage,
     Inputs,
     ModelCard,
-    Picture,
     check_url,
     headers_for,
     proxy_for,
     read_error,
+    read_image,
+    read_images,
     read_models,
-    read_picture,
-    read_pictures,
     unreachable,
 )
 from service.client.retries import Attempts
 
 
 class AsyncClient:
-    """Asks one server for pictures; use it in `async with`, or `await close()` it.
+    """Asks one server for images; use it in `async with`, or `await close()` it.
 
     Args:
         url: the server's address, http://host:port. A proxy that the environment names (HTTP_PROXY)
@@ -96,14 +96,14 @@ class AsyncClient:
         mix: float | None = None,
         inputs: Inputs | None = None,
         form: Form = "png",
-    ) -> Picture:
-        """Draw one picture; the same model, class and seed give the same bytes.
+    ) -> GeneratedImage:
+        """Draw one image; the same model, class and seed give the same bytes.
 
         Args:
             class_label: class index or name; None: the seed modulo the number of classes.
-            seed: 0 to 2^64-1; None: a random one, which the picture names.
-            model: its name; None: the server's default. Or name:version:digest:graph, as a
-                picture names it, which is this very graph or an error.
+            seed: 0 to 2^64-1; None: a random one, which the image names.
+            model: its name; None: the server's default. Or name:version:digest:graph, as an
+                image names it, which is this very graph or an error.
             toward: a second seed, to draw a step of the walk there.
             mix: how far along that walk, 0 to 1; None: halfway.
             inputs: labels and vectors of the model by name; None: their defaults.
@@ -117,7 +117,7 @@ class AsyncClient:
             "mix": mix,
             "inputs": inputs or None,
         }
-        return read_picture(await self._draw(body, f"image/{form}"))
+        return read_image(await self._draw(body, f"image/{form}"))
 
     async def batch(
         self,
@@ -127,8 +127,8 @@ class AsyncClient:
         *,
         model: str | None = None,
         inputs: Inputs | None = None,
-    ) -> list[Picture]:
-        """Draw `count` pictures in one request, as PNG: their seeds are `seed`, `seed` + 1, ...
+    ) -> list[GeneratedImage]:
+        """Draw `count` images in one request, as PNG: their seeds are `seed`, `seed` + 1, ...
 
         A server bounds how many (64 by default): AnswerError 413 says so.
         """
@@ -139,7 +139,7 @@ class AsyncClient:
             "model": model,
             "inputs": inputs or None,
         }
-        return read_pictures(await self._draw(body, "application/zip"))
+        return read_images(await self._draw(body, "application/zip"))
 
     async def stream(
         self,
@@ -150,16 +150,16 @@ class AsyncClient:
         inputs: Inputs | None = None,
         form: Form = "png",
         concurrency: int = 8,
-    ) -> AsyncGenerator[Picture]:
-        """Draw a picture of each seed, and yield them in the order of the seeds.
+    ) -> AsyncGenerator[GeneratedImage]:
+        """Draw an image of each seed, and yield them in the order of the seeds.
 
-        At most `concurrency` pictures are under way or wait to be taken, so `seeds` may be
+        At most `concurrency` images are under way or wait to be taken, so `seeds` may be
         endless. Closing the iterator (`aclose`) cancels what is under way, at the server too.
         """
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, not {concurrency}")
         upcoming = iter(seeds)
-        window: deque[asyncio.Task[Picture]] = deque()
+        window: deque[asyncio.Task[GeneratedImage]] = deque()
         try:
             while True:
                 for seed in islice(upcoming, concurrency - len(window)):
@@ -169,16 +169,16 @@ class AsyncClient:
                     window.append(asyncio.create_task(drawing))
                 if not window:
                     return
-                picture = await window[0]
+                image = await window[0]
                 window.popleft()
-                yield picture
+                yield image
         finally:
             for task in window:
                 task.cancel()
             await asyncio.gather(*window, return_exceptions=True)
 
-    async def _draw(self, asked: dict[str, Any], accept: str) -> httpx.Response:
-        body = {name: value for name, value in asked.items() if value is not None}
+    async def _draw(self, parameters: dict[str, Any], accept: str) -> httpx.Response:
+        body = {name: value for name, value in parameters.items() if value is not None}
         return await self._ask("POST", "/generate", json=body, headers={"Accept": accept})
 
     async def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""What is sent and what comes back: requests to bodies, answers to pictures. No I/O here."""
+"""What is sent and what comes back: requests to bodies, answers to images. No I/O here."""
 
 import io
 import json
@@ -33,8 +33,8 @@ _TRANSIENT = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeou
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture, and what it takes to draw it again.
+class GeneratedImage:
+    """One image, and what it takes to draw it again.
 
     Attributes:
         content: the file's bytes.
@@ -44,7 +44,7 @@ class Picture:
         model: name:version:digest:graph, which names what drew it: the exact weights, and the
             form and precision of their graph.
         timings: milliseconds that it took in the server, by stage: queue, latents, engine,
-            encode. Of several pictures in one request the longest of each stage.
+            encode. Of several images in one request the longest of each stage.
         inputs: the values of the model's labels and vectors; empty: it has none.
     """
 
@@ -100,13 +100,13 @@ class ModelCard:
     default: bool = False  # which older servers do not say
 
 
-def read_picture(response: httpx.Response) -> Picture:
-    """The picture of a good answer; raises AnswerError if there is none in it."""
+def read_image(response: httpx.Response) -> GeneratedImage:
+    """The image of a good answer; raises AnswerError if there is none in it."""
     media_type = response.headers.get("content-type", "")
     if not media_type.startswith("image/") or "x-seed" not in response.headers:
         raise _unexpected(response)
     label = response.headers.get("x-class-label")
-    return Picture(
+    return GeneratedImage(
         content=response.content,
         media_type=media_type,
         seed=int(response.headers["x-seed"]),
@@ -117,8 +117,8 @@ def read_picture(response: httpx.Response) -> Picture:
     )
 
 
-def read_pictures(response: httpx.Response) -> list[Picture]:
-    """The pictures of a good answer that is a .zip; raises AnswerError if it is none."""
+def read_images(response: httpx.Response) -> list[GeneratedImage]:
+    """The images of a good answer that is a .zip; raises AnswerError if it is none."""
     try:
         with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
             files = [
@@ -128,23 +128,24 @@ def read_pictures(response: httpx.Response) -> list[Picture]:
         raise _unexpected(response) from None
     timings, model = _timings(response), response.headers.get("x-model", "")
     inputs = _inputs(response)
-    pictures = []
+    images = []
     for name, content in files:
         if name is None:
             raise _unexpected(response)
         label = None if name[1] is None else int(name[1])
-        pictures.append(Picture(content, "image/png", int(name[2]), label, model, timings, inputs))
-    if not pictures:
+        image = GeneratedImage(content, "image/png", int(name[2]), label, model, timings, inputs)
+        images.append(image)
+    if not images:
         raise _unexpected(response)
-    return pictures
+    return images
 
 
 def read_models(response: httpx.Response) -> list[ModelCard]:
     """The catalogue of a good answer; raises AnswerError if it is none."""
-    known = [one.name for one in fields(ModelCard)]
+    field_names = [one.name for one in fields(ModelCard)]
     try:
         cards = [
-            {name: card[name] for name in known if name in card}
+            {name: card[name] for name in field_names if name in card}
             for card in response.json()["models"]
         ]
         return [ModelCard(**card | {"classes": tuple(card["classes"])}) for card in cards]
@@ -238,19 +239,19 @@ def _unexpected(response: httpx.Response) -> AnswerError:
 
 def _retry_after(response: httpx.Response) -> float | None:
     """Seconds; the form with a date, which SiD Serve never sends, counts as unsaid."""
-    sent = response.headers.get("retry-after", "")
-    return float(sent) if re.fullmatch(r"[0-9]{1,6}", sent) else None
+    header = response.headers.get("retry-after", "")
+    return float(header) if re.fullmatch(r"[0-9]{1,6}", header) else None
 
 
 def _timings(response: httpx.Response) -> dict[str, float]:
-    sent = response.headers.get("server-timing", "")
-    return {stage: float(duration) for stage, duration in _STAGE.findall(sent)}
+    header = response.headers.get("server-timing", "")
+    return {stage: float(duration) for stage, duration in _STAGE.findall(header)}
 
 
 def _inputs(response: httpx.Response) -> Inputs:
-    """Of all pictures of an answer: they were asked for together."""
+    """Of all images of an answer: they were asked for together."""
     try:
-        sent = json.loads(response.headers.get("x-inputs", "{}"))
+        values = json.loads(response.headers.get("x-inputs", "{}"))
     except ValueError:
         raise _unexpected(response) from None
-    return dict(sent)
+    return dict(values)

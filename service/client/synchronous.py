@@ -7,16 +7,16 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from service.client.asynchronous import AsyncClient
-from service.client.messages import ClassLabel, Form, Inputs, ModelCard, Picture
+from service.client.messages import ClassLabel, Form, GeneratedImage, Inputs, ModelCard
 
 T = TypeVar("T")
 
 
 class Client:
-    """Asks one server for pictures; use it in `with`, or `close()` it. Threads may share it.
+    """Asks one server for images; use it in `with`, or `close()` it. Threads may share it.
 
     It is an AsyncClient on an event loop in a thread of its own, and not a second client beside
-    it: so both behave alike, a stream goes on while its pictures are worked with, and closing it
+    it: so both behave alike, a stream goes on while its images are worked with, and closing it
     can cancel requests, which blocking calls in a pool of threads cannot. It works in notebooks
     too, where an event loop runs already.
 
@@ -66,8 +66,8 @@ class Client:
         mix: float | None = None,
         inputs: Inputs | None = None,
         form: Form = "png",
-    ) -> Picture:
-        """Draw one picture, as AsyncClient.generate does."""
+    ) -> GeneratedImage:
+        """Draw one image, as AsyncClient.generate does."""
         drawing = self._client.generate(
             class_label, seed, model=model, toward=toward, mix=mix, inputs=inputs, form=form
         )
@@ -81,8 +81,8 @@ class Client:
         *,
         model: str | None = None,
         inputs: Inputs | None = None,
-    ) -> list[Picture]:
-        """Draw several pictures in one request, as AsyncClient.batch does."""
+    ) -> list[GeneratedImage]:
+        """Draw several images in one request, as AsyncClient.batch does."""
         return self._run(self._client.batch(seed, count, class_label, model=model, inputs=inputs))
 
     def stream(
@@ -94,13 +94,13 @@ class Client:
         inputs: Inputs | None = None,
         form: Form = "png",
         concurrency: int = 8,
-    ) -> Iterator[Picture]:
-        """Draw a picture of each seed, as AsyncClient.stream does.
+    ) -> Iterator[GeneratedImage]:
+        """Draw an image of each seed, as AsyncClient.stream does.
 
-        Requests go on between two pictures. Closing the iterator, as leaving a `for` loop early
+        Requests go on between two images. Closing the iterator, as leaving a `for` loop early
         does sooner or later, cancels them. Seeds are taken in the client's thread.
         """
-        pictures = self._client.stream(
+        images = self._client.stream(
             seeds,
             class_label,
             model=model,
@@ -109,11 +109,11 @@ class Client:
             concurrency=concurrency,
         )
         try:
-            while (picture := self._run(_next(pictures))) is not None:
-                yield picture
+            while (image := self._run(_next(images))) is not None:
+                yield image
         finally:
             if not self._loop.is_closed():
-                self._run(pictures.aclose())
+                self._run(images.aclose())
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """Do the work in the client's thread, and wait for it."""
@@ -135,5 +135,5 @@ class Client:
         await self._client.close()
 
 
-async def _next(pictures: AsyncGenerator[Picture]) -> Picture | None:
-    return await anext(pictures, None)
+async def _next(images: AsyncGenerator[GeneratedImage]) -> GeneratedImage | None:
+    return await anext(images, None)

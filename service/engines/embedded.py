@@ -141,20 +141,20 @@ class EmbeddedEngine:
             await workers.stop()
 
 
-def check_signature(found: Signature, manifest: Manifest, path: Path) -> None:
+def check_signature(signature: Signature, manifest: Manifest, path: Path) -> None:
     """Check that a graph takes and gives what the bundle contract says.
 
     Raises:
         EngineError: an input or output is missing, extra, or of another type or shape.
     """
     expected = manifest.signature
-    if set(found) != set(expected):
+    if set(signature) != set(expected):
         raise EngineError(
-            f"{path}: the graph's inputs and outputs are {', '.join(sorted(found)) or 'none'}; "
+            f"{path}: the graph's inputs and outputs are {', '.join(sorted(signature)) or 'none'}; "
             f"the manifest asks for {', '.join(sorted(expected))}"
         )
     for name, (dtype, row) in expected.items():
-        found_dtype, shape = found[name]
+        found_dtype, shape = signature[name]
         free = bool(shape) and isinstance(shape[0], str)
         if found_dtype != dtype or not free or tuple(shape[1:]) != row:
             raise EngineError(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from service.bundle import CPU, PORTABLE
+from service.bundle import BASELINE, CPU
 from service.engines import EngineError, Images, Inputs
 from service.engines.embedded import EmbeddedEngine, Signature, check_signature
 
@@ -24,7 +24,7 @@ class OnnxEngine(EmbeddedEngine):
     """One ONNX Runtime session on the processors (see `EmbeddedEngine`)."""
 
     name = "onnxruntime"
-    reads: ClassVar[Sequence[str]] = (CPU, PORTABLE, "model.int8.onnx")
+    reads: ClassVar[Sequence[str]] = (CPU, BASELINE)
 
     @classmethod
     def installed(cls) -> bool:
@@ -53,7 +53,7 @@ class CudaEngine(OnnxEngine):
     """One ONNX Runtime session on the first NVIDIA GPU (see `EmbeddedEngine`)."""
 
     name = "onnxruntime-cuda"
-    reads: ClassVar[Sequence[str]] = (PORTABLE, "model.float16.onnx")
+    reads: ClassVar[Sequence[str]] = (BASELINE, "model.float16.onnx")
 
     @classmethod
     def installed(cls) -> bool:

@@ -5,14 +5,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from service.bundle import CPU, PORTABLE, Precision
+from service.bundle import BASELINE, CPU, Precision
 from service.engines import EngineError, Images, Inputs
 from service.engines.embedded import EmbeddedEngine, Signature, check_signature
 from service.resources import available_cpus
 
 # Left to itself OpenVINO computes in bfloat16 wherever the processor can, whatever the graph says.
-# A graph in int8 says itself where; this is for the rest of it.
-_HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
+_HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 _TYPES = {"f32": "float32", "i64": "int64", "u8": "uint8"}
 
 
@@ -20,7 +19,7 @@ class OpenVinoEngine(EmbeddedEngine):
     """One graph compiled by OpenVINO for the processors (see `EmbeddedEngine`)."""
 
     name = "openvino"
-    reads: ClassVar[Sequence[str]] = (CPU, PORTABLE, "model.bfloat16.onnx", "model.int8.onnx")
+    reads: ClassVar[Sequence[str]] = (CPU, BASELINE, "model.bfloat16.onnx")
 
     @classmethod
     def installed(cls) -> bool:
@@ -116,8 +115,8 @@ def capabilities() -> list[str]:
     """What OpenVINO computes in on this machine's processors: FP32, BF16, INT8, ..."""
     import openvino
 
-    found: list[str] = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return found
+    supported: list[str] = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return supported
 
 
 def _signature(model: Any) -> Signature:

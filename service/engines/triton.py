@@ -19,7 +19,7 @@ import tritonclient.grpc.aio as tritonclient
 from grpc.aio import UsageError
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from service.bundle import PLAN, PORTABLE, Bundle, Precision
+from service.bundle import BASELINE, PLAN, Bundle, Precision
 from service.engines import (
     EngineBusyError,
     EngineDeadlineError,
@@ -38,7 +38,7 @@ _CHANNELS = 2
 _CHECK_SECONDS = 1.0  # a server that needs longer to say that it is ready is not
 _RETRY_BUFFER = 64 << 20  # bytes of a request that gRPC keeps to send it again
 
-# A picture is a pure function of the request, so what one server's end interrupts, or its full
+# An image is a pure function of the request, so what one server's end interrupts, or its full
 # queue refuses, may be drawn by another: once more, at once. Servers are taken in turn; those
 # without a connection are passed over (one that is frozen has a connection: see the supervisor).
 _SERVICE_CONFIG = {
@@ -87,7 +87,7 @@ class TritonEngine:
         self, bundle: Bundle, *, addresses: Sequence[str], max_batch_size: int, concurrency: int
     ) -> None:
         self.version = ""
-        self.filename = PORTABLE if bundle.holds(PORTABLE) else PLAN
+        self.filename = BASELINE if bundle.holds(BASELINE) else PLAN
         graph = bundle.manifest.graphs.get(self.filename)
         self.precision: Precision = graph.precision if graph else "float32"
         self.concurrency = concurrency
@@ -113,11 +113,11 @@ class TritonEngine:
         """Return if a server has the model loaded; raises EngineError saying why none has."""
         # A channel asks servers in turn, and one that has it is enough: calls pass over the others.
         client = self._client()
-        for left in reversed(range(2 * len(self._addresses))):
+        for remaining in reversed(range(2 * len(self._addresses))):
             try:
                 await self._check_one(client)
             except EngineError:
-                if not left:
+                if not remaining:
                     raise
             else:
                 return
@@ -219,8 +219,8 @@ class TritonEngine:
             raise EngineError(f"{model}: Triton's images cannot be read: {error}") from None
         shape = (inputs[0].shape()[0], *self._bundle.manifest.image_shape)
         if images is None or images.shape != shape or images.dtype != "uint8":
-            found = "none" if images is None else f"{images.dtype} {images.shape}"
-            raise EngineError(f"{model}: Triton's images are {found}, not uint8 {shape}")
+            received = "none" if images is None else f"{images.dtype} {images.shape}"
+            raise EngineError(f"{model}: Triton's images are {received}, not uint8 {shape}")
         return images
 
     @contextlib.contextmanager
@@ -265,7 +265,7 @@ async def _target(addresses: Sequence[str]) -> str:
     if len(addresses) == 1:
         return f"dns:///{addresses[0]}"
     loop = asyncio.get_running_loop()
-    found: list[str] = []
+    resolved: list[str] = []
     failed: list[str] = []
     for address in addresses:
         host, _, port = address.rpartition(":")
@@ -276,12 +276,12 @@ async def _target(addresses: Sequence[str]) -> str:
         except (OSError, UnicodeError) as error:
             failed.append(f"{address}: {getattr(error, 'strerror', None) or error}")
         else:
-            found += (f"{ip!s}:{port}" for *_, (ip, *_) in answers)
-    if not found:
+            resolved += (f"{ip!s}:{port}" for *_, (ip, *_) in answers)
+    if not resolved:
         raise EngineError("; ".join(failed))
     if failed:
         log.warning("some Triton servers have no address", reasons=failed)
-    return f"ipv4:{','.join(found)}"
+    return f"ipv4:{','.join(resolved)}"
 
 
 def _packed(prepared: Prepared) -> tuple[list[Any], str | None]:

@@ -33,8 +33,8 @@ def _parse(part: str) -> tuple[str, float] | None:
 
 
 def _weight(media_type: str, ranges: list[tuple[str, float]]) -> float:
-    found = dict(ranges)
+    weights = dict(ranges)
     for media_range in (media_type, media_type.split("/")[0] + "/*", "*/*"):
-        if media_range in found:
-            return found[media_range]
+        if media_range in weights:
+            return weights[media_range]
     return 0.0

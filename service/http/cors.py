@@ -2,7 +2,7 @@
 
 By the Fetch standard (fetch.spec.whatwg.org, "CORS protocol"). Starlette's middleware leaves
 `Vary: Origin` out of answers to requests without an allowed origin, so that a shared cache, which
-may keep our pictures for a year, would hand such an answer to a page that then cannot read it; and
+may keep our images for a year, would hand such an answer to a page that then cannot read it; and
 it refuses in plain text.
 """
 
@@ -71,8 +71,8 @@ class CrossOrigin:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        sent = Headers(scope=scope)
-        granted = answer_headers(self._allowed, sent.get("origin"))
+        request_headers = Headers(scope=scope)
+        granted = answer_headers(self._allowed, request_headers.get("origin"))
         vary = granted.pop("Vary", None)
 
         async def with_headers(message: Message) -> None:
@@ -83,29 +83,29 @@ class CrossOrigin:
                     headers.add_vary_header(vary)
             await send(message)
 
-        if granted and _is_preflight(scope, sent):
-            await _answer_preflight(sent, with_headers)
+        if granted and _is_preflight(scope, request_headers):
+            await _answer_preflight(request_headers, with_headers)
         else:  # a preflight of another origin gets the answer to any OPTIONS: no leave
             await self._app(scope, receive, with_headers)
 
 
-def _is_preflight(scope: Scope, sent: Headers) -> bool:
+def _is_preflight(scope: Scope, headers: Headers) -> bool:
     return (
         scope["method"] == "OPTIONS"
-        and "origin" in sent
-        and "access-control-request-method" in sent
+        and "origin" in headers
+        and "access-control-request-method" in headers
     )
 
 
-async def _answer_preflight(sent: Headers, send: Send) -> None:
+async def _answer_preflight(request_headers: Headers, send: Send) -> None:
     """Say what a page may send: any header, for clients' libraries add some of their own."""
     headers = {
         "Access-Control-Allow-Methods": _METHODS,
         "Access-Control-Max-Age": str(_PREFLIGHT_SECONDS),
         "Vary": "Access-Control-Request-Headers",
     }
-    if asked := sent.get("access-control-request-headers"):
-        headers["Access-Control-Allow-Headers"] = asked
+    if requested := request_headers.get("access-control-request-headers"):
+        headers["Access-Control-Allow-Headers"] = requested
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": 204, "headers": raw})
     await send({"type": "http.response.body", "body": b""})

@@ -17,7 +17,7 @@ class ClientLeftError(RefusedError):
     status, kind = 499, "client-left"
 
 
-class UnlessDisconnected:
+class CancelOnDisconnect:
     """`async with`: cancels its body and raises ClientLeftError if the client leaves.
 
     Listens on the request's channel rather than polling `is_disconnected`. The request's body

@@ -1,7 +1,7 @@
 """A route that costs less than FastAPI's own, for the one request that comes a thousand times.
 
 FastAPI's way to an endpoint (its middleware, its routers, a graph of dependencies) took about a
-quarter of the event loop's time for a small picture (docs/results.md). A POST with one JSON body
+quarter of the event loop's time for a small image (docs/results.md). A POST with one JSON body
 needs none of it: the body goes straight into its pydantic model, the response straight out.
 """
 
@@ -65,22 +65,22 @@ class FastRoutes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
-        found = self._routes.get((scope.get("method", ""), scope.get("path", "")))
-        if found is None:
+        route_and_handler = self._routes.get((scope.get("method", ""), scope.get("path", "")))
+        if route_and_handler is None:
             await self._app(scope, receive, send)
             return
-        route, handle = found
+        route, handle = route_and_handler
         scope["route"] = route
         request = Request(scope, receive)
         try:
             response = await handle(request)
         except Exception as error:
-            known = problem_for(request, error)
-            if known is None:
+            problem = problem_for(request, error)
+            if problem is None:
                 # Answered here, as FastAPI does, so that what wraps this adds its headers.
                 await internal_error()(scope, receive, send)
                 raise
-            response = known
+            response = problem
         await response(scope, receive, send)
 
 
@@ -108,10 +108,10 @@ def _parse(request: Request, content: bytes, model: type[BaseModel]) -> BaseMode
 
 
 def _check_type(request: Request) -> None:
-    sent = request.headers.get("content-type", "none")
-    media_type = sent.partition(";")[0].strip().lower()
+    content_type = request.headers.get("content-type", "none")
+    media_type = content_type.partition(";")[0].strip().lower()
     if media_type != "application/json" and not (
         media_type.startswith("application/") and media_type.endswith("+json")
     ):
-        detail = f"the body's content-type must be application/json, not {sent}"
+        detail = f"the body's content-type must be application/json, not {content_type}"
         raise UnsupportedMediaTypeError(detail)

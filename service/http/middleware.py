@@ -19,7 +19,7 @@ from service.exceptions import RefusedError
 from service.http.disconnect import ClientLeftError
 from service.http.problems import internal_error, problem_for
 from service.http.security import Keys
-from service.observability.metrics import Telemetry
+from service.observability.metrics import Metrics
 from service.observability.tracing import UNTRACED, Tracing
 
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
@@ -34,7 +34,7 @@ def new_request_id() -> str:
     return f"{getrandbits(128):032x}"  # no secret: the system's randomness costs ten times this
 
 
-class RequestTelemetry:
+class RequestMetrics:
     """Name, count and time each request, and log and trace it unless it is a probe.
 
     The outermost of our middleware, so that whatever is answered carries an X-Request-ID. For
@@ -42,9 +42,9 @@ class RequestTelemetry:
     under the same id.
     """
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, tracing: Tracing) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
         self._app = app
-        self._telemetry = telemetry
+        self._metrics = metrics
         self._tracing = tracing
         self._log = structlog.get_logger(__name__).bind()
         # The metrics' own look-up costs more than the counting; as many entries as they have.
@@ -87,15 +87,15 @@ class RequestTelemetry:
         route = _route(scope)
         model = state.get("model", "")
         if (counter := self._counters.get((route, model, status))) is None:
-            counter = self._telemetry.requests.labels(route, model, str(status))
+            counter = self._metrics.requests.labels(route, model, str(status))
             self._counters[route, model, status] = counter
         if (timer := self._timers.get(route)) is None:
-            timer = self._timers[route] = self._telemetry.request_seconds.labels(route)
+            timer = self._timers[route] = self._metrics.request_seconds.labels(route)
         counter.inc()
         timer.observe(seconds)
         if route in PROBES:
             return
-        known = {name: state[name] for name in ("client", "model") if name in state}
+        identity = {name: state[name] for name in ("client", "model") if name in state}
         self._log.info(
             "request",
             method=scope["method"],
@@ -103,7 +103,7 @@ class RequestTelemetry:
             status=status,
             ms=round(seconds * 1000, 2),
             **_ids(state),
-            **known,
+            **identity,
         )
 
 
@@ -201,7 +201,11 @@ def _route(scope: Scope) -> str:
     What was refused on its way to a route (its key, its body) counts as that route's too.
     """
     if (route := scope.get("route")) is None and "app" in scope:
-        matching = (one for one in scope["app"].routes if one.matches(scope)[0] is not Match.NONE)
+        matching = (
+            candidate
+            for candidate in scope["app"].routes
+            if candidate.matches(scope)[0] is not Match.NONE
+        )
         route = next(matching, None)
     return getattr(route, "path", "other")
 

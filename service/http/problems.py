@@ -73,8 +73,8 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def install(app: FastAPI) -> None:
     """Have the application answer every exception with a problem."""
-    for known in (RefusedError, RequestValidationError, HTTPException):
-        app.add_exception_handler(known, _known_error)
+    for error_type in (RefusedError, RequestValidationError, HTTPException):
+        app.add_exception_handler(error_type, _known_error)
     app.add_exception_handler(Exception, _unexpected_error)
 
 
@@ -120,11 +120,11 @@ def _detail(refusal: RefusedError) -> str:
     return refusal.public or str(refusal)
 
 
-def _openai_error(known: RefusedError) -> dict[str, str | None]:
+def _openai_error(problem: RefusedError) -> dict[str, str | None]:
     """What tools that speak OpenAI's API show of an error, as a member of the problem."""
-    kind = "server_error" if known.status >= 500 else "invalid_request_error"
-    kind = "rate_limit_error" if known.status == 429 else kind
-    return {"message": _detail(known), "type": kind, "param": None, "code": known.kind}
+    kind = "server_error" if problem.status >= 500 else "invalid_request_error"
+    kind = "rate_limit_error" if problem.status == 429 else kind
+    return {"message": _detail(problem), "type": kind, "param": None, "code": problem.kind}
 
 
 async def _known_error(request: Request, error: Exception) -> Response:
@@ -134,9 +134,9 @@ async def _known_error(request: Request, error: Exception) -> Response:
 
 
 def _invalid_request(error: RequestValidationError) -> InvalidRequestError:
-    found = error.errors()
+    errors = error.errors()
     fields: dict[str, str] = {}
-    for item in found:
+    for item in errors:
         field = ".".join(str(part) for part in item["loc"][1:2]) or "body"
         message = "no such field" if item["type"] == "extra_forbidden" else item["msg"]
         fields[field] = f"{fields[field]}; or {message}" if field in fields else message
@@ -161,12 +161,12 @@ def _of_starlette(request: Request, error: HTTPException) -> RefusedError:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    found = set()
+    methods = set()
     for method in ("DELETE", "GET", "PATCH", "POST", "PUT"):
         scope = {**request.scope, "method": method}
         if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
-            found |= {method, "HEAD"} if method == "GET" else {method}
-    return sorted(found)
+            methods |= {method, "HEAD"} if method == "GET" else {method}
+    return sorted(methods)
 
 
 def internal_error() -> Response:
@@ -175,5 +175,5 @@ def internal_error() -> Response:
 
 
 async def _unexpected_error(_: Request, __: Exception) -> Response:
-    # Only what RequestTelemetry does not see. Starlette raises it again after this answer.
+    # Only what RequestMetrics does not see. Starlette raises it again after this answer.
     return internal_error()

@@ -202,7 +202,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Leave the body out of what is counted here: what remains is its framing, and trailers."""
-        self._keep_alive_after_all()
+        self._restore_keep_alive()
         super().on_body(body)
         if self._phase is _BODY:
             self._size -= len(body)
@@ -212,7 +212,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return  # the end of its head; see on_headers_complete
         self._begun = False
-        self._keep_alive_after_all()
+        self._restore_keep_alive()
         super().on_message_complete()
         if self._phase is _REST:
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -240,7 +240,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """End the connection at once."""
         self.transport.abort()
 
-    def _keep_alive_after_all(self) -> None:
+    def _restore_keep_alive(self) -> None:
         """The client sends the body that it asked leave for: it may go on with the connection."""
         if self.expect_100_continue and not self.cycle.response_started:
             self.expect_100_continue = False
@@ -299,7 +299,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return None
         if version == "1.0":
             return MalformedError("HTTP/1.0 knows no Transfer-Encoding: send a Content-Length")
-        codings = [one.strip() for one in coding.lower().split(b",")]
+        codings = [part.strip() for part in coding.lower().split(b",")]
         if codings != [b"chunked"]:
             if codings[-1] != b"chunked":
                 return MalformedError(_MALFORMED)  # nobody knows where the body ends
@@ -396,8 +396,8 @@ class BoundedProtocol(HttpToolsProtocol):
             )
             self.count_refusal(refusal.status)
         headers = {"Connection": "close", "X-Request-ID": request_id}
-        sent = running.scope["headers"] if running is not None else self.headers or ()
-        origin = dict(sent).get(b"origin", b"").decode("latin-1")
+        request_headers = running.scope["headers"] if running is not None else self.headers or ()
+        origin = dict(request_headers).get(b"origin", b"").decode("latin-1")
         headers.update(answer_headers(self.allowed_origins, origin))
         response = problem(refusal, headers)
         fields = (*self.server_state.default_headers, *response.raw_headers)

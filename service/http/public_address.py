@@ -1,6 +1,6 @@
 """The address under which clients reach this server, behind whatever proxies.
 
-It goes into what answers hold (addresses of pictures, the OpenAPI document) and decides nothing:
+It goes into what answers hold (addresses of images, the OpenAPI document) and decides nothing:
 who may come in and what is drawn never depend on it.
 """
 
@@ -55,7 +55,7 @@ def public_address(scope: Scope, public_url: str | None, trusted: str) -> str:
         schemes = [standard.get("proto", ""), _first(headers, "proto"), *schemes]
         hosts = [standard.get("host", ""), _first(headers, "host"), *hosts]
         prefix = _prefix(headers)
-    scheme = next(one.lower() for one in schemes if one.lower() in SCHEMES)
+    scheme = next(candidate.lower() for candidate in schemes if candidate.lower() in SCHEMES)
     host = next(filter(HOST.fullmatch, hosts), None) or _own(scope)
     return f"{scheme}://{host}{prefix}"
 
@@ -73,19 +73,19 @@ def _prefix(headers: Headers) -> str:
 
 def _forwarded(value: str) -> dict[str, str]:
     """The first value of each parameter of a Forwarded header; nothing if it cannot be read."""
-    found: dict[str, str] = {}
+    parameters: dict[str, str] = {}
     place = 0
     while place < len(value):
         if parameter := _PARAMETER.match(value, place):
             name, quoted, token = parameter.groups()
             text = token if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
-            found.setdefault(name.lower(), text)
+            parameters.setdefault(name.lower(), text)
             place = parameter.end()
         if place < len(value):
             if value[place] not in _SEPARATORS:
                 return {}
             place += 1
-    return found
+    return parameters
 
 
 def _own(scope: Scope) -> str:

@@ -76,12 +76,12 @@ class Keys:
     def client(self, key: bytes) -> str | None:
         """The name that belongs to a key, or None for a key that is not known."""
         digest = hashlib.sha256(key).digest()
-        found = None
+        matched = None
         # All of them and in constant time, so that the time taken says nothing about the file.
-        for name, known in self._entries:
-            if hmac.compare_digest(digest, known):
-                found = name
-        return found
+        for name, digest_of_key in self._entries:
+            if hmac.compare_digest(digest, digest_of_key):
+                matched = name
+        return matched
 
 
 def new_key(name: str) -> NewKey:

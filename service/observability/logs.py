@@ -69,7 +69,7 @@ def unblocked() -> Iterator[None]:
     For a process that serves. At the end the last lines get two seconds.
     """
     writers = {descriptor: LineWriter(descriptor) for descriptor in (_STDOUT, _STDERR)}
-    writers[_STDERR].notice = _tell_lost
+    writers[_STDERR].notice = _report_dropped
     streams = sys.stdout, sys.stderr
     _writers.update(writers)
     # For print, warnings, and the tracebacks of threads.
@@ -113,7 +113,7 @@ class _Stream(io.TextIOBase):
         return os.isatty(self._descriptor)
 
 
-def _tell_lost(lines: int) -> bytes:
+def _report_dropped(lines: int) -> bytes:
     event = "log lines were dropped, for nobody read them or there was no place"
     return _render(None, "warning", {"event": event, "lines": lines})
 

@@ -48,7 +48,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Timings(NamedTuple):
-    """Seconds that a picture spent in each stage; all but `queue` are those of its batch."""
+    """Seconds that an image spent in each stage; all but `queue` are those of its batch."""
 
     queue: float
     latents: float
@@ -56,7 +56,7 @@ class Timings(NamedTuple):
     encode: float
 
 
-class Telemetry:
+class Metrics:
     """The metrics of one server, in a registry of its own so that several can live at once."""
 
     def __init__(self) -> None:
@@ -81,18 +81,18 @@ class Telemetry:
             self.request_seconds.labels(route)
         self.stage_seconds = Histogram(
             "sid_stage_seconds",
-            "Time in a stage. Each picture: queue, total (queued to encoded). "
+            "Time in a stage. Each image: queue, total (queued to encoded). "
             "Each batch: latents, engine, encode.",
             ["model", "stage"],
             buckets=_SECONDS,
             registry=registry,
         )
         self.batch_size = Histogram(
-            "sid_batch_size", "Pictures in a batch.", ["model"], buckets=_SIZES, registry=registry
+            "sid_batch_size", "Images in a batch.", ["model"], buckets=_SIZES, registry=registry
         )
         self.batches = Counter(
             "sid_batches",
-            "Batches by why they started: idle (the engine had room when the first picture came), "
+            "Batches by why they started: idle (the engine had room when the first image came), "
             "freed (room came, fewer waited than a batch may hold), full (at least as many).",
             ["model", "reason"],
             registry=registry,
@@ -101,14 +101,14 @@ class Telemetry:
             "sid_batch_failures", "Batches whose computation failed.", ["model"], registry=registry
         )
         self.queue_depth = Gauge(
-            "sid_queue_depth", "Pictures that wait for a batch.", ["model"], registry=registry
+            "sid_queue_depth", "Images that wait for a batch.", ["model"], registry=registry
         )
         self.queue_limit = Gauge(
             "sid_queue_limit",
-            "Pictures that may wait for each model; beyond it requests are refused.",
+            "Images that may wait for each model; beyond it requests are refused.",
             registry=registry,
         )
-        self.engine_places = Gauge(
+        self.engine_slots = Gauge(
             "sid_engine_places",
             "Batches that the model's engine computes at a time.",
             ["model"],
@@ -131,7 +131,7 @@ class Telemetry:
         )
         self.cache_hits = Counter(
             "sid_cache_hits",
-            "GET requests that cost no picture: not_modified (the client had it), shared (the "
+            "GET requests that cost no image: not_modified (the client had it), shared (the "
             "same one was being drawn).",
             ["model", "kind"],
             registry=registry,
@@ -141,7 +141,7 @@ class Telemetry:
         )
         self.canaries = Counter(
             "sid_canaries",
-            "Canary pictures, which prove that the engine works: for readiness, and after a batch "
+            "Canary images, which prove that the engine works: for readiness, and after a batch "
             "that failed. right, or wrong (none came, or another than was published).",
             ["model", "result"],
             registry=registry,
@@ -199,36 +199,34 @@ class Telemetry:
 
 
 class ModelMetrics:
-    """The metrics of one model; looks each labelled child up once, not for every picture."""
+    """The metrics of one model; looks each labelled child up once, not for every image."""
 
-    def __init__(self, telemetry: Telemetry, model: str) -> None:
-        self._telemetry = telemetry
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._metrics = metrics
         self._model = model
         for route, status in product(_DRAWING, _STATUSES):
-            telemetry.requests.labels(route, model, str(status))
+            metrics.requests.labels(route, model, str(status))
         stages = ("total", *Timings._fields)
-        self._stage = {name: telemetry.stage_seconds.labels(model, name) for name in stages}
-        self._batch_size = telemetry.batch_size.labels(model)
-        self._batches = {
-            reason: telemetry.batches.labels(model, reason) for reason in _BATCH_REASONS
-        }
-        self.batch_failures = telemetry.batch_failures.labels(model)
+        self._stage = {name: metrics.stage_seconds.labels(model, name) for name in stages}
+        self._batch_size = metrics.batch_size.labels(model)
+        self._batches = {reason: metrics.batches.labels(model, reason) for reason in _BATCH_REASONS}
+        self.batch_failures = metrics.batch_failures.labels(model)
         self._rejections = {
-            reason: telemetry.rejections.labels(model, reason) for reason in reasons()
+            reason: metrics.rejections.labels(model, reason) for reason in reasons()
         }
         self._cancellations = {
-            (cause, phase): telemetry.cancellations.labels(model, cause, phase)
+            (cause, phase): metrics.cancellations.labels(model, cause, phase)
             for cause, phase in _CANCELLATIONS
         }
         self._canaries = {
-            right: telemetry.canaries.labels(model, "right" if right else "wrong")
+            right: metrics.canaries.labels(model, "right" if right else "wrong")
             for right in (True, False)
         }
-        self._cache_hits = {kind: telemetry.cache_hits.labels(model, kind) for kind in _CACHE_HITS}
+        self._cache_hits = {kind: metrics.cache_hits.labels(model, kind) for kind in _CACHE_HITS}
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
         """Report the queue's depth by asking `depth` whenever metrics are read."""
-        self._telemetry.queue_depth.labels(self._model).set_function(depth)
+        self._metrics.queue_depth.labels(self._model).set_function(depth)
 
     def describe(self, bundle: Bundle, engine: Engine) -> None:
         """Show which weights and which engine are served, in the place of what was shown."""
@@ -241,27 +239,27 @@ class ModelMetrics:
             engine.version,
             engine.precision,
         )
-        before = self._telemetry.identities.get(self._model)
+        before = self._metrics.identities.get(self._model)
         if before not in (None, identity):
-            self._telemetry.model_info.remove(*before)
-        self._telemetry.identities[self._model] = identity
-        self._telemetry.model_info.labels(*identity).set(1)
-        self._telemetry.engine_places.labels(self._model).set(engine.concurrency)
+            self._metrics.model_info.remove(*before)
+        self._metrics.identities[self._model] = identity
+        self._metrics.model_info.labels(*identity).set(1)
+        self._metrics.engine_slots.labels(self._model).set(engine.concurrency)
 
     def forget(self) -> None:
         """Show no state of this model any more: it is not served. What was counted stays."""
         for gauge in (
-            self._telemetry.engine_up,
-            self._telemetry.engine_places,
-            self._telemetry.queue_depth,
+            self._metrics.engine_up,
+            self._metrics.engine_slots,
+            self._metrics.queue_depth,
         ):
             gauge.remove(self._model)
-        if identity := self._telemetry.identities.pop(self._model, None):
-            self._telemetry.model_info.remove(*identity)
+        if identity := self._metrics.identities.pop(self._model, None):
+            self._metrics.model_info.remove(*identity)
 
     def set_engine_up(self, up: bool) -> None:
         """Show whether the engine works."""
-        self._telemetry.engine_up.labels(self._model).set(up)
+        self._metrics.engine_up.labels(self._model).set(up)
 
     def canary(self, right: bool) -> None:
         """Count a canary image."""
@@ -272,12 +270,12 @@ class ModelMetrics:
         if error.reason:
             self._rejections[error.reason].inc()
 
-    def give_up(self, cause: str, phase: str) -> None:
+    def count_cancellation(self, cause: str, phase: str) -> None:
         """Count an accepted request that was given up."""
         self._cancellations[cause, phase].inc()
 
     def cache_hit(self, kind: str) -> None:
-        """Count a request that cost no picture."""
+        """Count a request that cost no image."""
         self._cache_hits[kind].inc()
 
     def observe_batch(self, size: int, reason: str, timings: Timings) -> None:
@@ -287,7 +285,7 @@ class ModelMetrics:
         for stage in ("latents", "engine", "encode"):
             self._stage[stage].observe(getattr(timings, stage))
 
-    def observe_picture(self, timings: Timings, total: float) -> None:
-        """Record one picture: its wait, and the seconds from submission to result."""
+    def observe_image(self, timings: Timings, total: float) -> None:
+        """Record one image: its wait, and the seconds from submission to result."""
         self._stage["queue"].observe(timings.queue)
         self._stage["total"].observe(total)

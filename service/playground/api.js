@@ -1,9 +1,9 @@
-// The server's HTTP API, as the playground uses it: the catalogue, and one picture at a time.
+// The server's HTTP API, as the playground uses it: the catalogue, and one image at a time.
 
 const ATTEMPTS = 6;
 const KEY = "sid-key"; // in sessionStorage: gone with the tab
 
-/** An answer that is no picture; `detail` is the server's own sentence. */
+/** An answer that is no image; `detail` is the server's own sentence. */
 export class Refused extends Error {
   constructor(status, detail) {
     super(detail);
@@ -22,8 +22,8 @@ export async function listModels() {
   return (await (await ask("models")).json()).models;
 }
 
-/** The address of a picture, relative to the page; parameters that are "" are left out. */
-export function pictureUrl(asked) {
+/** The address of an image, relative to the page; parameters that are "" are left out. */
+export function imageUrl(asked) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(asked)) {
     if (value !== "" && value !== undefined) query.set(name, value);
@@ -32,7 +32,7 @@ export function pictureUrl(asked) {
 }
 
 /**
- * Draw one picture.
+ * Draw one image.
  *
  * @param asked the parameters of GET /generate.
  * @param signal aborts it; the server then drops what is still queued.
@@ -41,7 +41,7 @@ export function pictureUrl(asked) {
  *   (milliseconds by stage), took (milliseconds, with the network), cached (the browser had it).
  */
 export async function draw(asked, { signal, onBusy = () => {} } = {}) {
-  const url = pictureUrl(asked);
+  const url = imageUrl(asked);
   const started = performance.now();
   const answer = await ask(url, { signal, onBusy, accept: "image/png" });
   const blob = await answer.blob();

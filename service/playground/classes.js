@@ -1,15 +1,15 @@
-// The list of classes: radio buttons, each with a small picture of what its class looks like.
+// The list of classes: radio buttons, each with a small image of what its class looks like.
 
 import { draw } from "./api.js";
 import { OPENING_SEED, foldedName, unmistakable } from "./state.js";
 
-const LINGER = 150; // milliseconds that an entry is in view before its picture is asked for
+const LINGER = 150; // milliseconds that an entry is in view before its image is asked for
 const MANY = 20; // classes, above which one wants to search
 
 const $ = (id) => document.getElementById(id);
 
 /**
- * Native radio buttons, for keyboards and screen readers know those. A picture is drawn when its
+ * Native radio buttons, for keyboards and screen readers know those. An image is drawn when its
  * entry comes into view: a model of a thousand classes costs no more than one of twenty.
  */
 export class ClassList {
@@ -102,7 +102,7 @@ export class ClassList {
     });
   }
 
-  /** Draw an entry's picture. One that fails is tried again when its entry comes into view again. */
+  /** Draw an entry's image. One that fails is tried again when its entry comes into view again. */
   async #draw(item, signal) {
     const asked = {
       model: this.#model.tag, // so that the browser may keep it for ever
@@ -111,11 +111,11 @@ export class ClassList {
     };
     try {
       const { blob } = await draw(asked, { signal });
-      const image = document.createElement("img");
-      image.src = URL.createObjectURL(blob);
-      image.alt = ""; // the name beside it says it
-      this.#urls.push(image.src);
-      item.querySelector(".place").replaceChildren(image);
+      const img = document.createElement("img");
+      img.src = URL.createObjectURL(blob);
+      img.alt = ""; // the name beside it says it
+      this.#urls.push(img.src);
+      item.querySelector(".place").replaceChildren(img);
       this.#observer.unobserve(item);
     } catch {
       // The stage asks for the same kind of thing, and tells what is wrong.

@@ -1,4 +1,4 @@
-// The grid of pictures: seeds that follow one another, each tile filled as its picture arrives.
+// The grid of images: seeds that follow one another, each tile filled as its image arrives.
 
 import { draw } from "./api.js";
 import { shiftedSeed } from "./state.js";
@@ -9,7 +9,7 @@ export class Gallery {
   #onOpen;
   #aborter = new AbortController();
   #urls = [];
-  pictures = []; // by tile; undefined until drawn
+  images = []; // by tile; undefined until drawn
 
   /** @param onOpen told the index of the tile that was chosen. */
   constructor(list, onOpen) {
@@ -21,15 +21,15 @@ export class Gallery {
    * Draw the n seeds after the state's in place of what is shown, whose drawing is given up.
    *
    * @param state model, class_label, seed and n.
-   * @param describe what a picture shows: its class, in words.
-   * @param onChange told {done, failed, total, milliseconds} after each picture.
+   * @param describe what an image shows: its class, in words.
+   * @param onChange told {done, failed, total, milliseconds} after each image.
    * @param onBusy told the seconds that an overloaded server asks to wait.
    */
   async draw({ model, class_label, seed, n }, { describe, onChange, onBusy }) {
     this.#aborter.abort();
     const aborter = (this.#aborter = new AbortController());
     const old = this.#urls.splice(0);
-    this.pictures = new Array(n);
+    this.images = new Array(n);
     const tiles = Array.from({ length: n }, (_, i) => this.#tile(i, shiftedSeed(seed, i + 1)));
     this.#list.replaceChildren(...tiles.map((tile) => tile.item));
     old.forEach(URL.revokeObjectURL);
@@ -40,9 +40,9 @@ export class Gallery {
       const asked = { model, class_label, seed: shiftedSeed(seed, i + 1) };
       tile.waiting();
       try {
-        const picture = await draw(asked, { signal: aborter.signal, onBusy });
-        this.pictures[i] = picture;
-        tile.show(picture, describe(picture), this.#keep(picture.blob));
+        const image = await draw(asked, { signal: aborter.signal, onBusy });
+        this.images[i] = image;
+        tile.show(image, describe(image), this.#keep(image.blob));
         done += 1;
       } catch (error) {
         if (aborter.signal.aborted) return;
@@ -80,19 +80,19 @@ export class Gallery {
         item.className = "waiting";
         caption.textContent = "…";
       },
-      show: (picture, what, url) => {
-        const image = document.createElement("img");
-        image.alt = "";
-        image.src = url;
+      show: (image, what, url) => {
+        const img = document.createElement("img");
+        img.alt = "";
+        img.src = url;
         item.className = "";
         button.disabled = false;
         button.setAttribute("aria-label", `${what}, seed ${seed}: zoom`);
-        button.replaceChildren(image);
+        button.replaceChildren(img);
         button.onclick = () => this.#onOpen(index);
-        caption.textContent = picture.cached
+        caption.textContent = image.cached
           ? "from cache"
-          : `${shownMilliseconds(serverTime(picture))} ms`;
-        caption.title = timingText(picture);
+          : `${shownMilliseconds(serverTime(image))} ms`;
+        caption.title = timingText(image);
       },
       fail: (error, again) => {
         item.className = "failed";

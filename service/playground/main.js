@@ -14,17 +14,17 @@ const SETTLE = 120; // milliseconds that a control rests before the gallery is d
 
 const state = states.readState(location.search);
 let models = [];
-let shown; // the picture on the stage
+let shown; // the image on the stage
 let gallerySettles = 0;
 
-const gallery = new Gallery($("tiles"), (index) => zoom.open(gallery.pictures, index));
+const gallery = new Gallery($("tiles"), (index) => zoom.open(gallery.images, index));
 const classList = new ClassList((label) => change({ class_label: label }));
 const walk = new Walk(showStep, showBusy);
 const zoom = new Zoom({
   describe,
-  onUse: (picture) => change({ seed: picture.asked.seed, toward: "", step: 0 }),
-  onWalk: (picture) => {
-    change({ toward: picture.asked.toward ?? picture.asked.seed, step: 0 }, { gallery: false });
+  onUse: (image) => change({ seed: image.asked.seed, toward: "", step: 0 }),
+  onWalk: (image) => {
+    change({ toward: image.asked.toward ?? image.asked.seed, step: 0 }, { gallery: false });
     setPlaying(true);
   },
 });
@@ -32,7 +32,7 @@ const zoom = new Zoom({
 const model = () =>
   models.find(({ name }) => name === state.model) ?? models.find((one) => one.default) ?? models[0];
 
-/** What a picture shows, in words. */
+/** What an image shows, in words. */
 function describe({ classLabel }) {
   return classLabel === null ? model().name : (model().classes[classLabel] ?? `class ${classLabel}`);
 }
@@ -84,8 +84,8 @@ function showAbout() {
   const { description, quality, engine, resolution, licence } = model();
   const teacher = quality?.teacher_evaluations;
   $("tagline").textContent = teacher
-    ? `One step of the network draws a picture. Its teacher takes ${teacher}.`
-    : "One step of the network draws a picture.";
+    ? `One step of the network draws an image. Its teacher takes ${teacher}.`
+    : "One step of the network draws an image.";
   const measured = quality
     ? ` ${quality.distance}: ${quality.generator.toFixed(2)}, the teacher's ${quality.teacher.toFixed(2)}; lower is better.`
     : "";
@@ -102,14 +102,14 @@ let shownWish = 0; // which of them the stage shows: never an older one than bef
 async function drawStage() {
   wishes += 1;
   const frame = state.toward && walk.frame(state);
-  if (frame) return showPicture(frame, wishes);
+  if (frame) return showImage(frame, wishes);
   if (stageBusy) return;
   stageBusy = true;
   try {
     let wish;
     do {
       wish = wishes;
-      showPicture(await draw(states.askedOf(state), { onBusy: showBusy }), wish);
+      showImage(await draw(states.askedOf(state), { onBusy: showBusy }), wish);
       showNotice("");
     } while (wish < wishes && shownWish < wishes);
   } catch (error) {
@@ -119,25 +119,25 @@ async function drawStage() {
   }
 }
 
-function showPicture(picture, wish) {
+function showImage(image, wish) {
   if (wish < shownWish) return;
   shownWish = wish;
-  shown = picture;
-  const image = $("stage-image");
-  const before = image.src;
-  image.src = URL.createObjectURL(picture.blob);
-  image.alt = `${describe(picture)}, seed ${picture.asked.seed}`;
-  image.hidden = false;
+  shown = image;
+  const img = $("stage-image");
+  const before = img.src;
+  img.src = URL.createObjectURL(image.blob);
+  img.alt = `${describe(image)}, seed ${image.asked.seed}`;
+  img.hidden = false;
   URL.revokeObjectURL(before);
-  const { seed, toward, mix } = picture.asked;
+  const { seed, toward, mix } = image.asked;
   const way = toward ? `, ${Math.round(mix * 100)} % of the way to ${toward}` : "";
-  $("stage-caption").textContent = `${describe(picture)}, seed ${seed}${way}`;
-  showTiming($("stage-timing"), picture);
+  $("stage-caption").textContent = `${describe(image)}, seed ${seed}${way}`;
+  showTiming($("stage-timing"), image);
 }
 
 // ---- the walk
 
-function showStep(step, picture, error) {
+function showStep(step, image, error) {
   if (error) {
     setPlaying(false);
     showError(error, () => setPlaying(true));
@@ -146,7 +146,7 @@ function showStep(step, picture, error) {
   state.step = step;
   wishes += 1;
   showControls();
-  showPicture(picture, wishes);
+  showImage(image, wishes);
 }
 
 function setPlaying(wanted) {
@@ -173,12 +173,12 @@ function showProgress({ done, failed, total, milliseconds }) {
   const whole = done + failed === total;
   if (whole) $("gallery").removeAttribute("aria-busy");
   if (whole && !failed) showNotice("");
-  const cached = gallery.pictures.filter((picture) => picture?.cached).length;
+  const cached = gallery.images.filter((image) => image?.cached).length;
   const notes = [cached && `${cached} from the browser's cache`, failed && `${failed} not drawn`];
-  // Announced at the end and not for each picture.
+  // Announced at the end and not for each image.
   if (whole) {
     $("summary").textContent = [
-      `${done} pictures in ${shownMilliseconds(milliseconds)} ms, as your browser saw it`,
+      `${done} images in ${shownMilliseconds(milliseconds)} ms, as your browser saw it`,
       ...notes.filter(Boolean),
     ].join("; ");
   }

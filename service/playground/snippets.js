@@ -1,10 +1,10 @@
 // What can be taken along: a file, a command, a program, a link.
 
-import { hasKey, pictureUrl } from "./api.js";
+import { hasKey, imageUrl } from "./api.js";
 
 const base = () => new URL(".", document.baseURI).href.replace(/\/$/, "");
 
-/** A name for the picture's file: dress-7.png, dress-3-toward-8-0.25.png. */
+/** A name for the image's file: dress-7.png, dress-3-toward-8-0.25.png. */
 export function fileName(asked) {
   const label = asked.class_label ? `${asked.class_label}-` : "";
   const walk = asked.toward ? `-toward-${asked.toward}-${asked.mix}` : "";
@@ -12,14 +12,14 @@ export function fileName(asked) {
   return `${name}.png`;
 }
 
-/** The same picture by curl, for a Unix shell. */
+/** The same image by curl, for a Unix shell. */
 export function asCurl(asked) {
   const key = hasKey() ? ` -H "X-API-Key: $SID_KEY"` : "";
-  const url = `${base()}/${pictureUrl(asked)}`.replaceAll("'", "%27");
+  const url = `${base()}/${imageUrl(asked)}`.replaceAll("'", "%27");
   return `curl -o ${fileName(asked)}${key} '${url}'`;
 }
 
-/** The same picture by service.client. */
+/** The same image by service.client. */
 export function asPython(asked) {
   const key = hasKey() ? `, key=os.environ["SID_KEY"]` : "";
   const given = Object.entries(asked)
@@ -35,11 +35,11 @@ export function asPython(asked) {
   ].join("\n");
 }
 
-/** Have the browser save a picture. */
-export function download(picture) {
+/** Have the browser save an image. */
+export function download(image) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(picture.blob);
-  link.download = fileName(picture.asked);
+  link.href = URL.createObjectURL(image.blob);
+  link.download = fileName(image.asked);
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }

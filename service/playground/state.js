@@ -1,7 +1,7 @@
 // What is shown, as one object that stands in the page's address: a link shares all of it.
 
 export const STEPS = 32; // of a walk: mix is a multiple of 1/32
-// What a page without an address draws, and the picture of each class: of models/fashion, one on
+// What a page without an address draws, and the image of each class: of models/fashion, one on
 // which every class is plain to see (seed 0 is among its worst).
 export const OPENING_SEED = "248";
 const SEED_MAX = 2n ** 64n - 1n;
@@ -39,7 +39,7 @@ export function writeState(state) {
   history.replaceState(null, "", `?${query}`);
 }
 
-/** What GET /generate is asked for the picture on the stage. */
+/** What GET /generate is asked for the image on the stage. */
 export function askedOf({ model, class_label, seed, toward, step }) {
   const walk = toward ? { toward, mix: step / STEPS } : {};
   return { model, class_label, seed, ...walk };
@@ -74,7 +74,7 @@ export function checkedSeed(text) {
 /** The seed that is `steps` further; after the last comes the first. */
 export const shiftedSeed = (seed, steps) => String(BigInt.asUintN(64, BigInt(seed) + BigInt(steps)));
 
-/** A random seed below 2^32: larger ones only repeat the same pictures. */
+/** A random seed below 2^32: larger ones only repeat the same images. */
 export const randomSeed = () => String(crypto.getRandomValues(new Uint32Array(1))[0]);
 
 /** Where the scrubber stands for a seed, and the seed for a place of the scrubber. */

@@ -1,4 +1,4 @@
-// Where a picture's time went, as a sentence and as a bar.
+// Where an image's time went, as a sentence and as a bar.
 
 const STAGES = { queue: "queue", latents: "noise", engine: "engine", encode: "file" };
 
@@ -18,7 +18,7 @@ export function timingText({ timings }) {
 }
 
 /** Fill an element with the bar and its legend. */
-export function showTiming(element, picture) {
+export function showTiming(element, image) {
   const bar = document.createElement("div");
   bar.className = "bar";
   bar.setAttribute("aria-hidden", "true"); // the legend says it all
@@ -26,11 +26,11 @@ export function showTiming(element, picture) {
   for (const [stage, name] of Object.entries(STAGES)) {
     const part = document.createElement("span");
     part.className = stage;
-    part.style.flexGrow = picture.timings[stage] ?? 0;
+    part.style.flexGrow = image.timings[stage] ?? 0;
     bar.append(part);
     const entry = document.createElement("li");
     entry.className = stage;
-    entry.textContent = `${name} ${shownMilliseconds(picture.timings[stage] ?? 0)} ms`;
+    entry.textContent = `${name} ${shownMilliseconds(image.timings[stage] ?? 0)} ms`;
     legend.append(entry);
   }
   element.replaceChildren(bar, legend);

@@ -1,4 +1,4 @@
-// A walk between two seeds, step by step: each step is a picture of its own that can be cached.
+// A walk between two seeds, step by step: each step is an image of its own that can be cached.
 
 import { draw } from "./api.js";
 import { STEPS, askedOf } from "./state.js";
@@ -15,7 +15,7 @@ export class Walk {
   #of = ""; // which walk the frames belong to
   #timer = 0;
 
-  /** @param onStep told the step and its picture while the walk is played. */
+  /** @param onStep told the step and its image while the walk is played. */
   constructor(onStep, onBusy) {
     this.#onStep = onStep;
     this.#onBusy = onBusy;
@@ -25,7 +25,7 @@ export class Walk {
     return this.#timer !== 0;
   }
 
-  /** The picture of a step, if it is there already. */
+  /** The image of a step, if it is there already. */
   frame(state) {
     return this.#of === identity(state) ? this.#frames[state.step] : undefined;
   }

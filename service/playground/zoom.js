@@ -1,4 +1,4 @@
-// The dialog that shows one picture large, with crisp pixels.
+// The dialog that shows one image large, with crisp pixels.
 
 import { download } from "./snippets.js";
 import { timingText } from "./timing.js";
@@ -6,24 +6,24 @@ import { timingText } from "./timing.js";
 const $ = (id) => document.getElementById(id);
 
 /**
- * @param describe what a picture shows, in words.
- * @param onUse told the picture to start from; onWalk the one to walk to.
+ * @param describe what an image shows, in words.
+ * @param onUse told the image to start from; onWalk the one to walk to.
  */
 export class Zoom {
   #describe;
-  #pictures = [];
+  #images = [];
   #index = 0;
 
   constructor({ describe, onUse, onWalk }) {
     this.#describe = describe;
     $("zoom-before").onclick = () => this.#move(-1);
     $("zoom-after").onclick = () => this.#move(1);
-    $("zoom-download").onclick = () => download(this.#picture);
+    $("zoom-download").onclick = () => download(this.#image);
     $("zoom-close").onclick = () => $("zoom").close();
     for (const [id, use] of [["zoom-use", onUse], ["zoom-walk", onWalk]]) {
       $(id).onclick = () => {
         $("zoom").close();
-        use(this.#picture);
+        use(this.#image);
       };
     }
     $("zoom").onclick = (event) => event.target === $("zoom") && $("zoom").close(); // the backdrop
@@ -34,34 +34,34 @@ export class Zoom {
     $("zoom").onclose = () => URL.revokeObjectURL($("zoom-image").src);
   }
 
-  /** Show one of some pictures; those that are undefined are passed over. */
-  open(pictures, index) {
-    this.#pictures = pictures;
+  /** Show one of some images; those that are undefined are passed over. */
+  open(images, index) {
+    this.#images = images;
     this.#index = index;
     this.#show();
     $("zoom").showModal();
   }
 
-  get #picture() {
-    return this.#pictures[this.#index];
+  get #image() {
+    return this.#images[this.#index];
   }
 
   #move(by) {
     let index = this.#index + by;
-    while (index in this.#pictures && !this.#pictures[index]) index += by;
-    if (!this.#pictures[index]) return;
+    while (index in this.#images && !this.#images[index]) index += by;
+    if (!this.#images[index]) return;
     this.#index = index;
     this.#show();
   }
 
   #show() {
-    const { asked, blob, model } = this.#picture;
-    const what = this.#describe(this.#picture);
+    const { asked, blob, model } = this.#image;
+    const what = this.#describe(this.#image);
     URL.revokeObjectURL($("zoom-image").src);
     $("zoom-image").src = URL.createObjectURL(blob);
     $("zoom-image").alt = what;
     $("zoom-title").textContent = `${what}, seed ${asked.seed}`;
-    $("zoom-facts").textContent = `${model} · ${timingText(this.#picture)}`;
-    $("zoom-before").hidden = $("zoom-after").hidden = this.#pictures.length < 2;
+    $("zoom-facts").textContent = `${model} · ${timingText(this.#image)}`;
+    $("zoom-before").hidden = $("zoom-after").hidden = this.#images.length < 2;
   }
 }

@@ -2,7 +2,7 @@
 
 There is no window and no timer: a batch is whatever waits when the engine has room, up to the
 limit. Alone, a request starts at once; under load, batches grow by themselves. What waits is
-shared between the places that the engine has free.
+shared between the slots that the engine has free.
 
 What holds, whatever is cancelled, late or broken (tests/service/serving/test_batching.py):
 every submit ends exactly once, with its own results or one exception; first in, first out; a
@@ -26,7 +26,7 @@ from service.serving.exceptions import ClosedError, ComputeError, DeadlineError,
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Why a batch starts: a place was free when its first item came; a place came free and less, or
+# Why a batch starts: a slot was free when its first item came; a slot came free and less, or
 # at least as much, waited as a batch may hold.
 Reason = Literal["idle", "freed", "full"]
 
@@ -54,7 +54,7 @@ class Batcher(Generic[Item, Result]):
         compute: awaited with a batch and why it starts; returns as many results, in order.
             Cancelled when nobody waits for any of the batch.
         max_batch_size: largest batch.
-        queue_size: how many items may wait while all places are taken.
+        queue_size: how many items may wait while all slots are taken.
         concurrency: how many batches may be in computation at a time.
     """
 
@@ -92,11 +92,11 @@ class Batcher(Generic[Item, Result]):
     def _admit(self, count: int, deadline: float | None) -> None:
         if self._closed:
             raise ClosedError
-        # What free places will take in the loop's next turn does not count as waiting.
+        # What free slots will take in the loop's next turn does not count as waiting.
         room = self._queue_size + self._free * self._max_batch_size
         if self.waiting + count > room:
             raise QueueFullError(self.expected_seconds())
-        # An idle engine always tries: after one slow batch nothing else would mend the estimate.
+        # An idle engine always tries: after one slow batch nothing else would correct the estimate.
         if deadline is None or not (self.waiting or self._running):
             return
         seconds = self.expected_seconds(count)
@@ -142,7 +142,7 @@ class Batcher(Generic[Item, Result]):
             async with asyncio.timeout_at(deadline) if deadline else nullcontext():
                 error = await ticket.future
         except TimeoutError:
-            raise DeadlineError("the picture was not drawn in time") from None
+            raise DeadlineError("the image was not drawn in time") from None
         finally:
             self._tickets.discard(ticket)
             self._withdraw(ticket)
@@ -177,9 +177,9 @@ class Batcher(Generic[Item, Result]):
         return self._concurrency - len(self._running)
 
     def _start_workers(self) -> None:
-        """Have a worker for each free place that an item can fill; it ends when none waits."""
-        places = min(self.waiting, self._free)
-        for _ in range(places - (len(self._workers) - len(self._running))):
+        """Have a worker for each free slot that an item can fill; it ends when none waits."""
+        slots = min(self.waiting, self._free)
+        for _ in range(slots - (len(self._workers) - len(self._running))):
             self._workers.add(asyncio.create_task(self._work()))
 
     async def _work(self) -> None:
@@ -193,7 +193,7 @@ class Batcher(Generic[Item, Result]):
             self._workers.discard(asyncio.current_task())
 
     def _take(self) -> _Batch[Item, Result]:
-        """Remove the next batch from the queue, oldest first: a fair share for each free place."""
+        """Remove the next batch from the queue, oldest first: a fair share for each free slot."""
         share = -(-self.waiting // self._free)
         batch: _Batch[Item, Result] = []
         while self._queue and len(batch) < min(share, self._max_batch_size):

@@ -12,12 +12,12 @@ class Canary:
 
     Args:
         bundle: what is drawn.
-        filename: the graph that draws it: how far its picture may be off.
+        filename: the graph that draws it: how far its image may be off.
     """
 
     def __init__(self, bundle: Bundle, filename: str) -> None:
         self._manifest = bundle.manifest
-        self._bounds = bundle.bounds(filename)
+        self._tolerance = bundle.tolerance(filename)
         golden = bundle.manifest.golden
         self._golden, self._image = golden, golden.images[0] if golden else None
         seed, label = (self._image.seed, self._image.class_label) if self._image else (0, None)
@@ -28,8 +28,8 @@ class Canary:
         return Prepared(graph_inputs(self._jobs, self._manifest))
 
     def compare(self, images: Images) -> None:
-        """Raise EngineError when they are another picture than the one published."""
+        """Raise EngineError when they are another image than the one published."""
         if self._golden and self._image:
-            mismatch = self._golden.mismatch(self._image, images[0], self._bounds)
+            mismatch = self._golden.mismatch(self._image, images[0], self._tolerance)
             if mismatch:
                 raise EngineError(f"{self._manifest.name}: {mismatch}")

@@ -9,7 +9,7 @@ from service.bundle import Bundle, list_bundles, load_bundle
 from service.engines import EngineError
 from service.engines.threads import run_aside
 from service.exceptions import RefusedError
-from service.observability.metrics import ModelMetrics, Telemetry
+from service.observability.metrics import Metrics, ModelMetrics
 from service.serving.default_model import choose_default, stated_default
 from service.serving.engine_selection import make_engine
 from service.serving.served_model import ServedModel
@@ -97,8 +97,8 @@ class Catalogue:
         self._open_model = open_model
         self._grace_seconds = grace_seconds
         self._check: asyncio.Task[dict[str, str]] | None = None
-        self._replacing = asyncio.Lock()
-        self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
+        self._reloading = asyncio.Lock()
+        self._closing: dict[ServedModel, asyncio.Task[None]] = {}
 
     async def serve(self, contents: Contents) -> None:
         """Open the first models, one by one.
@@ -110,10 +110,10 @@ class Catalogue:
         """
         for bundle in contents.bundles:
             model = self.models[bundle.manifest.name] = await self._open_model(bundle)
-            model.enlist()
+            model.register()
         self.default = choose_default(self.models, contents.default)
 
-    async def replace(self, load: Callable[[], Contents]) -> list[str]:
+    async def reload(self, load: Callable[[], Contents]) -> list[str]:
         """Go over to the contents that `load` returns without refusing a request: all, or none.
 
         What is new or has changed is opened beside what is served, and has to draw its canary
@@ -124,9 +124,9 @@ class Catalogue:
 
         Raises:
             BundleError, DefaultModelError: a bundle cannot be read, or the default is not there.
-            EngineError: a new bundle cannot be served, or draws another picture than published.
+            EngineError: a new bundle cannot be served, or draws another image than published.
         """
-        async with self._replacing:
+        async with self._reloading:
             contents = await run_aside(load)
             served = {model.bundle.tag: model for model in self.models.values()}
             opened: list[ServedModel] = []
@@ -143,28 +143,28 @@ class Catalogue:
             self.models = {b.manifest.name: after[b.tag] for b in contents.bundles}
             self.default = choose_default(self.models, contents.default, self.default)
             for model in opened:
-                model.enlist()
+                model.register()
             for model in served.values():
                 if model not in self.models.values():
-                    model.retire(replaced=model.name in self.models)
-                    self._retiring[model] = asyncio.create_task(self._close_later(model))
+                    model.unregister(replaced=model.name in self.models)
+                    self._closing[model] = asyncio.create_task(self._close_later(model))
             return [model.tag for model in self.models.values()]
 
     async def close(self) -> None:
         """Finish accepted work and free every engine."""
-        async with self._replacing:  # which ends what it had begun
+        async with self._reloading:  # which ends what it had begun
             await asyncio.gather(
                 *(model.close(self._grace_seconds) for model in self.models.values()),
-                *self._retiring.values(),
+                *self._closing.values(),
             )
 
     async def _close_later(self, model: ServedModel) -> None:
-        # A request that has found this model may not have queued its pictures yet.
+        # A request that has found this model may not have queued its images yet.
         await asyncio.sleep(_LINGER_SECONDS)
         try:
             await model.close(self._grace_seconds)
         finally:
-            del self._retiring[model]
+            del self._closing[model]
 
     def resolve(self, name: str | None) -> ServedModel:
         """The model of that name, or the default; raises like `pick`.
@@ -188,13 +188,13 @@ class Catalogue:
             self._check = asyncio.create_task(self._check_all())
         return await asyncio.shield(self._check)
 
-    async def give_up(self) -> None:
+    async def abort(self) -> None:
         """End all work that is still accepted, unfinished, with ClosedError."""
-        accepted = [*self.models.values(), *self._retiring]
-        await asyncio.gather(*(model.give_up() for model in accepted))
+        accepted = [*self.models.values(), *self._closing]
+        await asyncio.gather(*(model.abort() for model in accepted))
 
     async def _check_all(self) -> dict[str, str]:
-        models = self.models  # `replace` may put others there meanwhile
+        models = self.models  # `reload` may put others there meanwhile
         reasons = await asyncio.gather(*map(self._reason, models.values()))
         return {name: why for name, why in zip(models, reasons, strict=True) if why}
 
@@ -208,7 +208,7 @@ class Catalogue:
 
 @asynccontextmanager
 async def open_catalogue(
-    contents: Contents, settings: Settings, telemetry: Telemetry
+    contents: Contents, settings: Settings, metrics: Metrics
 ) -> AsyncIterator[Catalogue]:
     """Open every bundle's engine, draw each canary once (which warms it up), close all at the end.
 
@@ -223,7 +223,7 @@ async def open_catalogue(
             max_batch_size=settings.max_batch_size,
             queue_size=settings.queue_size,
             engine_seconds=settings.engine_seconds,
-            metrics=ModelMetrics(telemetry, bundle.manifest.name),
+            metrics=ModelMetrics(metrics, bundle.manifest.name),
         )
         try:
             await model.open()

@@ -1,6 +1,6 @@
 """Pixels to files. The same pixels always give the same bytes.
 
-`encode` makes one picture's file, `npy` and `zip_archive` hold several pictures. PNG, lossless
+`encode` makes one image's file, `npy` and `zip_archive` hold several images. PNG, lossless
 WebP and NPY hold the exact pixels; JPEG does not.
 """
 
@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 from PIL import Image, features
+
+from service.bundle import add_to_zip
 
 PNG: Final = "image/png"
 WEBP: Final = "image/webp"
@@ -43,14 +45,11 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_FILTER_NONE, _PNG_FILTER_UP = 0, 2
 _PNG_COLOUR_TYPES = {1: 0, 3: 2}  # by channels: grey, RGB
 
-# The date that every file in an archive bears: zip's first one.
-_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
-
 
 def encode(pixels: Pixels, media_type: str) -> bytes:
-    """Encode one picture.
+    """Encode one image.
 
-    - PNG: exact. Made for speed, above all that of small pictures: up to 14 kB their pixels are
+    - PNG: exact. Made for speed, above all that of small images: up to 14 kB their pixels are
       stored and not deflated.
     - WEBP: exact (lossless), and usually the smallest of the exact forms. Grey becomes RGB, as
       WebP has no grey.
@@ -82,7 +81,7 @@ def encode_png(pixels: Pixels) -> bytes:
 
 
 def npy(images: Pixels) -> bytes:
-    """Encode an array, such as uint8 [N, H, W, C] pictures, as a .npy file (numpy.load)."""
+    """Encode an array, such as uint8 [N, H, W, C] images, as a .npy file (numpy.load)."""
     buffer = io.BytesIO()
     # Contiguous: the header says the memory order, and the same pixels must give the same bytes.
     np.save(buffer, np.ascontiguousarray(images), allow_pickle=False)
@@ -90,18 +89,11 @@ def npy(images: Pixels) -> bytes:
 
 
 def zip_archive(files: Iterable[tuple[str, bytes]]) -> bytes:
-    """Put (name, content) files into a .zip archive: stored, since pictures hardly deflate.
-
-    Names must differ. Dates, modes and system are fixed, so that the same files give the same
-    bytes on every machine.
-    """
+    """Put (name, content) files into a .zip archive, as `add_to_zip` does; names must differ."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, content in files:
-            entry = zipfile.ZipInfo(name, _ZIP_DATE)
-            entry.create_system = 3  # Unix, on every system
-            entry.external_attr = 0o100644 << 16  # a file that its owner may write and all read
-            archive.writestr(entry, content)
+            add_to_zip(archive, name, content)
     return buffer.getvalue()
 
 
@@ -111,8 +103,8 @@ def _encode_webp(pixels: Pixels) -> bytes:
 
 
 def _encode_jpeg(pixels: Pixels) -> bytes:
-    # Colour at half resolution, the default, is visible in small pictures. Optimised Huffman
-    # tables take a tenth to a fifth off the bytes of small pictures for 10 to 80 us.
+    # Colour at half resolution, the default, is visible in small images. Optimised Huffman
+    # tables take a tenth to a fifth off the bytes of small images for 10 to 80 us.
     return _encode_with_pillow(pixels, "JPEG", quality=95, subsampling=0, optimize=True)
 
 

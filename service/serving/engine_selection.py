@@ -38,7 +38,7 @@ async def make_engine(bundle: Bundle, settings: Settings) -> Engine:
     Raises:
         EngineError: there is no such engine, what it needs is not installed, it reads no graph
             that the bundle holds in the precision asked for, or (auto) none draws the right
-            picture.
+            image.
     """
     if settings.triton_addresses:
         return _over_triton(bundle, settings)
@@ -89,7 +89,7 @@ async def _fastest(bundle: Bundle, settings: Settings) -> Engine:
     """Open, prove and time every engine; return the fastest, not yet open.
 
     In float32, unless the settings name another precision, or `any`: a machine's speed is no
-    reason to draw other pictures than the machine beside it.
+    reason to draw other images than the machine beside it.
 
     One after the other, and each is closed again, so that no two take memory or processors from
     each other. Each takes the time of its opening, the canary, as many batches as it computes at
@@ -118,10 +118,10 @@ async def _fastest(bundle: Bundle, settings: Settings) -> Engine:
         raise EngineError(
             f"{name}: no engine that is installed can compute it in {wanted} precision: {reasons}"
         )
-    best, *others = sorted(rates, key=lambda one: -rates[one])
+    best, *others = sorted(rates, key=lambda candidate: -rates[candidate])
     because = [
         f"{rates[best]:.0f} images/s",
-        *(f"{_title(*one)} {rates[one]:.0f}" for one in others),
+        *(f"{_title(*candidate)} {rates[candidate]:.0f}" for candidate in others),
         *refused,
     ]
     log.info("engine chosen", model=name, engine=_title(*best), because="; ".join(because))
@@ -132,7 +132,7 @@ async def _images_per_second(engine: Engine, bundle: Bundle, settings: Settings)
     """Open an engine, have it draw the canary, and time it under the load that it would serve.
 
     Raises:
-        EngineError: it does not open, compute or answer, or draws another picture.
+        EngineError: it does not open, compute or answer, or draws another image.
     """
     manifest, size = bundle.manifest, settings.max_batch_size
     jobs = resolve_jobs(manifest, None, 0, size, PIXELS)

@@ -34,7 +34,7 @@ class ClosedError(RefusedError):
 
 
 class EngineDownError(RefusedError, EngineError):
-    """The engine is down and being mended; nothing was computed."""
+    """The engine is down and being restarted; nothing was computed."""
 
     status, kind, reason = 503, "engine-down", "engine_down"
     public = "the model's engine is down; try again later"
@@ -44,4 +44,4 @@ class ComputeError(RefusedError):
     """The computation of an item's batch failed; the reason is chained as __cause__."""
 
     status, kind = 503, "engine-failed"
-    public = "the engine failed to draw the picture; try again later"
+    public = "the engine failed to draw the image; try again later"

@@ -1,4 +1,4 @@
-"""The way between two seeds: noise that moves from one picture's to another's."""
+"""The way between two seeds: noise that moves from one image's to another's."""
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ def slerp(start: Noise, end: Noise, mix: float) -> Noise:
     """Go along the arc from one noise to another: float32, of the inputs' shape.
 
     Normal noise of many values lies near a sphere; a straight line would leave it for shorter
-    noise, which no network has seen, and the pictures between would fade. Source: K. Shoemake,
+    noise, which no network has seen, and the images between would fade. Source: K. Shoemake,
     "Animating rotation with quaternion curves" (SIGGRAPH 1985), equation 3.3; for noise, T. White,
     "Sampling generative networks" (arXiv 1609.04468).
 

@@ -1,4 +1,4 @@
-"""What is asked of a model, resolved and checked: one job a picture; and what comes of it."""
+"""What is asked of a model, resolved and checked: one job per image; and what comes of it."""
 
 import secrets
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from service.exceptions import RefusedError
 from service.observability.metrics import Timings
 from service.observability.tracing import BatchTrace
 
-# Random seeds stay below 2^32: larger ones repeat the same pictures (see bundle.latents), and
+# Random seeds stay below 2^32: larger ones repeat the same images (see bundle.latents), and
 # JavaScript reads whole numbers exactly up to 2^53 only.
 _RANDOM_SEED_BITS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class ImageJob:
-    """One picture to draw, resolved and checked.
+    """One image to draw, resolved and checked.
 
     Attributes:
         class_label: class index; None when the model is unconditional.
@@ -37,14 +37,14 @@ class ImageJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """One picture, and everything needed to draw it again.
+class ImageResult:
+    """One image, and everything needed to draw it again.
 
     Attributes:
         job: what was asked for.
         class_name: the name of its class.
         pixels: uint8 [H, W, C].
-        file: the encoded picture; empty for the media type PIXELS.
+        file: the encoded image; empty for the media type PIXELS.
         timings: where its time went.
         batch: the trace of the batch that drew it.
     """
@@ -73,16 +73,16 @@ def resolve_jobs(
     mix: float | None = None,
     inputs: Mapping[str, object] | None = None,
 ) -> list[ImageJob]:
-    """Resolve what is asked of a model: picture i has seed + i, and goes toward toward + i.
+    """Resolve what is asked of a model: image i has seed + i, and goes toward toward + i.
 
     Args:
         manifest: the model's.
-        class_label: class index or name. None: each picture's seed modulo the number of
+        class_label: class index or name. None: each image's seed modulo the number of
             classes; or what an unconditional model asks for.
         seed: the first seed; None draws a random one.
-        n: how many pictures.
+        n: how many images.
         media_type: how to encode them.
-        toward: the seed to which the first picture's walk leads; None: no walk.
+        toward: the seed to which the first image's walk leads; None: no walk.
         mix: how far along the walk, 0 to 1; None: halfway, if there is one.
         inputs: of the model's labels and vectors those that are named; the others' defaults.
 

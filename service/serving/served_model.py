@@ -1,4 +1,4 @@
-"""One served model: what is asked (class, seed) to pictures, through the queue and the engine."""
+"""One served model: what is asked (class, seed) to images, through the queue and the engine."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
@@ -24,7 +24,7 @@ from service.serving.exceptions import (
     EngineDownError,
     EngineFullError,
 )
-from service.serving.jobs import ImageJob, Picture
+from service.serving.jobs import ImageJob, ImageResult
 from service.serving.pipeline import batch_work
 from service.serving.singleflight import SingleFlight
 from service.serving.supervision import Supervisor
@@ -50,16 +50,16 @@ class _Accepted:
 class ServedModel:
     """A bundle, the watched engine that computes it and the queue in front of that engine.
 
-    `metrics` counts what happens to it, `flights` holds the drawings that requests may share.
+    `metrics` counts what happens to it, `in_flight` holds the drawings that requests may share.
     `tag` is `name:version:digest:graph` (see `bundle.variant`): it names the weights, the form of
-    the graph and its precision, so that two servers of one tag draw the same pictures but for the
+    the graph and its precision, so that two servers of one tag draw the same images but for the
     last bits in which processors and libraries differ.
 
     Args:
         bundle: what is served.
         engine: what computes it.
         max_batch_size: largest batch.
-        queue_size: pictures that may wait.
+        queue_size: images that may wait.
         engine_seconds: how long a batch may take before the engine counts as hanging.
         metrics: where this model's figures go.
     """
@@ -86,8 +86,8 @@ class ServedModel:
         )
         self.metrics = metrics
         self._is_served = False
-        self.flights: SingleFlight[list[Picture]] = SingleFlight()
-        self._batcher: Batcher[_Accepted, Picture] = Batcher(
+        self.in_flight: SingleFlight[list[ImageResult]] = SingleFlight()
+        self._batcher: Batcher[_Accepted, ImageResult] = Batcher(
             self._draw,
             max_batch_size=max_batch_size,
             queue_size=queue_size,
@@ -110,8 +110,8 @@ class ServedModel:
         trace: RequestTrace = UNTRACED,
         *,
         shared: bool = False,
-    ) -> Coroutine[Any, Any, list[Picture]]:
-        """Queue pictures or refuse them, at once: all or none (see `Batcher.submit`).
+    ) -> Coroutine[Any, Any, list[ImageResult]]:
+        """Queue images or refuse them, at once: all or none (see `Batcher.submit`).
 
         This is the only place where a request is admitted, before anything else is set up for it:
         under overload most requests end here.
@@ -123,7 +123,7 @@ class ServedModel:
             shared: others may join the wait, so that the deadline only decides admission.
 
         Returns:
-            A coroutine that returns the pictures, and has to be awaited. It raises ClosedError
+            A coroutine that returns the images, and has to be awaited. It raises ClosedError
             (shutting down), DeadlineError (not drawn in time), ComputeError (the engine failed),
             EngineDownError (it failed before their turn) or QueueFullError (it has no room).
 
@@ -144,15 +144,15 @@ class ServedModel:
 
     async def _observed(
         self,
-        drawing: Coroutine[Any, Any, list[Picture]],
+        drawing: Coroutine[Any, Any, list[ImageResult]],
         accepted: list[_Accepted],
         submitted: float,
-    ) -> list[Picture]:
-        """Wait for the batcher's pictures, and count how the wait ends."""
+    ) -> list[ImageResult]:
+        """Wait for the batcher's images, and count how the wait ends."""
         try:
-            pictures = await drawing
+            images = await drawing
         except (asyncio.CancelledError, DeadlineError) as error:
-            self.metrics.give_up(
+            self.metrics.count_cancellation(
                 "deadline" if isinstance(error, DeadlineError) else "abandoned",
                 "running" if any(one.running for one in accepted) else "queued",
             )
@@ -160,11 +160,11 @@ class ServedModel:
         except ComputeError as error:
             raise self._named(error) from None
         total = perf_counter() - submitted
-        for picture in pictures:
-            self.metrics.observe_picture(picture.timings, total)
-        return pictures
+        for image in images:
+            self.metrics.observe_image(image.timings, total)
+        return images
 
-    async def give_up(self) -> None:
+    async def abort(self) -> None:
         """Take no more work, and end what was accepted and is not finished with ClosedError."""
         await self._batcher.close()
 
@@ -179,13 +179,13 @@ class ServedModel:
             await self._batcher.close()
             await self.supervisor.close()
 
-    def enlist(self) -> None:
+    def register(self) -> None:
         """From now on this is the model of its name: the metrics say how it stands."""
         self._is_served = True
         self.metrics.watch_queue(lambda: self._batcher.waiting)
         self._engine_changed(self.supervisor.down is None)
 
-    def retire(self, *, replaced: bool) -> None:
+    def unregister(self, *, replaced: bool) -> None:
         """From now on it is not: another of its name is, or (not `replaced`) none."""
         self._is_served = False
         if not replaced:
@@ -203,7 +203,7 @@ class ServedModel:
             self.metrics.canary(right)
 
     def _named(self, error: ComputeError) -> Exception:
-        """What the failure of a batch means for the request: some are failures of nothing."""
+        """What the failure of a batch means for the request, not always the engine's fault."""
         cause = error.__cause__
         if isinstance(cause, EngineDownError):
             return cause
@@ -212,17 +212,17 @@ class ServedModel:
             self.metrics.reject(full)
             return full
         if isinstance(cause, EngineDeadlineError):
-            self.metrics.give_up("deadline", "running")
-            return DeadlineError("the picture was not drawn in time")
+            self.metrics.count_cancellation("deadline", "running")
+            return DeadlineError("the image was not drawn in time")
         return error
 
-    async def _draw(self, batch: list[_Accepted], reason: Reason) -> list[Picture]:
+    async def _draw(self, batch: list[_Accepted], reason: Reason) -> list[ImageResult]:
         """Compute and encode one batch (the batcher's `compute`)."""
         self.supervisor.require_up()
         started = perf_counter()
         for one in batch:
             one.running = True
-        # The batch is wanted for as long as any picture of it is.
+        # The batch is wanted for as long as any image of it is.
         deadlines = [one.deadline for one in batch if one.deadline is not None]
         deadline = max(deadlines) if len(deadlines) == len(batch) else None
         waited = {one.trace: started - one.submitted for one in batch}
@@ -247,7 +247,7 @@ class ServedModel:
         ]
         self.metrics.observe_batch(len(batch), reason, timings[0])
         return [
-            Picture(job, manifest.class_name(job.class_label), pixels, file, timing, trace)
+            ImageResult(job, manifest.class_name(job.class_label), pixels, file, timing, trace)
             for job, pixels, file, timing in zip(
                 jobs, drawn.images, drawn.files, timings, strict=True
             )

@@ -19,7 +19,7 @@ class SingleFlight(Generic[T]):
         self._tasks: dict[Hashable, asyncio.Task[T]] = {}
         self._waiters: dict[Hashable, int] = {}
 
-    def flying(self, key: Hashable) -> bool:
+    def is_running(self, key: Hashable) -> bool:
         """Whether work for this key is in progress, so that `run` would share it."""
         return key in self._tasks
 

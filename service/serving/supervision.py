@@ -1,4 +1,4 @@
-"""An engine that is watched: what hangs or breaks is noticed, refused at once, and mended."""
+"""An engine that is watched: what hangs or breaks is noticed, refused at once, and restarted."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 0.5  # seconds between two attempts to mend an engine
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 0.5  # seconds between two attempts to restart an engine
 # Batches that were late or given up, and none that was not, for so many seconds: the engine may
 # hang; for less, those who waited were in a hurry.
 _SUSPICIOUS_SECONDS = 1.0
@@ -35,7 +35,7 @@ _REMEMBERED_SECONDS, _REMEMBERED_TIMES, _REMEMBERED_LONGEST = 1.0, 10.0, 30.0
 
 
 class Supervisor:
-    """Passes batches to an engine and mends it when it fails.
+    """Passes batches to an engine and restarts it when it fails.
 
     A batch that takes longer than `seconds` means that the engine hangs: from then on batches
     are refused at once. A batch that fails makes it suspect, and so do batches that miss their
@@ -67,7 +67,7 @@ class Supervisor:
         self._on_change = on_change
         self._on_canary = on_canary
         self._good_until = -inf  # of the clock: the latest canary counts till then
-        self._mending: asyncio.Task[None] | None = None
+        self._recovery: asyncio.Task[None] | None = None
         self._restarts = 0
         self._closed = False
         self._lost_since: float | None = None
@@ -107,10 +107,10 @@ class Supervisor:
         except EngineBusyError:
             raise
         except (EngineDeadlineError, asyncio.CancelledError):
-            self._lose(started)
+            self._record_lost(started)
             raise
         except EngineError as error:
-            self._suspect(str(error))
+            self._mark_suspect(str(error))
             raise
         self._lost_since = None
         return result
@@ -130,7 +130,7 @@ class Supervisor:
                 since and the engine says that it is ready.
 
         Raises:
-            EngineError: the engine is not ready, fails, hangs, or draws another picture.
+            EngineError: the engine is not ready, fails, hangs, or draws another image.
         """
         self.require_up()
         try:
@@ -145,11 +145,11 @@ class Supervisor:
             raise
 
     async def close(self) -> None:
-        """Stop mending and close the engine."""
-        self._closed = True  # a canary that this cuts off is no reason to mend
-        if self._mending is not None:
-            self._mending.cancel()
-            await asyncio.wait([self._mending])
+        """Stop the recovery and close the engine."""
+        self._closed = True  # a canary that this cuts off is no reason to restart it
+        if self._recovery is not None:
+            self._recovery.cancel()
+            await asyncio.wait([self._recovery])
         await self._engine.close()
 
     async def _generate(
@@ -197,54 +197,54 @@ class Supervisor:
             self.down = reason
             self._on_change(False)
             log.error("engine is down", model=self._name, reason=reason)
-            self._start_mending(reason)
+            self._start_recovery(reason)
 
-    def _lose(self, started: float) -> None:
+    def _record_lost(self, started: float) -> None:
         """A batch that was started then ended without images, by nobody's fault so far."""
         self._good_until = -inf
         if self._lost_since is None:
             self._lost_since = started
         if (seconds := monotonic() - self._lost_since) > _SUSPICIOUS_SECONDS:
             self._lost_since = None
-            self._suspect(f"no batch was drawn in time for {seconds:.1f} s")
+            self._mark_suspect(f"no batch was drawn in time for {seconds:.1f} s")
 
-    def _suspect(self, reason: str) -> None:
+    def _mark_suspect(self, reason: str) -> None:
         self._good_until = -inf
-        if self.down is None:  # else it is being mended
-            self._start_mending(reason)
+        if self.down is None:  # else it is being restarted
+            self._start_recovery(reason)
 
-    def _start_mending(self, reason: str) -> None:
-        if self._mending is None and not self._closed:
-            self._mending = asyncio.create_task(self._mend(reason))
+    def _start_recovery(self, reason: str) -> None:
+        if self._recovery is None and not self._closed:
+            self._recovery = asyncio.create_task(self._recover(reason))
 
-    async def _mend(self, reason: str) -> None:
+    async def _recover(self, reason: str) -> None:
         """Try the canary; while it fails, be down, restart the engine and try again."""
         try:
             # Down from the start, or since the canary began: another batch may have hung meanwhile.
-            if self.down is None and await self._works() and self.down is None:
+            if self.down is None and await self._probe() and self.down is None:
                 log.warning("suspected, but the engine works", model=self._name, reason=reason)
                 return
             pause = _FIRST_PAUSE
-            while not await self._restarted():
+            while not await self._try_restart():
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             self.down = None
             self._on_change(True)
             log.warning("engine is up again", model=self._name)
         finally:
-            self._mending = None
+            self._recovery = None
 
-    async def _works(self) -> bool:
+    async def _probe(self) -> bool:
         try:
             await self._draw_canary()
         except EngineBusyError:
             return True
-        except Exception as error:  # of any kind: what mends must not die of what it mends
+        except Exception as error:  # of any kind: the recovery must outlive its failures
             self._fail(_reason(error))
             return False
         return True
 
-    async def _restarted(self) -> bool:
+    async def _try_restart(self) -> bool:
         self._restarts += 1
         try:
             await self._engine.restart()

@@ -1,6 +1,6 @@
-"""BentoML: adaptive batching in the HTTP process itself (`bentoml serve bentoml_app:Pictures`).
+"""BentoML: adaptive batching in the HTTP process itself (`bentoml serve bentoml_app:Images`).
 
-A batchable API takes and gives lists, so that one request for one picture needs something in
+A batchable API takes and gives lists, so that one request for one image needs something in
 front. BentoML's guide puts a second service there, which costs a process and a hop over a socket
 (`bentoml serve bentoml_app:Front`). The first is kinder: an input and an output specification turn
 the one body into a list of one, and back.
@@ -28,7 +28,7 @@ class One(IODescriptor):
 
 
 class Png(IODescriptor):
-    """A list of one picture as a PNG answer."""
+    """A list of one image as a PNG answer."""
 
     @classmethod
     async def to_http_response(cls, obj: list[bytes], serde: Any) -> Response:  # noqa: ARG003
@@ -45,7 +45,7 @@ BATCHING: dict[str, Any] = {
 
 
 @bentoml.service(workers=work.WORKERS, threads=1, **COMMON)
-class Pictures:
+class Images:
     """Painter and HTTP in one process, one batch at a time."""
 
     def __init__(self) -> None:
@@ -64,8 +64,8 @@ class Pictures:
 class Front:
     """The guide's way: a front service that sends lists of one to the batching service."""
 
-    pictures = bentoml.depends(Pictures)
+    images = bentoml.depends(Images)
 
     @bentoml.api(route=work.ROUTE, output_spec=Png)
     async def generate(self, class_label: int, seed: int) -> Any:
-        return await self.pictures.to_async.paint([{"class_label": class_label, "seed": seed}])
+        return await self.images.to_async.paint([{"class_label": class_label, "seed": seed}])

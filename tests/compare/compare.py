@@ -33,7 +33,7 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-OURS = ROOT / ".venv" / "bin"
+SID = [sys.executable, "-m", "service.cli"]  # in the root of this repository
 VENVS = Path(os.environ.get("COMPARE_VENVS", "/tmp/compare-venvs"))
 ROUTE = "/generate"
 CPUS = len(os.sched_getaffinity(0))
@@ -69,14 +69,14 @@ def servers() -> dict[str, Server]:
         stop=signal.SIGINT,  # on SIGTERM 0.2.19 leaves its workers behind
     )
     bentoml = Server(
-        [str(VENVS / "bentoml/bin/bentoml"), "serve", "bentoml_app:Pictures"],
+        [str(VENVS / "bentoml/bin/bentoml"), "serve", "bentoml_app:Images"],
         {"BENTOML_DO_NOT_TRACK": "True"},
     )
     bentoml.command.extend(["--host", "127.0.0.1", "--port", "{port}"])
     ray = Server(ray_app, {**ray_env, **ray_fast})
     rows = {
         "ours": Server(
-            [str(OURS / "sid"), "serve", "--port", "{port}", "--models", "models"],
+            [*SID, "serve", "--port", "{port}", "--models", "models"],
             {"SID_LOG_LEVEL": "warning", "SID_DEFAULT_MODEL": "fashion"},
             ROOT,
         ),
@@ -85,7 +85,7 @@ def servers() -> dict[str, Server]:
         "bentoml": bentoml,
         "bentoml-front": replace(
             bentoml,
-            command=[word.replace(":Pictures", ":Front") for word in bentoml.command],
+            command=[word.replace(":Images", ":Front") for word in bentoml.command],
         ),
         "ray": ray,
         "ray-blocking": replace(ray, env={**ray.env, "COMPARE_BLOCKING": "1"}),
@@ -115,7 +115,7 @@ def sid_bench(url: str, connections: int, warmup: float, duration: float) -> Res
     """Load by `sid bench`: the one place that knows its options and its JSON."""
     # Another seed each: a server that shares the work of equal requests must not gain by it.
     body = '{"class_label": 3, "seed": {seed}}'
-    command = [OURS / "sid", "bench", url, "-c", connections, "--path", ROUTE, "--body", body]
+    command: list[Any] = [*SID, "bench", url, "-c", connections, "--path", ROUTE, "--body", body]
     command += ["--duration", duration, "--warmup", warmup, "--json", "-"]
     output, shares = _watched(command, duration)
     (report,) = json.loads(output)["reports"]
@@ -186,7 +186,7 @@ def measure(
 def running(
     name: str, server: Server, port: int, scratch: Path
 ) -> Iterator[tuple[np.ndarray, float]]:
-    """Start a server, wait for its first picture and stop it in the end."""
+    """Start a server, wait for its first image and stop it in the end."""
     home = scratch / "h"  # short: a unix socket's path has 107 characters, and Ray uses most
     home.mkdir()
     log = scratch / "server.log"
@@ -232,7 +232,7 @@ def running(
 
 
 def _wait(process: subprocess.Popen[Any], port: int, patience: float = 90) -> np.ndarray:
-    """The picture of class 3 and seed 7, as soon as the server gives it."""
+    """The image of class 3 and seed 7, as soon as the server gives it."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{ROUTE}",
         json.dumps({"class_label": 3, "seed": 7}).encode(),
@@ -245,13 +245,13 @@ def _wait(process: subprocess.Popen[Any], port: int, patience: float = 90) -> np
                 return np.array(Image.open(io.BytesIO(answer.read())))
         except OSError as error:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"no picture: {error}") from error
+                raise RuntimeError(f"no image: {error}") from error
             time.sleep(0.1)
 
 
 def measure_bare(options: argparse.Namespace) -> Result:
     """The loop without a server, in a process of its own."""
-    command = [str(OURS / "python"), str(HERE / "bare_onnx.py"), "--slice", str(options.bare_slice)]
+    command = [sys.executable, str(HERE / "bare_onnx.py"), "--slice", str(options.bare_slice)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
     result: Result = json.loads(done.stdout)
@@ -260,15 +260,13 @@ def measure_bare(options: argparse.Namespace) -> Result:
 
 
 def reference() -> np.ndarray:
-    """The picture that every server must give."""
+    """The image that every server must give."""
     code = (
         "import compare_work, sys;"
         " sys.stdout.buffer.write(compare_work.Painter().paint([(3, 7)])[0])"
     )
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}"}
-    done = subprocess.run(
-        [str(OURS / "python"), "-c", code], env=env, stdout=subprocess.PIPE, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, check=True)
     return np.array(Image.open(io.BytesIO(done.stdout)))
 
 
@@ -348,6 +346,8 @@ def main() -> None:
     if options.out:
         options.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         options.out.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
+    if failed := {name for done in rounds for name in done.get("failures", {})}:
+        sys.exit(f"failed in a round: {', '.join(sorted(failed))}")
 
 
 if __name__ == "__main__":

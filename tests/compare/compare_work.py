@@ -1,4 +1,4 @@
-"""The work of one picture, and its settings: the same code in every server of the comparison.
+"""The work of one image, and its settings: the same code in every server of the comparison.
 
 The servers differ in what stands around this: HTTP, queueing, batching and processes.
 
@@ -36,18 +36,21 @@ Job = tuple[int, int]
 
 def open_session(threads: int = THREADS, spin: bool = SPIN) -> Any:
     """Open the model as service/engines/onnx.py does; only threads and spinning may differ."""
+    version = load_manifest(MODEL).version  # publish counts it up, and removes older ones
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     return onnxruntime.InferenceSession(
-        MODEL / "1" / "model.onnx", sess_options=options, providers=["CPUExecutionProvider"]
+        MODEL / str(version) / "model.onnx",
+        sess_options=options,
+        providers=["CPUExecutionProvider"],
     )
 
 
 class Painter:
-    """A session, and what goes before and after it: noise by batch, PNG by picture."""
+    """A session, and what goes before and after it: noise by batch, PNG by image."""
 
     def __init__(self) -> None:
         self._session = open_session()

@@ -1,8 +1,9 @@
 """Milliseconds an image of every engine on this machine's processors, in one interleaved run.
 
-    python -m tests.compare.engines small|large [--batches 1,8] [--rounds 3] [--compile]
+    python -m tests.compare.engines small|large|tiny [--batches 1,8] [--rounds 3] [--compile]
 
-`small` is the shipped model, `large` CIFAR-10's DDPM++ (55.7 M parameters) with random weights.
+`small` is the shipped model, `large` CIFAR-10's DDPM++ (55.7 M parameters) with random weights;
+`tiny` says nothing and is over in seconds: it is there to try this program.
 Each engine also loads once in a process of its own: seconds to load, and what it adds to
 resident memory once it has drawn a batch.
 """
@@ -13,20 +14,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 
 from distill.checkpoints import load_network
 from distill.export.one_step import PixelGenerator
 from distill.export.onnx import example_inputs, export_onnx
 from distill.networks import Denoiser, NetworkConfig
+from tests.compare.engine_openers import THREADS, as_served, openvino, ort
 
 SIGMA = 2.5
-THREADS = 2
 
 
 def network(which: str) -> Denoiser:
@@ -34,7 +33,13 @@ def network(which: str) -> Denoiser:
         path = Path("distill/pretrained/fashion-generator.safetensors")
         return load_network(path)[0].eval()
     torch.manual_seed(0)
-    config = NetworkConfig(img_resolution=32, img_channels=3, label_dim=10, augment_dim=9)
+    if which == "large":
+        config = NetworkConfig(img_resolution=32, img_channels=3, label_dim=10, augment_dim=9)
+    else:
+        config = NetworkConfig(
+            img_resolution=8, img_channels=1, label_dim=2, model_channels=8, channel_mult=(1,),
+            num_blocks=1, attn_resolutions=(),
+        )  # fmt: skip
     denoiser = Denoiser(config).eval()
     with torch.no_grad():  # wake up what starts near zero
         for parameter in denoiser.parameters():
@@ -52,49 +57,6 @@ def plain_export(denoiser: Denoiser, path: Path) -> None:
         input_names=["latents", "class_labels"], output_names=["images"],
         dynamic_shapes=({0: batch}, {0: batch}), verbose=False, external_data=False,
     )  # fmt: skip
-
-
-def ort(path):
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda feed: session.run(None, feed)[0]
-
-
-def as_served(path):
-    """Two batches at a time, a thread each, as the gateway computes them; one call draws both."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    pool = ThreadPoolExecutor(THREADS)
-
-    def draw(feed):
-        return list(pool.map(lambda _: session.run(None, feed)[0], range(THREADS)))
-
-    draw.batches = THREADS
-    return draw
-
-
-def openvino(path, hint="f32", streams=1):
-    """One batch at a time, or as many as there are streams; one call draws them all."""
-    import openvino as ov
-
-    settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": THREADS}
-    compiled = ov.Core().compile_model(path, "CPU", settings | {"NUM_STREAMS": streams})
-    requests = [compiled.create_infer_request() for _ in range(streams)]
-
-    def one(request, feed):
-        return np.array(request.infer(feed, share_inputs=True)["images"])
-
-    if streams == 1:
-        return lambda feed: one(requests[0], feed)
-    pool = ThreadPoolExecutor(streams)
-
-    def draw(feed):
-        return list(pool.map(lambda request: one(request, feed), requests))
-
-    draw.batches = streams
-    return draw
 
 
 def eager(module):
@@ -120,21 +82,22 @@ def load_alone(engine: str, path: Path, feed_file: Path) -> str:
     """Seconds to load and MiB resident, measured in a process of its own."""
     code = (
         "import sys,time,numpy as np;feed=dict(np.load(sys.argv[3]));t=time.perf_counter();"
-        "from tests.compare import engines as e;"
+        "from tests.compare import engine_openers as e;"
         "rss=lambda:int(next(l for l in open('/proc/self/status') if l[:5]=='VmRSS').split()[1]);"
         "m=rss();t=time.perf_counter();"
         "draw=getattr(e,sys.argv[1])(sys.argv[2]);s=time.perf_counter()-t;draw(feed);"
         "print(f'{s:.2f} s, +{(rss()-m)/1024:.0f} MiB')"
     )
     command = [sys.executable, "-c", code, engine, str(path), str(feed_file)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("which", choices=["small", "large"])
+    parser.add_argument("which", choices=["small", "large", "tiny"])
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of one measurement, about")
     parser.add_argument("--compile", action="store_true", help="torch.compile too: minutes")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
@@ -161,24 +124,24 @@ def main() -> None:
         files += [("ort", cpu), ("openvino", cpu)]
         if arguments.compile:
             engines["torch.compile"] = eager(torch.compile(module))
-        print(
-            f"peak {peak(torch.float32):.0f} GFLOP/s float32, {peak(torch.bfloat16):.0f} bfloat16"
-        )
+        if arguments.which != "tiny":
+            float32, bfloat16 = peak(torch.float32), peak(torch.bfloat16)
+            print(f"peak {float32:.0f} GFLOP/s float32, {bfloat16:.0f} bfloat16")
         for batch in map(int, arguments.batches.split(",")):
             inputs = example_inputs(denoiser, batch)
             names = ("latents", "class_labels")
             feed = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
-            compare(engines, feed, batch, arguments.rounds)
+            compare(engines, feed, batch, arguments.rounds, arguments.seconds)
         np.savez(Path(folder) / "feed.npz", **feed)
         for engine, path in files:
             print(f"{engine} {path.stem}: {load_alone(engine, path, Path(folder) / 'feed.npz')}")
 
 
-def compare(engines, feed, batch: int, rounds: int) -> None:
+def compare(engines, feed, batch: int, rounds: int, seconds: float) -> None:
     times = {name: [] for name in engines}
     for draw in engines.values():
         draw(feed)
-    repeats = 1 + int(0.3 / _timed(engines["onnxruntime, plain export"], feed, 1))
+    repeats = 1 + int(seconds / _timed(engines["onnxruntime, plain export"], feed, 1))
     for _ in range(rounds):
         for name, draw in engines.items():
             times[name].append(_timed(draw, feed, repeats))

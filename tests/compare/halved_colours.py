@@ -1,10 +1,10 @@
-"""What a feature network makes of real images that lost half of their colours.
+"""What a feature extractor makes of real images that lost half of their colours.
 
     python tests/compare/halved_colours.py --features avatars-cnn \
            --data runs/avatars.zip --test runs/avatars-test.zip
 
 Of each class the images on one side of the median along the main axis of their mean colours are
-kept. A feature network that sees variety within a class puts them far from the held-out images,
+kept. A feature extractor that sees variety within a class puts them far from the held-out images,
 and finds fewer of those in their midst (recall). As many images of all colours are the floor.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from distill.data.datasets import Dataset, load_dataset
-from distill.evaluation.features import load_detector
+from distill.evaluation.features import load_extractor
 from distill.evaluation.frechet import frechet_distance, statistics
 from distill.evaluation.precision_recall import precision_recall
 
@@ -51,14 +51,14 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True, help="held-out images")
     parser.add_argument("--images", type=int, default=10_000, help="of each, at most")
     options = parser.parse_args()
-    detector = load_detector(options.features)
-    side = detector.facts.resolution if detector.facts else 64
+    extractor = load_extractor(options.features)
+    side = extractor.metadata.resolution if extractor.metadata else 64
     train = some(load_dataset(options.data, resolution=side), options.images)
     test = some(load_dataset(options.test, resolution=side), options.images)
-    real = detector.observe(test.images).features
+    real = extractor.extract(test.images).features
     whole, half = halves(train, lambda images: images[::2]), halves(train, one_side)
     for name, images in (("all colours", whole), ("half of the colours", half)):
-        drawn = detector.observe(images).features
+        drawn = extractor.extract(images).features
         distance = frechet_distance(statistics(drawn.astype(float)), statistics(real.astype(float)))
         precision, recall = precision_recall(drawn, real)
         print(f"{name:<22} distance {distance:.4f}  precision {precision:.3f}  recall {recall:.3f}")

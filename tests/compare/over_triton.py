@@ -2,7 +2,7 @@
 
 One real Triton server computes for the first two. All run on the same processors, in turn within
 each round, so that slow changes of the machine cancel out in the ratios. *direct* is a loop of
-tritonclient.grpc.aio, one picture a call, over prepared latents: no noise, no PNG, no HTTP.
+tritonclient.grpc.aio, one image per call, over prepared latents: no noise, no PNG, no HTTP.
 
     .venv/bin/python tests/compare/over_triton.py --rounds 5
 """
@@ -29,20 +29,19 @@ sys.path.insert(0, str(ROOT))
 
 from service.bundle import load_manifest  # noqa: E402
 from service.tools.triton_server import install, running  # noqa: E402
+from tests.service.triton import free_ports  # noqa: E402
 
 MODEL = ROOT / "models" / "fashion"
-HTTP, GRPC, METRICS = 8731, 8732, 8733
-CONNECTIONS = (1, 16, 64)
 Figures = dict[str, float]
 
 
-async def direct(connections: int, seconds: float) -> Figures:
-    """So many calls of `infer` under way, one picture each."""
+async def direct(grpc: int, connections: int, seconds: float, warmup: float) -> Figures:
+    """So many calls of `infer` under way, one image each."""
     import tritonclient.grpc.aio as triton
 
     manifest = load_manifest(MODEL)
     random = np.random.default_rng(0)
-    client = triton.InferenceServerClient(f"127.0.0.1:{GRPC}")
+    client = triton.InferenceServerClient(f"127.0.0.1:{grpc}")
     ready = []
     for label in range(10):
         latents = triton.InferInput("latents", [1, *manifest.latent_shape], "FP32")
@@ -52,7 +51,7 @@ async def direct(connections: int, seconds: float) -> Figures:
         class_label.set_data_from_numpy(np.array([[label]]))
         ready.append([latents, class_label])
     took: list[float] = []
-    begin = time.perf_counter() + 1  # a second of warm-up
+    begin = time.perf_counter() + warmup
     end = begin + seconds
 
     async def loop(number: int) -> None:
@@ -74,16 +73,18 @@ async def direct(connections: int, seconds: float) -> Figures:
     }
 
 
-def direct_in_a_process(connections: int, seconds: float) -> Figures:
+def direct_in_a_process(grpc: int, connections: int, seconds: float, warmup: float) -> Figures:
     """As `sid bench` has one."""
-    command = [sys.executable, __file__, "--direct", str(connections), "--duration", str(seconds)]
+    command = [sys.executable, __file__, "--direct", str(grpc), "--connections", str(connections)]
+    command += ["--duration", str(seconds), "--warmup", str(warmup)]
     return json.loads(subprocess.check_output(command))
 
 
-def bench(url: str, connections: int, seconds: float) -> Figures:
+def bench(url: str, connections: int, seconds: float, warmup: float) -> Figures:
     """Load on a gateway by `sid bench`."""
     sid = [sys.executable, "-m", "service.cli", "bench", url, "-c", str(connections)]
-    sid += ["--class-label", "3", "--duration", str(seconds), "--json", "-"]
+    sid += ["--class-label", "3", "--json", "-"]
+    sid += ["--duration", str(seconds), "--warmup", str(warmup)]
     output = subprocess.check_output(sid, stderr=subprocess.DEVNULL, cwd=ROOT)
     (report,) = json.loads(output)["reports"]
     assert set(report["statuses"]) == {"200"}, report["statuses"]
@@ -115,35 +116,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--duration", type=float, default=4, help="seconds of each load")
-    parser.add_argument("--direct", type=int, metavar="CONNECTIONS", help=argparse.SUPPRESS)
+    parser.add_argument("--warmup", type=float, default=1, help="seconds before each load")
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--direct", type=int, metavar="PORT", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.direct:
         import uvloop
 
-        figures = uvloop.run(direct(options.direct, options.duration))
+        figures = uvloop.run(
+            direct(options.direct, *options.connections, options.duration, options.warmup)
+        )
         print(json.dumps(figures))
         return
     install()
+    http, grpc, metrics = free_ports(3)
     ways: dict[str, Any] = {}
     rounds: dict[tuple[str, int], list[Figures]] = defaultdict(list)
     with ExitStack() as stack:
-        stack.enter_context(running(MODEL.parent, http=HTTP, grpc=GRPC, metrics=METRICS))
-        over = stack.enter_context(gateway(SID_TRITON=f"127.0.0.1:{GRPC}"))
+        stack.enter_context(running(MODEL.parent, http=http, grpc=grpc, metrics=metrics))
+        over = stack.enter_context(gateway(SID_TRITON=f"127.0.0.1:{grpc}"))
         embedded = stack.enter_context(gateway())
-        ways["direct"] = direct_in_a_process
-        ways["gateway over Triton"] = lambda c, s: bench(over, c, s)
-        ways["gateway, embedded"] = lambda c, s: bench(embedded, c, s)
+        ways["direct"] = lambda c, s, w: direct_in_a_process(grpc, c, s, w)
+        ways["gateway over Triton"] = lambda c, s, w: bench(over, c, s, w)
+        ways["gateway, embedded"] = lambda c, s, w: bench(embedded, c, s, w)
         for number in range(options.rounds):
-            for connections in CONNECTIONS:
+            for connections in options.connections:
                 order = list(ways)
                 for way in order[number % 3 :] + order[: number % 3]:
-                    figures = ways[way](connections, options.duration)
+                    figures = ways[way](connections, options.duration, options.warmup)
                     rounds[way, connections].append(figures)
                     print(way, connections, {k: round(v, 2) for k, v in figures.items()})
-    report(list(ways), rounds)
+    report(list(ways), rounds, options.connections)
 
 
-def report(ways: list[str], rounds: dict[tuple[str, int], list[Figures]]) -> None:
+def report(
+    ways: list[str], rounds: dict[tuple[str, int], list[Figures]], connections: list[int]
+) -> None:
     """Medians over the rounds, and medians of what is compared within a round."""
 
     def within(way: str, connections: int, figure: str, difference: bool = False) -> float:
@@ -153,20 +161,22 @@ def report(ways: list[str], rounds: dict[tuple[str, int], list[Figures]]) -> Non
             for ours, base in pairs
         )
 
-    print("\n| | " + " | ".join(f"images/s at {c}" for c in CONNECTIONS), end=" ")
-    print("| p50 at 1 | p99 at 1 | p99 at 64 |\n|" + "---|" * (len(CONNECTIONS) + 4))
+    few, many = min(connections), max(connections)
+    columns = [f"images/s at {c}" for c in connections]
+    columns += [f"p50 at {few}", f"p99 at {few}", f"p99 at {many}"]
+    print(f"\n| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
     for way in ways:
 
         def middle(connections: int, figure: str, way: str = way) -> str:
             return f"{statistics.median(one[figure] for one in rounds[way, connections]):.1f}"
 
-        rates = [middle(c, "images_per_s") for c in CONNECTIONS]
-        late = [middle(1, "p50_ms"), middle(1, "p99_ms"), middle(64, "p99_ms")]
+        rates = [middle(c, "images_per_s") for c in connections]
+        late = [middle(few, "p50_ms"), middle(few, "p99_ms"), middle(many, "p99_ms")]
         print(f"| {way} | {' | '.join(rates)} | {' | '.join(f'{one} ms' for one in late)} |")
     for way in ways[1:]:
-        rates = [f"{within(way, c, 'images_per_s'):.2f}" for c in CONNECTIONS]
-        late = [f"{within(way, 1, figure, True):+.2f} ms" for figure in ("p50_ms", "p99_ms")]
-        late.append(f"{within(way, 64, 'p99_ms'):.2f}")
+        rates = [f"{within(way, c, 'images_per_s'):.2f}" for c in connections]
+        late = [f"{within(way, few, figure, True):+.2f} ms" for figure in ("p50_ms", "p99_ms")]
+        late.append(f"{within(way, many, 'p99_ms'):.2f}")
         print(f"| {way}, to direct | {' | '.join(rates)} | {' | '.join(late)} |")
 
 

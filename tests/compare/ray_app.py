@@ -26,7 +26,7 @@ BLOCKING = os.environ.get("COMPARE_BLOCKING") == "1"
     graceful_shutdown_timeout_s=1,
     logging_config={"enable_access_log": False, "log_level": "WARNING"},
 )
-class Pictures:
+class Images:
     """One session, one batch at a time."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ def main() -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())  # after init, which sets its own
     serve.start(http_options={"host": "127.0.0.1", "port": work.PORT})
-    serve.run(Pictures.bind(), route_prefix="/")
+    serve.run(Images.bind(), route_prefix="/")
     stop.wait()
     serve.shutdown()
     ray.shutdown()

@@ -3,9 +3,6 @@
     .venv/bin/python tests/compare/training_speed.py --network cifar --batch 4 --rounds 3
 
 Both run in processes of their own, which take turns (A B A B); a ratio is taken within a round.
-`--curves` instead trains twice with the same draws, with Winograd's convolutions and without, and
-says how far the curves part; a third run, whose teacher's weights are off by one rounding, says
-how far rounding alone parts them.
 """
 
 import argparse
@@ -35,14 +32,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps a round")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the figures of every round here")
-    parser.add_argument("--curves", action="store_true")
-    parser.add_argument("--iterations", type=int, default=100, help="of --curves")
     parser.add_argument("--worker", choices=("ours", "transcription"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
         work(given)
         return
-    figures = curves(given) if given.curves else race(given)
+    figures = race(given)
     print(json.dumps(figures["summary"], indent=2))
     if given.json:
         given.json.write_text(json.dumps(figures, indent=2) + "\n")
@@ -80,7 +75,7 @@ def race(given: argparse.Namespace) -> dict[str, Any]:
         ask(worker, 0)
         summary[name]["peak_rss_mib"] = answer(worker)["peak_rss_mib"]
         worker.wait()
-    return {"summary": summary, "rounds": rounds, "steps_a_round": steps, "unit": "images/s"}
+    return {"summary": summary, "rounds": rounds, "steps_per_round": steps, "unit": "images/s"}
 
 
 def ask(worker: subprocess.Popen[str], steps: int) -> None:
@@ -127,11 +122,12 @@ def ours(name: str, batch: int) -> Callable[[int], object]:
     """A step of the real training."""
     import torch
 
-    from distill.methods.sid import SidTraining
-    from distill.training.distributed import World
+    from distill.methods.sid import Sid
+    from distill.training.distillation import Distillation
+    from distill.training.distributed import DistributedContext
 
     network, config = subject(name, batch)
-    return SidTraining(network, config, World(torch.device("cpu"))).step
+    return Distillation(Sid(config), network, DistributedContext(torch.device("cpu"))).step
 
 
 def transcription(name: str, batch: int) -> Callable[[int], object]:
@@ -143,7 +139,7 @@ def transcription(name: str, batch: int) -> Callable[[int], object]:
 
     network, config = subject(name, batch)
     settings = Settings(
-        batch=batch, microbatch=config.images_a_call, lr=config.lr, alpha=config.alpha
+        batch=batch, microbatch=config.images_per_call, lr=config.lr, alpha=config.alpha
     )
     bend = {"augment": partial(augment, probability=config.augment)} if config.augment else {}
     return Transcription(network, settings, **bend).step
@@ -151,13 +147,14 @@ def transcription(name: str, batch: int) -> Callable[[int], object]:
 
 def subject(name: str, batch: int) -> tuple[Any, Any]:
     """A recipe's network, with weights of a trained one's size, and its settings."""
+    from distill.commands.options import read_recipe
     from distill.networks import Denoiser
-    from distill.recipe import load_recipe, override
+    from distill.recipe import override
 
-    recipe = load_recipe(RECIPES[name])
+    recipe, section = read_recipe(RECIPES[name])
     network = Denoiser(recipe.network)
     redraw(network)
-    return network, override(recipe.sid, batch=batch, microbatch=batch)
+    return network, override(section, batch=batch, microbatch=batch)
 
 
 def redraw(network: Any) -> None:
@@ -168,62 +165,6 @@ def redraw(network: Any) -> None:
     for weight in network.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
-
-
-def curves(given: argparse.Namespace) -> dict[str, Any]:
-    """Train a small wide network three times with the same draws; compare two curves of each."""
-    import torch
-
-    torch.set_num_threads(given.threads)
-    recorded = {name: curve(name, given.iterations) for name in ("direct", "winograd", "rounding")}
-    summary = {}
-    for name in ("winograd", "rounding"):
-        for place, what in enumerate(("loss/fake_score", "score gap")):
-            pairs = zip(recorded[name], recorded["direct"], strict=True)
-            # A step of psi comes before the first gap, so that none is 0.
-            apart = [abs(one[place] / other[place] - 1) for one, other in pairs]
-            summary[f"{name} against direct, {what}"] = {
-                "largest_relative": max(apart),
-                "mean_relative": statistics.mean(apart),
-            }
-    last = {name: values[-1] for name, values in recorded.items()}
-    return {"summary": summary | {"last": last}, "curves": recorded}
-
-
-def curve(name: str, iterations: int) -> list[tuple[float, float]]:
-    """Fake-score loss and score gap of each iteration."""
-    import torch
-
-    from distill.methods.sid import SidTraining
-    from distill.networks import Denoiser, NetworkConfig
-    from distill.networks.layers import Conv2d
-    from distill.recipe import SidConfig
-    from distill.training.distributed import World
-
-    network = Denoiser(
-        NetworkConfig(
-            img_resolution=8, img_channels=1, label_dim=2, model_channels=64, channel_mult=(1, 2),
-            num_blocks=1, attn_resolutions=(), dropout=0.1,
-        )
-    )  # fmt: skip
-    redraw(network)
-    if name == "rounding":
-        with torch.no_grad():
-            for weight in network.parameters():
-                weight *= 1 + 2**-23
-    config = SidConfig(total_images=10**6, batch=8, lr=1e-4, checkpoint_every=10**6)
-    training = SidTraining(network, config, World(torch.device("cpu")))
-    learning = (training.teacher, training.fake_score.network, training.generator.network)
-    for layer in (layer for one in learning for layer in one.modules()):
-        if isinstance(layer, Conv2d) and name != "winograd":
-            layer.winograd = False
-    points = []
-    for number in range(iterations):
-        scalars = training.step(number * config.batch)
-        points.append((scalars["loss/fake_score"].item(), scalars["score gap"].item()))
-        if number % 25 == 24:
-            say(f"{name}: iteration {number + 1}, {points[-1]}")
-    return points
 
 
 def say(text: str) -> None:

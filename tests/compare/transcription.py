@@ -177,8 +177,7 @@ class Transcription:
     def draw_inputs(self) -> tuple[Tensor, Tensor | None]:
         """Fresh z, and one-hot labels where the network has classes."""
         network, count = self.phi.config, self.settings.microbatch
-        size = network.img_resolution
-        z = self.draws.latents((count, network.img_channels, size, size))
+        z = self.draws.latents((count, *network.latent_shape))
         if not network.label_dim:
             return z, None
         return z, torch.eye(network.label_dim)[self.draws.classes(count, network.label_dim)]

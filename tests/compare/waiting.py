@@ -31,17 +31,21 @@ def measure(batch: int, seconds: float) -> None:
     """Step for so many seconds, after one step to warm up, and print images a second."""
     import torch
 
-    from distill.methods.sid import SidTraining
+    from distill.commands.options import read_recipe
+    from distill.methods.sid import Sid
     from distill.networks import Denoiser
-    from distill.recipe import load_recipe, override
+    from distill.recipe import override
     from distill.training.allocator import keep_freed_memory
-    from distill.training.distributed import World
+    from distill.training.distillation import Distillation
+    from distill.training.distributed import DistributedContext
 
     keep_freed_memory()
     torch.manual_seed(0)
-    recipe = load_recipe("fashion")
-    config = override(recipe.sid, batch=batch)
-    training = SidTraining(Denoiser(recipe.network), config, World(torch.device("cpu")))
+    recipe, section = read_recipe("fashion")
+    config = override(section, batch=batch)
+    training = Distillation(
+        Sid(config), Denoiser(recipe.network), DistributedContext(torch.device("cpu"))
+    )
     training.step(0)
     seen, began = 0, time.monotonic()
     while time.monotonic() - began < seconds:
@@ -57,6 +61,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
@@ -64,15 +69,16 @@ def main() -> None:
         return
     ours = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS"}
     plain = {k: v for k, v in os.environ.items() if k not in ours} | {"PYTHONPATH": str(ROOT)}
-    rates: dict[str, list[float]] = {name: [] for name in WAYS}
+    rates: dict[str, list[float]] = {name: [] for name in given.ways}
     busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(given.beside)]
     try:
         for _ in range(given.rounds):
-            for name, way in WAYS.items():
+            for name in given.ways:
                 command = [sys.executable, __file__, "--measure"]
                 command += ["--seconds", str(given.seconds), "--batch", str(given.batch)]
+                environment = plain | WAYS[name]
                 done = subprocess.run(
-                    command, env=plain | way, capture_output=True, text=True, check=True
+                    command, env=environment, stdout=subprocess.PIPE, text=True, check=True
                 )
                 rates[name].append(float(done.stdout))
     finally:

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from tests.deploy.shipped import PROMETHEUS
-from tests.service.triton import free_ports, until
+from tests.service.triton import free_ports
+from tests.service.waiting import until
 
 STUCK = {"model": "stuck", "class_label": 0}  # hangs, until its engine is restarted
 
@@ -63,7 +64,7 @@ def prometheus(folder: Path, targets: dict[str, list[str]]) -> Iterator[Promethe
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         url = f"http://127.0.0.1:{port}"
-        until(lambda: _ready(process, url, folder / "log"), seconds=30)
+        until(lambda: _ready(process, url, folder / "log"))
         yield Prometheus(url)
     finally:
         process.terminate()
@@ -120,7 +121,7 @@ async def _drive(embedded: str, over_triton: str) -> Counter[str]:
         await asyncio.sleep(0.05)
         await asyncio.gather(*first, *(post(embedded, STUCK) for _ in range(24)))
         fine = {"model": "stuck", "class_label": 1}
-        async with asyncio.timeout(10):  # it is mended
+        async with asyncio.timeout(60):  # it is restarted
             while await post(embedded, fine) != 200:  # noqa: ASYNC110 it has no event
                 await asyncio.sleep(0.1)
     return statuses

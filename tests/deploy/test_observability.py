@@ -16,7 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.observability.metrics import ModelMetrics, Telemetry
+from service.observability.metrics import Metrics, ModelMetrics
 from tests.bundles import FOR_EVER, write_bundle
 from tests.deploy.observed import drive, prometheus
 from tests.deploy.promql import alternatives, conditions, names, operands
@@ -35,7 +35,8 @@ from tests.deploy.shipped import (
     variables,
 )
 from tests.service.test_process import serving
-from tests.service.triton import triton_over, until
+from tests.service.triton import triton_over
+from tests.service.waiting import until
 
 OF_PROMETHEUS = {"up", "ALERTS"}
 # Panels of Triton fall back to the processors' figures where a server shows no GPU, as here. So
@@ -71,6 +72,7 @@ def test_prometheus_accepts_the_configuration():
     promtool("check", "config", str(PROMETHEUS / "prometheus.yml"))
 
 
+@pytest.mark.slow
 @needs_prometheus
 @pytest.mark.parametrize("path", RULE_TESTS, ids=lambda path: path.stem)
 def test_alerts_fire_when_they_should_and_only_then(path):
@@ -190,13 +192,14 @@ def live(tmp_path_factory):
         ) as server,
     ):
         # From the first scrape on, so that rates begin at 0.
-        until(lambda: server.values("count(up == 1)") == [3], seconds=30)
+        until(lambda: server.values("count(up == 1)") == [3])
         server.statuses = drive(embedded, over_triton)
         # A few evaluations: what is recorded is there too, and alerts saw it.
-        until(lambda: firing(server) >= CAUSED, seconds=30)
+        until(lambda: firing(server) >= CAUSED)
         yield server
 
 
+@pytest.mark.slow
 @needs_prometheus
 def test_prometheus_counts_every_answer_that_clients_got(live):
     """And the first of each kind, because all of them were at 0 before."""
@@ -206,6 +209,7 @@ def test_prometheus_counts_every_answer_that_clients_got(live):
     assert set(by_status(live, answers.format("increase", "[1h]"))) == set(live.statuses)
 
 
+@pytest.mark.slow
 @needs_prometheus
 def test_prometheus_reads_every_target_and_evaluates_every_rule(live):
     targets = live.ask("targets")["activeTargets"]
@@ -216,11 +220,13 @@ def test_prometheus_reads_every_target_and_evaluates_every_rule(live):
     assert [rule for rule in rules if rule["health"] != "ok"] == []
 
 
+@pytest.mark.slow
 @needs_prometheus
 def test_an_engine_that_fails_pages_somebody(live):
     assert firing(live) == CAUSED
 
 
+@pytest.mark.slow
 @needs_prometheus
 @pytest.mark.parametrize(("name", "expr"), TARGETS)
 def test_no_panel_is_dead(live, name, expr):
@@ -233,6 +239,7 @@ def test_no_panel_is_dead(live, name, expr):
             returns_data(live, part)
 
 
+@pytest.mark.slow
 @needs_prometheus
 @pytest.mark.parametrize("rule", RECORDED)
 def test_no_recording_is_dead(live, rule):
@@ -241,6 +248,7 @@ def test_no_recording_is_dead(live, rule):
     returns_data(live, f"{rule['record']}{{{labels}}}")
 
 
+@pytest.mark.slow
 @needs_prometheus
 @pytest.mark.parametrize("rule", ALERTS)
 def test_no_alert_is_blind(live, rule):
@@ -250,12 +258,14 @@ def test_no_alert_is_blind(live, rule):
         returns_data(live, expr)
 
 
+@pytest.mark.slow
 @needs_prometheus
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_no_matcher_looks_for_what_never_was(live, selector):
     returns_data(live, selector)
 
 
+@pytest.mark.slow
 @needs_prometheus
 def test_triton_names_its_metrics_as_we_do(live):
     found = live.ask("label/__name__/values", **{"match[]": '{job="triton"}'})
@@ -297,11 +307,11 @@ def firing(live) -> set[str]:
 
 def of_gateway() -> set[str]:
     """The names of the samples that a gateway shows, without one."""
-    telemetry = Telemetry()
-    metrics = ModelMetrics(telemetry, "tiny")
-    metrics.set_engine_up(True)
+    server_metrics = Metrics()
+    model_metrics = ModelMetrics(server_metrics, "tiny")
+    model_metrics.set_engine_up(True)
 
-    families = text_string_to_metric_families(asyncio.run(telemetry.exposition()).decode())
+    families = text_string_to_metric_families(asyncio.run(server_metrics.exposition()).decode())
     return {sample.name for family in families for sample in family.samples} | OF_A_MODEL
 
 

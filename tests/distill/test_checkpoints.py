@@ -18,7 +18,7 @@ TINY = NetworkConfig(
     num_blocks=1, attn_resolutions=(), dropout=0,
 )  # fmt: skip
 
-FACTS = {"role": "teacher", "classes": ["a", "b"], "images_seen": 7}
+METADATA = {"role": "teacher", "classes": ["a", "b"], "images_seen": 7}
 STATE = {"settings": "{}", "images_seen": 1, "training": {"w": torch.zeros(50_000)}}
 WRITER = """
 import sys, torch
@@ -55,9 +55,9 @@ def test_a_kill_during_a_checkpoint_leaves_the_previous_one_whole(tmp_path):
 def test_a_network_survives_its_file(tmp_path):
     torch.manual_seed(0)
     network = Denoiser(TINY).eval()
-    save_network(tmp_path / "n.safetensors", network, FACTS | {"data": "bars"})
-    again, facts = load_network(tmp_path / "n.safetensors")
-    assert facts == FACTS | {"data": "bars"}
+    save_network(tmp_path / "n.safetensors", network, METADATA | {"data": "bars"})
+    again, metadata = load_network(tmp_path / "n.safetensors")
+    assert metadata == METADATA | {"data": "bars"}
     assert again.config == TINY
     x, sigma, labels = torch.randn(2, 1, 8, 8), torch.ones(2), torch.eye(2)
     assert torch.equal(again(x, sigma, labels), network(x, sigma, labels))
@@ -67,7 +67,7 @@ def test_a_network_with_weights_that_are_not_finite_is_refused(tmp_path):
     network = Denoiser(TINY)
     with torch.no_grad():
         next(network.parameters())[0] = float("nan")
-    save_network(tmp_path / "network.safetensors", network, FACTS)
+    save_network(tmp_path / "network.safetensors", network, METADATA)
     with pytest.raises(UserError, match="holds weights that are not finite"):
         load_network(tmp_path / "network.safetensors")
 
@@ -76,13 +76,13 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
     path = tmp_path / "n.safetensors"
     with pytest.raises(UserError, match=r"no network at .*n.safetensors"):
         load_network(path)
-    save_network(path, Denoiser(TINY), FACTS)
+    save_network(path, Denoiser(TINY), METADATA)
     whole = path.read_bytes()
     for damage in (b"", b"garbage" * 100, whole[: len(whole) // 2]):
         path.write_bytes(damage)
         with pytest.raises(UserError, match=r"n.safetensors is not a whole network"):
             load_network(path)
-    save_network(path, Denoiser(TINY), FACTS | {"classes": ["a"]})
+    save_network(path, Denoiser(TINY), METADATA | {"classes": ["a"]})
     with pytest.raises(UserError, match="names 1 classes, its network has 2"):
         load_network(path)
     (tmp_path / "state.pt").write_bytes(b"garbage")
@@ -134,7 +134,7 @@ def test_a_full_disk_names_the_file_and_leaves_the_one_before(kind, tmp_path):
         if kind == "state":
             save_state(path, STATE)
         else:
-            save_network(path, Denoiser(TINY), FACTS)
+            save_network(path, Denoiser(TINY), METADATA)
 
     path = tmp_path / kind
     write(path)

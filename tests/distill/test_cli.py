@@ -86,12 +86,27 @@ def test_too_little_memory_is_said_in_one_line(asks, monkeypatch, capsys):
         (["export", "/proc", "-o", "m.onnx"], "no network at /proc"),
     ],
 )
-def test_a_users_mistake_ends_in_one_line(arguments, said, tmp_path, monkeypatch):
+def test_a_users_mistake_ends_in_one_line(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "share_processors", lambda: None)  # this process has its share
+    monkeypatch.setattr(sys, "argv", ["sid-distill", *arguments])
     (tmp_path / "broken.safetensors").write_bytes(b"broken")
     (tmp_path / "bad.toml").write_text(RECIPE.replace("model_channels = 8", "model_channels = 9"))
-    result = sid_distill(*arguments, check=False)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert_one_line(capsys.readouterr().err, said)
+
+
+@pytest.mark.slow
+def test_the_installed_command_says_a_mistake_in_one_line_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = sid_distill("run", "--out", "run", "--teacher", "missing.safetensors", check=False)
     assert result.returncode == 2
-    assert said in result.stderr
-    assert result.stderr.count("\n") == 1, result.stderr
-    assert result.stderr.startswith("error: ")
+    assert_one_line(result.stderr, "no network at")
+
+
+def assert_one_line(told, said):
+    assert said in told
+    assert told.count("\n") == 1, told
+    assert told.startswith("error: ")

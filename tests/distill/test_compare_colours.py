@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from distill.checkpoints import save_network
-from distill.evaluation.classifier import save_classifier, train_detector
+from distill.evaluation.classifier import save_classifier, train_extractor
 from distill.networks import Denoiser, NetworkConfig
 from tests.compare import colour_spread, halved_colours
 from tests.distill.evaluation.test_features import discs
@@ -25,8 +25,8 @@ def write(folder, dataset):
 
 def test_images_that_lost_half_of_their_colours_score_worse(tmp_path, monkeypatch, capsys):
     train, test = discs(400, COLOURS, seed=1), discs(400, COLOURS, seed=2)
-    detector = train_detector("discs", train, None, epochs=3, thumbnail=4)
-    save_classifier(tmp_path / "discs.safetensors", detector)
+    extractor = train_extractor("discs", train, None, epochs=3, thumbnail=4)
+    save_classifier(tmp_path / "discs.safetensors", extractor)
     arguments = ["--features", tmp_path / "discs.safetensors", "--images", 400]
     arguments += ["--data", write(tmp_path / "a", train), "--test", write(tmp_path / "b", test)]
     monkeypatch.setattr(sys, "argv", ["halved_colours", *map(str, arguments)])
@@ -43,11 +43,11 @@ def test_the_spread_is_printed_for_teachers_and_generators(tmp_path, monkeypatch
             num_blocks=1, attn_resolutions=(),
         )
     )  # fmt: skip
-    facts = {"classes": ["a", "b"], "sigma_init": 2.5}
+    metadata = {"classes": ["a", "b"], "sigma_init": 2.5}
     files = []
     for role in ("teacher", "generator"):
         files.append(str(tmp_path / f"{role}.safetensors"))
-        save_network(tmp_path / f"{role}.safetensors", network, facts | {"role": role})
+        save_network(tmp_path / f"{role}.safetensors", network, metadata | {"role": role})
     monkeypatch.setattr(sys, "argv", ["colour_spread", *files])
     colour_spread.main()
     lines = capsys.readouterr().out.splitlines()

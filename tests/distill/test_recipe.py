@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from distill.commands.options import read_recipe
 from distill.errors import UserError
 from distill.networks import Denoiser
 from distill.recipe import RECIPES, load_recipe, override
@@ -11,19 +12,18 @@ from distill.training.precision import compute_dtype
 # facts of the paper's runs (arXiv 2404.04057, table of hyperparameters; EDM's networks):
 # alpha, batch, lr, precision, dropout, augment, million images, million parameters, classes
 PAPER = {
-    "cifar10-uncond": (1.2, 256, 1e-5, "fp32", 0.13, 0.12, 500, 55.7, 0),
-    "cifar10-cond": (1.2, 256, 1e-5, "fp32", 0.13, 0.12, 800, 55.7, 10),
-    "imagenet64": (1.2, 8192, 4e-6, "fp16", 0.10, 0.0, 1000, 295.9, 1000),
-    "ffhq64": (1.2, 512, 1e-5, "fp16", 0.05, 0.15, 500, 61.8, 0),
-    "afhqv2-64": (1.0, 512, 5e-6, "fp16", 0.05, 0.15, 500, 61.8, 0),
+    "cifar10-uncond": (1.2, 256, 1e-5, "float32", 0.13, 0.12, 500, 55.7, 0),
+    "cifar10-cond": (1.2, 256, 1e-5, "float32", 0.13, 0.12, 800, 55.7, 10),
+    "imagenet64": (1.2, 8192, 4e-6, "float16", 0.10, 0.0, 1000, 295.9, 1000),
+    "ffhq64": (1.2, 512, 1e-5, "float16", 0.05, 0.15, 500, 61.8, 0),
+    "afhqv2-64": (1.0, 512, 5e-6, "float16", 0.05, 0.15, 500, 61.8, 0),
 }
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_five_results_have_their_recipes(name):
     alpha, batch, lr, precision, dropout, augment, mimg, parameters, classes = PAPER[name]
-    recipe = load_recipe(name)
-    sid = recipe.sid
+    recipe, sid = read_recipe(name)
     assert (sid.alpha, sid.batch, sid.lr, sid.fake_lr) == (alpha, batch, lr, None)
     assert (sid.precision, sid.dropout, sid.augment) == (precision, dropout, augment)
     assert sid.total_images == mimg * 1_000_000
@@ -31,7 +31,7 @@ def test_the_papers_five_results_have_their_recipes(name):
     assert (sid.fake_loss_scale, sid.generator_loss_scale) == (1, 100)
     assert sid.betas == (0.0, 0.999)
     assert sid.generator_betas == ((0.9, 0.999) if name == "ffhq64" else None)
-    assert sid.eps == (1e-6 if precision == "fp16" else 1e-8)
+    assert sid.eps == (1e-6 if precision == "float16" else 1e-8)
     assert sid.ema_halflife == (2_000_000 if name == "imagenet64" else 500_000)
     with torch.device("meta"):
         network = Denoiser(recipe.network)
@@ -42,9 +42,9 @@ def test_the_papers_five_results_have_their_recipes(name):
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.toml")), ids=lambda file: file.stem)
 def test_every_shipped_recipe_can_be_run(file):
-    recipe = load_recipe(file.stem)
+    recipe, method = read_recipe(file.stem)
     assert recipe.description
-    assert recipe.sid.batch % recipe.sid.images_a_call == 0
+    assert method.batch % method.images_per_call == 0
 
 
 def test_mistakes_in_a_recipe_are_named(tmp_path):
@@ -54,20 +54,35 @@ def test_mistakes_in_a_recipe_are_named(tmp_path):
     text = (RECIPES / "fashion.toml").read_text()
     broken.write_text(text.replace("alpha =", "alfa ="))
     with pytest.raises(UserError, match=r"sid\.alfa"):
-        load_recipe(str(broken))
+        read_recipe(str(broken))
 
 
 def test_an_option_out_of_range_is_named():
-    sid = load_recipe("fashion").sid
-    assert override(sid, batch=32).images_a_call == 32
+    _, sid = read_recipe("fashion")
+    assert override(sid, batch=32).images_per_call == 32
     with pytest.raises(UserError, match="a batch of 100 is no multiple of the micro-batch of 64"):
         override(sid, batch=100)
     with pytest.raises(UserError, match="precision"):
         override(sid, precision="fp8")
 
 
-@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+def test_former_words_for_a_precision_are_understood_and_said_to_be_former(tmp_path, capfd):
+    mine = tmp_path / "mine.toml"
+    text = (RECIPES / "avatars.toml").read_text()
+    mine.write_text(text.replace('precision = "bfloat16"', 'precision = "bf16"'))
+    recipe, sid = read_recipe(str(mine))
+    todays, todays_sid = read_recipe("avatars")
+    assert (recipe, sid) == (todays, todays_sid)
+    assert override(sid, precision="fp32").precision == "float32"
+    said = capfd.readouterr().err.splitlines()
+    assert said == [
+        "precision bf16 is now called bfloat16: write that",
+        "precision fp32 is now called float32: write that",
+    ]
+
+
+@pytest.mark.parametrize("precision", ["tf32", "float16"])
 def test_a_precision_that_the_device_lacks_is_refused(precision):
     with pytest.raises(UserError, match=f"--precision {precision} needs a CUDA device"):
         compute_dtype(precision, torch.device("cpu"))
-    assert compute_dtype("bf16", torch.device("cpu")) is torch.bfloat16
+    assert compute_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16

@@ -11,10 +11,10 @@ import torch
 from distill.checkpoints import save_network
 from distill.commands.run import run
 from distill.errors import UserError
-from distill.methods.sid import SidTraining
+from distill.methods.sid import Sid, SidConfig
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import SidConfig
-from distill.training.distributed import World
+from distill.training.distillation import Distillation
+from distill.training.distributed import DistributedContext
 from distill.training.loop import train
 
 NETWORK = NetworkConfig(
@@ -26,9 +26,8 @@ SID = SidConfig(total_images=8, batch=4, lr=1e-3, ema_halflife=40, checkpoint_ev
 
 def make(**changes):
     torch.manual_seed(0)
-    return SidTraining(
-        Denoiser(NETWORK), SID.model_copy(update=changes), World(torch.device("cpu"))
-    )
+    method = Sid(SID.model_copy(update=changes))
+    return Distillation(method, Denoiser(NETWORK), DistributedContext(torch.device("cpu")))
 
 
 def contents(folder):
@@ -50,8 +49,8 @@ def test_a_refused_run_changes_nothing(why, tmp_path, monkeypatch):
     )
     for number, name in enumerate(["first", "second"]):
         torch.manual_seed(number)
-        facts = {"role": "teacher", "classes": ["a", "b"]}
-        save_network(tmp_path / f"{name}.safetensors", Denoiser(NETWORK), facts)
+        metadata = {"role": "teacher", "classes": ["a", "b"]}
+        save_network(tmp_path / f"{name}.safetensors", Denoiser(NETWORK), metadata)
 
     def start(teacher):
         options = {"recipe": str(recipe), "features": "none", "device": "cpu"}

@@ -1,5 +1,6 @@
 """Shared by the tests of the online half."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import hypothesis.internal.conjecture.optimiser  # noqa: F401
 import pytest
 
 from service.app import create_app
+from service.engines import openvino
 from service.serving.default_model import DEFAULT_NAME
 from service.settings import Settings
 from tests.bundles import MIX, STYLE, write_bundle
@@ -18,11 +20,23 @@ from tests.service.client import Client
 from tests.service.triton import Repository, Triton, triton_over
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    """Find garbage now, for the same reason: what is said of a lost task parses its source."""
+    gc.collect()
+
+
 @pytest.fixture(autouse=True)
 def _defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings of the developer's shell are not the tests'."""
     for name in [name for name in os.environ if name.startswith(("SID_", "OTEL_"))]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO takes graphs in bfloat16, also where the processor would compute them in float32."""
+    monkeypatch.setattr(openvino, "capabilities", lambda: ["FP32", "BF16"])
 
 
 @pytest.fixture

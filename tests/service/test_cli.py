@@ -46,7 +46,7 @@ def assert_user_error(done: Done, says: str) -> None:
     assert says in done.stderr
 
 
-def test_it_draws_the_golden_picture_and_says_what_it_drew(sid, models, tmp_path):
+def test_it_draws_the_golden_image_and_says_what_it_drew(sid, models, tmp_path):
     done = sid("generate", "--class-label", "dress", "--seed", 7, "-o", "dress.png")
     bundle = load_bundle(models / "tiny")
     assert done == (0, f"dress.png: Dress (class 2), seed 7, model {bundle.tag}:float32\n", "")
@@ -81,7 +81,7 @@ def test_a_mistake_is_one_line(sid, models, arguments, says):
     assert_user_error(sid("generate", *arguments), says)
 
 
-def test_a_picture_that_cannot_be_written_is_one_line(sid, models):
+def test_an_image_that_cannot_be_written_is_one_line(sid, models):
     (models / "folder.png").mkdir()
     assert_user_error(sid("generate", "-o", models / "folder.png"), "folder.png: Is a directory")
 
@@ -105,7 +105,8 @@ def test_a_bad_setting_is_named(sid, monkeypatch):
     [
         ("tensorrt", "float32", "SID_ENGINE: Input should be 'auto', 'onnxruntime',"),
         ("triton", "float32", "SID_ENGINE=triton needs SID_TRITON"),
-        ("openvino", "int8", "tiny: openvino cannot compute it in int8; of what the bundle holds"),
+        ("openvino", "float16", "tiny: openvino cannot compute it in float16; of what the bundle"),
+        ("openvino", "int8", "SID_PRECISION: int8 is served no more"),
         ("cuda", "float32", "model.onnx: the ONNX Runtime that is installed has no CUDA"),
     ],
 )

@@ -31,21 +31,21 @@ def url(models) -> Iterator[str]:
 
 
 def drawn(url: str, seed: int, **inputs) -> bytes:
-    """The picture that the server draws, asked for without any client of ours."""
+    """The image that the server draws, asked for without any client of ours."""
     return httpx.post(f"{url}/generate", json={"seed": seed, "inputs": inputs}).content
 
 
 def test_the_client_passes_them_on_and_says_what_a_picture_had(url):
     with Client(url) as client:
-        picture = client.generate(seed=4, inputs=INPUTS)
-        assert picture.content == drawn(url, 4, **INPUTS)
-        assert picture.inputs == INPUTS
+        image = client.generate(seed=4, inputs=INPUTS)
+        assert image.content == drawn(url, 4, **INPUTS)
+        assert image.inputs == INPUTS
         assert client.generate(seed=4).inputs == {"style": 1, "mix": [0.5, 0.5]}
         batch = client.batch(4, 2, inputs=INPUTS)
         assert [one.inputs for one in batch] == [INPUTS, INPUTS]
         assert batch[1].content == drawn(url, 5, **INPUTS)
         (streamed,) = client.stream([4], inputs=INPUTS)
-        assert streamed.content == picture.content
+        assert streamed.content == image.content
         with pytest.raises(AnswerError, match="style takes a whole number from 0 to 4"):
             client.generate(inputs={"style": 9})
 
@@ -87,7 +87,7 @@ def test_a_run_of_before_there_were_inputs_goes_on(sid, place, tmp_path):
     fields = json.loads(record.read_text())
     assert fields.pop("inputs") == "defaults"
     record.write_text(json.dumps(fields))
-    assert "all 3 pictures are there already" in sid(*run).stdout
+    assert "all 3 images are there already" in sid(*run).stdout
 
 
 @pytest.mark.parametrize(

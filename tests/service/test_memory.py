@@ -11,6 +11,8 @@ import uvicorn
 from service.app import create_app
 from service.http.protocol import BoundedProtocol
 
+pytestmark = pytest.mark.slow
+
 REQUESTS = 50
 
 

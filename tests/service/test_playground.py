@@ -20,7 +20,10 @@ from tests.bundles import write_bundle
 from tests.service.test_process import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium (Debian: chromium)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="needs Chromium (Debian: chromium)"),
+]
 
 PIXELS = """async (image) => {
     await image.decode();
@@ -46,7 +49,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(60_000)
     yield context
     context.close()
 
@@ -88,7 +91,7 @@ def drawn(url: str, **asked: object) -> bytes:
 
 
 def assert_staged(page: Page, file: bytes) -> None:
-    """The large picture is that of a PNG file, pixel for pixel."""
+    """The large image is that of a PNG file, pixel for pixel."""
     assert_shows(page.locator("#stage-image"), file)
 
 
@@ -104,16 +107,16 @@ def radio(page: Page, name: str) -> Locator:
 
 def opened(page: Page, url: str, query: str = "") -> Page:
     page.goto(f"{url}/{query}")
-    expect(page.locator("#summary")).to_contain_text("pictures in")
+    expect(page.locator("#summary")).to_contain_text("images in")
     expect(page.locator("#stage-timing .engine").first).to_be_visible()
     return page
 
 
-def test_it_opens_on_pictures_and_says_what_they_took(page, url):
+def test_it_opens_on_images_and_says_what_they_took(page, url):
     opened(page, url, "?model=tiny")
     expect(page.locator("#tiles img")).to_have_count(24)
     expect(page.locator("#tagline")).to_contain_text("One step")
-    assert re.search(r"24 pictures in \S+ ms", page.inner_text("#summary"))
+    assert re.search(r"24 images in \S+ ms", page.inner_text("#summary"))
     for caption in page.locator("#tiles .caption").all():
         assert re.fullmatch(r"[0-9.]+ ms", caption.inner_text())
         assert "queue" in caption.get_attribute("title")
@@ -154,14 +157,14 @@ def test_classes_named_by_digits_stay_what_was_chosen_over_a_reload(page, url):
         expect(page.locator("#stage-caption")).to_have_text(f"{name}, seed 5")
 
 
-def test_it_starts_on_the_default_model_and_its_opening_picture(page, url):
+def test_it_starts_on_the_default_model_and_its_opening_image(page, url):
     opened(page, url)
     assert page.input_value("#model") == "tiny"
     assert "model=tiny" in page.url
     assert_staged(page, drawn(url, seed=OPENING_SEED))
 
 
-def test_each_class_has_a_small_picture_that_the_browser_keeps(page, url):
+def test_each_class_has_a_small_image_that_the_browser_keeps(page, url):
     answers = []
     page.on("response", lambda answer: answers.append(answer))
     opened(page, url, "?model=tiny&seed=3")
@@ -177,7 +180,7 @@ def test_each_class_has_a_small_picture_that_the_browser_keeps(page, url):
         "public, max-age=31536000, immutable"
     }
     radio(page, "Dress").check()
-    page.fill("#seed", str(OPENING_SEED))  # the small picture, large
+    page.fill("#seed", str(OPENING_SEED))  # the small image, large
     expect(page.locator("#stage-caption")).to_have_text(f"Dress, seed {OPENING_SEED}")
     assert_staged(page, expected)
 
@@ -232,7 +235,7 @@ def test_an_address_that_makes_no_sense_opens_on_what_there_is(page, url, query)
     expect(radio(page, "Any, by seed")).to_be_checked()
 
 
-def test_fast_scrubbing_ends_on_the_last_picture(page, url):
+def test_fast_scrubbing_ends_on_the_last_image(page, url):
     opened(page, url, "?model=tiny&class_label=Dress&seed=3&toward=8")
     page.click("#play")  # so that some steps are there already, and others are not
     page.click("#play")
@@ -322,7 +325,7 @@ def test_zoom_is_crisp_and_used_by_keyboard(page, url):
     expect(page.locator("#stage-caption")).to_contain_text("seed 43")
 
 
-def test_from_the_gallery_one_walks_to_another_picture(page, url):
+def test_from_the_gallery_one_walks_to_another_image(page, url):
     opened(page, url, "?model=tiny&seed=40")
     page.locator("#tiles button").nth(5).click()
     page.click("#zoom-walk")
@@ -330,7 +333,7 @@ def test_from_the_gallery_one_walks_to_another_picture(page, url):
     expect(page.locator("#play")).to_have_text("Pause")
 
 
-def test_what_is_taken_along_draws_the_same_picture(page, url, tmp_path):
+def test_what_is_taken_along_draws_the_same_image(page, url, tmp_path):
     asked = {"model": "tiny", "class_label": "O'Brien & sons", "seed": 7, "toward": 8, "mix": 0.5}
     expected = drawn(url, **asked)
     opened(page, url, "?" + str(httpx.QueryParams(asked)))

@@ -10,8 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
-from tests.service.triton import free_ports, until
+from tests.service.triton import free_ports
+from tests.service.waiting import until
+
+pytestmark = pytest.mark.slow
 
 
 @contextmanager
@@ -50,7 +54,7 @@ def test_it_draws_and_ends_with_its_triton(models):
         assert httpx.post(f"{url}/generate", json={"seed": 7}).status_code == 200
         assert len(servers(models)) == 1
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=60) == 0
         assert "Traceback" not in process.stderr.read()
     assert servers(models) == []
 
@@ -59,7 +63,7 @@ def test_a_kill_leaves_no_triton_behind(models):
     with sid_triton(models, *free_ports(3)) as process:
         assert "Triton is ready" in process.stdout.readline()
         process.kill()
-        until(lambda: not servers(models), seconds=20)
+        until(lambda: not servers(models))
 
 
 def test_a_taken_port_is_one_line_and_not_somebody_elses_triton(models):
@@ -68,7 +72,7 @@ def test_a_taken_port_is_one_line_and_not_somebody_elses_triton(models):
         socket.create_server(("127.0.0.1", grpc)),
         sid_triton(models, http, grpc, metrics) as process,
     ):
-        assert process.wait(timeout=30) == 2
+        assert process.wait(timeout=60) == 2
         error = process.stderr.read()
     assert error.startswith(f"error: cannot listen on 127.0.0.1:{grpc}: Address already in use")
     assert error.count("\n") == 1

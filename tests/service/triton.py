@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -102,12 +101,3 @@ def triton_over(models: Path, *options: str) -> Iterator[Triton]:
         yield triton
     finally:
         triton.stop()
-
-
-def until(condition, seconds: float = 10) -> float:
-    """Wait for something to be true; returns how long it took."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, "it did not happen in time"
-        time.sleep(0.02)
-    return time.monotonic() - started

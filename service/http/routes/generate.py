@@ -1,26 +1,26 @@
-"""/generate: a class and a seed in, pictures out. POST draws; GET is the same, and cacheable."""
+"""/generate: a class and a seed in, images out. POST draws; GET is the same, and cacheable."""
 
 import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
 
-from service.http.disconnect import UnlessDisconnected
+from service.http.disconnect import CancelOnDisconnect
 from service.http.fast_route import FastRoute
 from service.http.problems import responses
-from service.http.routes.handlers import charge_for, deadline_of, draw, resolve
+from service.http.routes.handlers import charge_client, deadline_of, draw, resolve
 from service.http.routes.requests import GenerateQuery, GenerateRequest
 from service.http.routes.responses import (
     GenerateResponse,
     answer,
     choose_form,
     entity_tag,
-    file_type,
+    file_media_type,
 )
 from service.observability.tracing import RequestTrace
 from service.serving.encoding import JPEG, NPY, PNG, WEBP, ZIP
 from service.serving.exceptions import DeadlineError
-from service.serving.jobs import ImageJob, Picture
+from service.serving.jobs import ImageJob, ImageResult
 from service.serving.served_model import ServedModel
 from service.settings import Settings
 
@@ -31,7 +31,7 @@ _HOUR, _YEAR = 3600, 365 * 24 * 3600  # seconds
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The pictures, in the form that the Accept header prefers.",
+        "description": "The images, in the form that the Accept header prefers.",
         "content": dict.fromkeys((PNG, WEBP, JPEG, NPY, ZIP), _BINARY),
         "model": GenerateResponse,  # the schema of application/json
     },
@@ -42,45 +42,45 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 _ANYTHING = GenerateRequest()
 
 
-@router.post("/generate", summary="Draw pictures", response_class=Response, responses=_RESPONSES)
+@router.post("/generate", summary="Draw images", response_class=Response, responses=_RESPONSES)
 async def generate(
     request: Request, body: Annotated[GenerateRequest, Body()] = _ANYTHING
 ) -> Response:
-    """Draw pictures, each in a single step of the network.
+    """Draw images, each in a single step of the network.
 
-    `Accept` chooses the form: image/png (the default), image/webp or image/jpeg for one picture,
+    `Accept` chooses the form: image/png (the default), image/webp or image/jpeg for one image,
     application/json (the default for several), application/zip or application/x-npy (uint8
     [n, height, width, channels]) for any number. `X-Deadline-Ms: 50` asks for an answer within
     50 ms or a 504. The headers X-Seed, X-Class-Label and X-Model say how to draw the (first)
-    picture again.
+    image again.
     """
     deadline = deadline_of(request)
     form = choose_form(request, body.n)
-    model, jobs = resolve(request, body, file_type(form))
+    model, jobs = resolve(request, body, file_media_type(form))
     return await answer(model, await draw(request, model, jobs, deadline), form)
 
 
 @cacheable_router.get(
     "/generate",
-    summary="Draw pictures, cacheable",
+    summary="Draw images, cacheable",
     response_class=Response,
     responses={**_RESPONSES, 304: {"description": "The client's copy is still right."}},
 )
 async def generate_cacheable(
     request: Request, query: Annotated[GenerateQuery, Query()]
 ) -> Response:
-    """Draw the pictures that these parameters name.
+    """Draw the images that these parameters name.
 
     The same as POST, with the seed required. A label of the model's `inputs` is a parameter of
     its own, `input.style=3`; a vector has no place in an address: POST takes it.
 
     The answer carries an ETag and may be kept for an hour, or for ever if `model` is
     `name:version:digest:graph`; If-None-Match answers 304 without drawing, and requests for the
-    same pictures at the same time draw them once.
+    same images at the same time draw them once.
     """
     deadline = deadline_of(request)
     form = choose_form(request, query.n)
-    model, jobs = resolve(request, query, file_type(form))
+    model, jobs = resolve(request, query, file_media_type(form))
     etag = entity_tag(model, jobs, form)
     settings: Settings = request.app.state.settings
     # With keys, a shared cache must not hand one client's answer to others.
@@ -92,38 +92,38 @@ async def generate_cacheable(
     if _matches(request, etag):
         model.metrics.cache_hit("not_modified")
         return Response(status_code=304, headers=caching)
-    charge_for(request, model, len(jobs))
+    charge_client(request, model, len(jobs))
     trace: RequestTrace = request.state.trace
-    async with UnlessDisconnected(request.receive):
-        pictures = await _share(model, etag, jobs, deadline, trace)
-    response = await answer(model, pictures, form)
+    async with CancelOnDisconnect(request.receive):
+        images = await _share(model, etag, jobs, deadline, trace)
+    response = await answer(model, images, form)
     response.headers.update(caching)
     return response
 
 
 async def _share(
     model: ServedModel, etag: str, jobs: list[ImageJob], deadline: float | None, trace: RequestTrace
-) -> list[Picture]:
-    """Draw the pictures, or wait for a request that is drawing the very same ones.
+) -> list[ImageResult]:
+    """Draw the images, or wait for a request that is drawing the very same ones.
 
     The deadline is each request's own, so it does not end the shared work.
     """
-    if shared := model.flights.flying(etag):
+    if shared := model.in_flight.is_running(etag):
         model.metrics.cache_hit("shared")
     try:
         async with asyncio.timeout_at(deadline):
-            pictures = await model.flights.run(
+            images = await model.in_flight.run(
                 etag, lambda: model.submit(jobs, deadline, trace, shared=True)
             )
     except TimeoutError:
-        raise DeadlineError("the picture was not drawn in time") from None
+        raise DeadlineError("the image was not drawn in time") from None
     if shared:
-        trace.drawn_by({picture.batch for picture in pictures})
-    return pictures
+        trace.drawn_by({image.batch for image in images})
+    return images
 
 
 def _matches(request: Request, etag: str) -> bool:
     """Whether If-None-Match names our answer (RFC 9110, section 13.1.2: weak comparison)."""
-    sent = ", ".join(request.headers.getlist("if-none-match"))
-    tags = {tag.strip().removeprefix("W/") for tag in sent.split(",")}
+    header = ", ".join(request.headers.getlist("if-none-match"))
+    tags = {tag.strip().removeprefix("W/") for tag in header.split(",")}
     return etag in tags or "*" in tags

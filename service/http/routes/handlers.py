@@ -1,15 +1,15 @@
-"""From a request for pictures to the pictures: what every route that draws does alike."""
+"""From a request for images to the images: what every route that draws does alike."""
 
 import asyncio
 
 from fastapi import Request
 
 from service.exceptions import RefusedError
-from service.http.disconnect import UnlessDisconnected
+from service.http.disconnect import CancelOnDisconnect
 from service.http.problems import MalformedError
 from service.http.routes.requests import GenerateQuery, GenerateRequest
 from service.http.security import charge
-from service.serving.jobs import ImageJob, Picture, resolve_jobs
+from service.serving.jobs import ImageJob, ImageResult, resolve_jobs
 from service.serving.served_model import ServedModel
 from service.settings import Settings
 
@@ -23,45 +23,45 @@ class TooManyImagesError(RefusedError):
 
 
 def resolve(
-    request: Request, asked: GenerateRequest | GenerateQuery, media_type: str
+    request: Request, parameters: GenerateRequest | GenerateQuery, media_type: str
 ) -> tuple[ServedModel, list[ImageJob]]:
     """The model and the jobs that a request means, each to be encoded as `media_type`.
 
     Raises what `resolve_jobs` raises, UnknownModelError, ModelRequiredError and TooManyImagesError.
     """
-    model = request.app.state.catalogue.resolve(asked.model)
+    model = request.app.state.catalogue.resolve(parameters.model)
     request.state.model = model.name
     settings: Settings = request.app.state.settings
-    n, most = asked.n, min(settings.max_images, settings.queue_size)
+    n, most = parameters.n, min(settings.max_images, settings.queue_size)
     if n > most:
         raise TooManyImagesError(f"n is at most {most} here, not {n}", most=most)
     return model, resolve_jobs(
         model.bundle.manifest,
-        asked.class_label,
-        asked.seed,
+        parameters.class_label,
+        parameters.seed,
         n,
         media_type,
-        asked.toward,
-        asked.mix,
-        asked.inputs,
+        parameters.toward,
+        parameters.mix,
+        parameters.inputs,
     )
 
 
 async def draw(
     request: Request, model: ServedModel, jobs: list[ImageJob], deadline: float | None
-) -> list[Picture]:
+) -> list[ImageResult]:
     """Charge the client, and draw for as long as it waits.
 
-    Raises what `charge_for` and `ServedModel.submit` raise, and ClientLeftError.
+    Raises what `charge_client` and `ServedModel.submit` raise, and ClientLeftError.
     """
-    charge_for(request, model, len(jobs))
+    charge_client(request, model, len(jobs))
     drawing = model.submit(jobs, deadline, request.state.trace)
-    async with UnlessDisconnected(request.receive):
+    async with CancelOnDisconnect(request.receive):
         return await drawing
 
 
-def charge_for(request: Request, model: ServedModel, n: int) -> None:
-    """Charge the client for n pictures (see security.charge), and count a refusal."""
+def charge_client(request: Request, model: ServedModel, n: int) -> None:
+    """Charge the client for n images (see security.charge), and count a refusal."""
     try:
         charge(request, n)
     except RefusedError as error:
@@ -71,14 +71,16 @@ def charge_for(request: Request, model: ServedModel, n: int) -> None:
 
 def deadline_of(request: Request) -> float | None:
     """When the answer is wanted, on the event loop's clock, from X-Deadline-Ms."""
-    sent = request.headers.get("x-deadline-ms")
-    if sent is None:
+    header = request.headers.get("x-deadline-ms")
+    if header is None:
         return None
     try:
-        milliseconds = float(sent)
+        milliseconds = float(header)
     except ValueError:
         milliseconds = 0
     if not 0 < milliseconds <= _LONGEST_DEADLINE_MS:
-        detail = f"X-Deadline-Ms must be a number above 0, to {_LONGEST_DEADLINE_MS}, not {sent!r}"
+        detail = (
+            f"X-Deadline-Ms must be a number above 0, to {_LONGEST_DEADLINE_MS}, not {header!r}"
+        )
         raise MalformedError(detail)
     return asyncio.get_running_loop().time() + milliseconds / 1000

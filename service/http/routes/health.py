@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from service.exceptions import RefusedError
 from service.http.problems import responses
-from service.observability.metrics import Telemetry
+from service.observability.metrics import Metrics
 from service.serving.catalogue import Catalogue
 from service.serving.exceptions import ClosedError
 
@@ -54,5 +54,5 @@ async def ready(request: Request) -> Ready:
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Counters and histograms in Prometheus' text format."""
-    telemetry: Telemetry = request.app.state.telemetry
-    return Response(await telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
+    server_metrics: Metrics = request.app.state.metrics
+    return Response(await server_metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

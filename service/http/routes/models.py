@@ -27,7 +27,7 @@ class ModelCard(BaseModel):
     licence: str
     resolution: int = Field(description="Height of an image in pixels; see `images` for both.")
     channels: int = Field(description="1 is grey, 3 is RGB.")
-    images: list[int] = Field(description="[height, width, channels] of an image.")
+    images: tuple[int, int, int] = Field(description="[height, width, channels] of an image.")
     inputs: list[Input] = Field(
         description="What the graph takes. A request may name a `label` or a `vector` in its own "
         "`inputs`; the others follow from seed and class."
@@ -40,7 +40,7 @@ class ModelCard(BaseModel):
     precision: Precision = Field(description="In which the engine computes the network.")
     default: bool = Field(description="Whether a request that names no model gets this one.")
     graph: Graph | None = Field(
-        description="The graph that is served: how far its pictures may be from float32 torch's, "
+        description="The graph that is served: how far its images may be from float32 torch's, "
         "and how far they were; null where the manifest does not say."
     )
 
@@ -53,13 +53,12 @@ class ModelCard(BaseModel):
             tag=model.tag,
             engine=f"{engine.name} {engine.version}",
             precision=engine.precision,
-            images=list(manifest.images),
             resolution=manifest.image_shape[0],
             channels=manifest.image_shape[2],
             default=model.name == catalogue.default,
             graph=manifest.graphs.get(engine.filename),
             **manifest.model_dump(
-                include=set(cls.model_fields) & set(Manifest.model_fields) - {"images"},
+                include=set(cls.model_fields) & set(Manifest.model_fields),
             ),
         )
 
@@ -74,7 +73,9 @@ class ModelList(BaseModel):
 async def list_models(request: Request) -> ModelList:
     """Every served model: its classes, its licence, how it was trained and how good it is."""
     catalogue: Catalogue = request.app.state.catalogue
-    return ModelList(models=[ModelCard.of(one, catalogue) for one in catalogue.models.values()])
+    return ModelList(
+        models=[ModelCard.of(served, catalogue) for served in catalogue.models.values()]
+    )
 
 
 @router.get("/models/{name}", summary="Describe a model", responses=responses(404, 422))

@@ -1,4 +1,4 @@
-"""/v1: pictures for tools that speak OpenAI's API and nothing else. The prompt is a class.
+"""/v1: images for tools that speak OpenAI's API and nothing else. The prompt is a class.
 
 Source: OpenAI's API reference, "Create image" and "List models". What such tools send along and
 means nothing here (quality, style, user, ...) is not looked at.
@@ -29,11 +29,11 @@ from service.http.routes.handlers import deadline_of, draw, resolve
 from service.http.routes.requests import GenerateRequest, WholeNumber
 from service.serving.catalogue import Catalogue
 from service.serving.encoding import JPEG, PNG, WEBP
-from service.serving.jobs import ImageJob, Picture
+from service.serving.jobs import ImageJob, ImageResult
 from service.serving.served_model import ServedModel
 from service.settings import Settings
 
-drawing_router = APIRouter(prefix="/v1", route_class=FastRoute)
+generation_router = APIRouter(prefix="/v1", route_class=FastRoute)
 router = APIRouter(prefix="/v1")
 
 # Strict first: 0 equals False.
@@ -54,14 +54,14 @@ class ImagesRequest(BaseModel):
     model_config = ConfigDict(frozen=True)  # unknown fields pass: tools send many
 
     prompt: StrictStr = Field(
-        description="Class index or name, as in POST /generate. Blank: each picture's seed modulo "
+        description="Class index or name, as in POST /generate. Blank: each image's seed modulo "
         "the number of classes. Not looked at where the model has no classes.",
         examples=["Dress"],
     )
     model: StrictStr | None = Field(
         default=None, description="Which model. Left out: the default, which GET /models tells."
     )
-    n: WholeNumber | None = Field(default=None, ge=1, description="How many pictures; 1.")
+    n: WholeNumber | None = Field(default=None, ge=1, description="How many images; 1.")
     size: StrictStr | None = Field(
         default=None,
         description="`auto`, or the model's own size, such as 28x28; there is no other.",
@@ -70,31 +70,31 @@ class ImagesRequest(BaseModel):
     response_format: Literal["b64_json", "url"] | None = Field(
         default=None,
         description="b64_json: the files, the default. url: addresses of GET /generate, where "
-        "each picture is drawn when it is fetched (with an API key, where keys are asked for).",
+        "each image is drawn when it is fetched (with an API key, where keys are asked for).",
     )
     output_format: Literal["png", "webp", "jpeg"] | None = Field(
         default=None, description="Of b64_json: png, webp (both exact) or jpeg. Default: png."
     )
     seed: WholeNumber | None = Field(
         default=None,
-        description="Not in OpenAI's API: picture i has the seed `seed` + i. Left out: random.",
+        description="Not in OpenAI's API: image i has the seed `seed` + i. Left out: random.",
         examples=[7],
     )
     stream: False_ | None = Field(
-        default=None, description="A picture takes one step: there is nothing to stream."
+        default=None, description="An image takes one step: there is nothing to stream."
     )
 
 
 class ImageData(BaseModel):
-    """One picture."""
+    """One image."""
 
     b64_json: str | None = Field(default=None, description="The file, in base64.")
     url: str | None = None
-    seed: int = Field(description="Draws this picture again. Not in OpenAI's API.")
+    seed: int = Field(description="Draws this image again. Not in OpenAI's API.")
 
 
 class ImagesResponse(BaseModel):
-    """The pictures, in OpenAI's words."""
+    """The images, in OpenAI's words."""
 
     created: int = Field(description="Unix time, seconds.")
     data: list[ImageData]
@@ -119,14 +119,14 @@ class OpenAIModels(BaseModel):
     data: list[OpenAIModel]
 
 
-@drawing_router.post(
+@generation_router.post(
     "/images/generations",
-    summary="Draw pictures, as OpenAI's API does",
+    summary="Draw images, as OpenAI's API does",
     response_model=ImagesResponse,
     responses=responses(400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504),
 )
 async def generate_images(request: Request, body: Annotated[ImagesRequest, Body()]) -> Response:
-    """Draw pictures for tools that know no other API; `POST /generate` says the same more plainly.
+    """Draw images for tools that know no other API; `POST /generate` says the same more plainly.
 
     Errors carry OpenAI's `error` beside the problem's own members.
     """
@@ -134,16 +134,16 @@ async def generate_images(request: Request, body: Annotated[ImagesRequest, Body(
     output = "png" if body.response_format == "url" else body.output_format or "png"
     catalogue: Catalogue = request.app.state.catalogue
     label = body.prompt if catalogue.resolve(body.model).bundle.manifest.classes else ""
-    asked = GenerateRequest(
+    parameters = GenerateRequest(
         model=body.model, class_label=label.strip() or None, seed=body.seed, n=body.n or 1
     )
-    model, jobs = resolve(request, asked, _MEDIA_TYPES[output])
+    model, jobs = resolve(request, parameters, _MEDIA_TYPES[output])
     size = _check_size(model, body.size)
     if body.response_format == "url":
-        data = [ImageData(url=_url(request, model, one), seed=one.seed) for one in jobs]
+        data = [ImageData(url=_url(request, model, job), seed=job.seed) for job in jobs]
     else:
-        pictures = await draw(request, model, jobs, deadline)
-        data = await asyncio.to_thread(_encoded, pictures)
+        results = await draw(request, model, jobs, deadline)
+        data = await asyncio.to_thread(_encoded, results)
     images = ImagesResponse(
         created=int(time()), data=data, output_format=output, size=size, model=model.tag
     )
@@ -171,22 +171,22 @@ async def describe_openai_model(request: Request, model: str) -> OpenAIModel:
 
 def _check_size(model: ServedModel, size: str | None) -> str:
     height, width, _ = model.bundle.manifest.image_shape
-    own = f"{width}x{height}"
-    if size not in (None, "auto", own):
-        detail = f"{model.name} draws pictures of {own}, not {size}: say size {own}, or auto"
-        raise SizeNotAvailableError(detail, sizes=[own, "auto"])
-    return own
+    native = f"{width}x{height}"
+    if size not in (None, "auto", native):
+        detail = f"{model.name} draws images of {native}, not {size}: say size {native}, or auto"
+        raise SizeNotAvailableError(detail, sizes=[native, "auto"])
+    return native
 
 
-def _encoded(pictures: list[Picture]) -> list[ImageData]:
+def _encoded(images: list[ImageResult]) -> list[ImageData]:
     return [
-        ImageData(b64_json=base64.b64encode(one.file).decode("ascii"), seed=one.job.seed)
-        for one in pictures
+        ImageData(b64_json=base64.b64encode(result.file).decode("ascii"), seed=result.job.seed)
+        for result in images
     ]
 
 
 def _url(request: Request, model: ServedModel, job: ImageJob) -> str:
-    """The address of a picture: of this very graph, so that it may be kept for ever."""
+    """The address of an image: of this very graph, so that it may be kept for ever."""
     query: dict[str, Any] = {"model": model.tag, "seed": job.seed}
     if job.class_label is not None:
         query["class_label"] = job.class_label

@@ -13,7 +13,7 @@ from service.http.public_address import public_address
 from service.settings import Settings
 
 _FILES = Path(__file__).parents[2] / "playground"
-# Our own scripts and styles, pictures that they were sent, and nothing else.
+# Our own scripts and styles, images that they were sent, and nothing else.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

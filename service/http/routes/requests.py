@@ -1,4 +1,4 @@
-"""What a request for pictures may say: as JSON, and as a query."""
+"""What a request for images may say: as JSON, and as a query."""
 
 import re
 from typing import Annotated, Any
@@ -80,7 +80,7 @@ class GenerateRequest(BaseModel):
     class_label: WholeNumber | StrictStr | None = Field(
         default=None,
         description="Class index, or class name in any case; a whole number, also in quotes, is "
-        "an index if there is one, else a name. Left out: each picture's seed modulo the number of "
+        "an index if there is one, else a name. Left out: each image's seed modulo the number of "
         "classes.",
         examples=["Dress", 3],
     )
@@ -93,12 +93,12 @@ class GenerateRequest(BaseModel):
         examples=[7],
     )
     n: WholeNumber = Field(
-        default=1, ge=1, description="How many pictures; picture i has the seed `seed` + i."
+        default=1, ge=1, description="How many images; image i has the seed `seed` + i."
     )
     toward: WholeNumber | None = Field(
         default=None,
-        description="A second seed: the picture lies on the way from `seed`'s to this one's, "
-        "`mix` of the arc between their noise. Picture i goes from `seed` + i to `toward` + i; a "
+        description="A second seed: the image lies on the way from `seed`'s to this one's, "
+        "`mix` of the arc between their noise. Image i goes from `seed` + i to `toward` + i; a "
         "class left out is that of `seed`.",
         json_schema_extra={"minimum": 0, "maximum": SEED_MAX},
         examples=[8],
@@ -107,7 +107,7 @@ class GenerateRequest(BaseModel):
         default=None,
         ge=0,
         le=1,
-        description="How far to go `toward` the second seed: 0 is the first seed's picture, 1 the "
+        description="How far to go `toward` the second seed: 0 is the first seed's image, 1 the "
         "second's. Left out: 0.5.",
         examples=[0.25],
     )

@@ -1,4 +1,4 @@
-"""Pictures to HTTP answers: which form a client prefers, and the bytes and headers of each."""
+"""Images to HTTP answers: which form a client prefers, and the bytes and headers of each."""
 
 import asyncio
 import base64
@@ -25,7 +25,7 @@ from service.serving.encoding import (
     npy,
     zip_archive,
 )
-from service.serving.jobs import ImageJob, Picture
+from service.serving.jobs import ImageJob, ImageResult
 from service.serving.served_model import ServedModel
 
 # In order of preference: the first is what a client gets that has none.
@@ -36,7 +36,7 @@ _FILES = {NPY: PIXELS, ZIP: PNG, JSON: PNG}
 
 
 class GeneratedImage(BaseModel):
-    """One picture of a JSON answer."""
+    """One image of a JSON answer."""
 
     class_label: int | None = Field(description="Class index; null for an unconditional model.")
     class_name: str | None
@@ -66,21 +66,21 @@ def choose_form(request: Request, n: int) -> str:
     """Return the media type of the answer that the client prefers.
 
     Raises:
-        NotAcceptableError: it accepts none that holds `n` pictures.
+        NotAcceptableError: it accepts none that holds `n` images.
     """
     offered = ONE if n == 1 else SEVERAL
     form = choose(", ".join(request.headers.getlist("accept")), offered)
     if form is None:
-        pictures = "one picture" if n == 1 else f"{n} pictures"
+        images = "one image" if n == 1 else f"{n} images"
         raise NotAcceptableError(
-            f"{pictures} can be had as {' or '.join(offered)}",
+            f"{images} can be had as {' or '.join(offered)}",
             offered=list(offered),
         )
     return form
 
 
-def file_type(form: str) -> str:
-    """What each picture must be encoded as for an answer of this form (see ImageJob.media_type)."""
+def file_media_type(form: str) -> str:
+    """What each image must be encoded as for an answer of this form (see ImageJob.media_type)."""
     return _FILES.get(form, form)
 
 
@@ -88,7 +88,7 @@ def entity_tag(model: ServedModel, jobs: Sequence[ImageJob], form: str) -> str:
     """A strong ETag over all that fixes an answer's bytes, known before anything is drawn."""
     first = jobs[0]
     labels = {job.class_label for job in jobs}
-    facts = (
+    parts = (
         model.tag,
         model.engine.name,
         model.engine.version,
@@ -101,41 +101,41 @@ def entity_tag(model: ServedModel, jobs: Sequence[ImageJob], form: str) -> str:
         first.mix,
         dict(first.inputs),
     )
-    return f'"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}"'
+    return f'"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}"'
 
 
-async def answer(model: ServedModel, pictures: Sequence[Picture], form: str) -> Response:
-    """Make the answer of the chosen form; several pictures are assembled beside the event loop."""
-    headers = _headers(model, pictures)
-    if len(pictures) == 1 and form not in _FILES:
-        return Response(pictures[0].file, media_type=form, headers=headers)
-    content = await asyncio.to_thread(_assemble, model, pictures, form)
+async def answer(model: ServedModel, images: Sequence[ImageResult], form: str) -> Response:
+    """Make the answer of the chosen form; several images are assembled beside the event loop."""
+    headers = _headers(model, images)
+    if len(images) == 1 and form not in _FILES:
+        return Response(images[0].file, media_type=form, headers=headers)
+    content = await asyncio.to_thread(_assemble, model, images, form)
     return Response(content, media_type=form, headers=headers)
 
 
-def _assemble(model: ServedModel, pictures: Sequence[Picture], form: str) -> bytes:
+def _assemble(model: ServedModel, results: Sequence[ImageResult], form: str) -> bytes:
     if form == NPY:
-        return npy(np.stack([picture.pixels for picture in pictures]))
+        return npy(np.stack([result.pixels for result in results]))
     if form == ZIP:
-        return zip_archive((_file_name(picture), picture.file) for picture in pictures)
+        return zip_archive((_file_name(result), result.file) for result in results)
     images = [
         GeneratedImage(
-            class_label=picture.job.class_label,
-            class_name=picture.class_name,
-            seed=picture.job.seed,
-            toward=picture.job.toward,
-            mix=None if picture.job.toward is None else picture.job.mix,
-            inputs=_plain(picture.job.inputs),
-            png=base64.b64encode(picture.file).decode("ascii"),
+            class_label=result.job.class_label,
+            class_name=result.class_name,
+            seed=result.job.seed,
+            toward=result.job.toward,
+            mix=None if result.job.toward is None else result.job.mix,
+            inputs=_plain(result.job.inputs),
+            png=base64.b64encode(result.file).decode("ascii"),
         )
-        for picture in pictures
+        for result in results
     ]
     return GenerateResponse(model=model.tag, images=images).model_dump_json().encode()
 
 
-def _file_name(picture: Picture) -> str:
+def _file_name(image: ImageResult) -> str:
     """The class index and not its name, which may hold any character."""
-    job = picture.job
+    job = image.job
     label = "" if job.class_label is None else f"class{job.class_label}-"
     walk = "" if job.toward is None else f"-toward{job.toward}-mix{job.mix:g}"
     return f"{label}seed{job.seed}{walk}.png"
@@ -148,12 +148,12 @@ def _plain(inputs: Mapping[str, Value]) -> dict[str, int | list[float]]:
     }
 
 
-def _headers(model: ServedModel, pictures: Sequence[Picture]) -> dict[str, str]:
-    """X-Seed and X-Class-Label are the first picture's; Server-Timing the slowest of each stage."""
-    job = pictures[0].job
-    timings = pictures[0].timings
-    if len(pictures) > 1:
-        timings = type(timings)(*map(max, zip(*(p.timings for p in pictures), strict=True)))
+def _headers(model: ServedModel, images: Sequence[ImageResult]) -> dict[str, str]:
+    """X-Seed and X-Class-Label are the first image's; Server-Timing the slowest of each stage."""
+    job = images[0].job
+    timings = images[0].timings
+    if len(images) > 1:
+        timings = type(timings)(*map(max, zip(*(p.timings for p in images), strict=True)))
     headers = {
         "X-Seed": str(job.seed),
         "X-Model": model.tag,

@@ -1,4 +1,4 @@
-"""Traces: a request, the batch that drew its pictures, and the engine's computation.
+"""Traces: a request, the batch that drew its images, and the engine's computation.
 
 Off by default (off.py): OpenTelemetry's SDK is then not imported. SID_TRACES turns
 them on (spans.py).

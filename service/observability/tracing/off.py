@@ -1,4 +1,4 @@
-"""Tracing that is off, the default: a request, the batch that drew its pictures, the computation.
+"""Tracing that is off, the default: a request, the batch that drew its images, the computation.
 
 No span is made, and the traceparent that a request brought goes on to the engine. Tracing that is
 on (spans.py) has the same three classes.
@@ -64,7 +64,7 @@ class RequestTrace:
         return BatchTrace(self.traceparent)
 
     def drawn_by(self, batches: Iterable[BatchTrace]) -> None:
-        """This request gets the pictures of batches that were drawn for another one."""
+        """This request gets the images of batches that were drawn for another one."""
 
     def end(self, scope: Scope, status: int) -> None:
         """The request has been answered."""
@@ -78,7 +78,7 @@ class Batch(NamedTuple):
 
     Attributes:
         waited: for whom it is drawn, oldest first, and how many seconds each has waited.
-        size: how many pictures.
+        size: how many images.
         reason: why it starts.
         model: the model's name.
         engine: what computes it.

@@ -123,7 +123,7 @@ class _RequestSpan(RequestTrace):
         return _BatchSpan(self._tracer, self, batch)
 
     def queued(self, seconds: float, until: int) -> None:
-        """Some of the request's pictures have waited so long, until this time (ns)."""
+        """Some of the request's images have waited so long, until this time (ns)."""
         context = set_span_in_context(self.span, _ROOT)
         start = until - int(seconds * 1e9)
         self._tracer.start_span(_QUEUE, context, start_time=start).end(until)
@@ -274,19 +274,19 @@ class _Delivery(logging.Handler):
         if record.name.startswith(_EXPORTER) and record.levelno == logging.WARNING:
             self._trouble = message
         elif record.name.startswith((_EXPORTER, _SDK)):  # others complain about clients' headers
-            self._lose(message)
+            self._record_lost(message)
 
     def sent(self, taken: bool) -> None:
         """Some spans were sent, and the collector took them or not."""
         if not taken:
-            self._lose("the collector did not take them in time")
+            self._record_lost("the collector did not take them in time")
             return
         self._trouble = ""
         if self._lost_at is not None and monotonic() - self._lost_at > _QUIET_SECONDS:
             self._lost_at = None
             log.warning("traces are delivered again")
 
-    def _lose(self, reason: str) -> None:
+    def _record_lost(self, reason: str) -> None:
         if self._lost_at is None:
             log.warning("traces are lost", reason=f"{reason} {self._trouble}".strip())
         self._lost_at = monotonic()

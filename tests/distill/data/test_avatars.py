@@ -28,6 +28,7 @@ def drawn(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_classes_are_in_their_own_order_and_bring_their_licences(drawn):
     dataset = load_dataset(drawn, resolution=16)
     assert dataset.classes == (
@@ -45,12 +46,14 @@ def test_the_classes_are_in_their_own_order_and_bring_their_licences(drawn):
     assert [file.name for file in drawn.parent.iterdir()] == ["avatars.zip"], "nothing is left"
 
 
+@pytest.mark.slow
 def test_corners_are_white_where_a_style_has_no_background(drawn):
     dataset = load_dataset(drawn, resolution=16)
     pixel_people = dataset.images[dataset.labels == 8]
     assert (pixel_people[:, :, 0, 0] == 255).all()
 
 
+@pytest.mark.slow
 def test_the_same_arguments_give_the_same_bytes_and_the_test_split_other_avatars(drawn, tmp_path):
     again, held_out = tmp_path / "again.zip", tmp_path / "test.zip"
     assert run("--out", again, "--count", 3, "--size", 16).exit_code == 0

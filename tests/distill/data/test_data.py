@@ -87,7 +87,7 @@ def test_sub_folders_are_classes(tmp_path, zipped):
     assert dataset.images[2, :, 4, 4].tolist() == [200, 200, 255]
 
 
-def test_grey_pictures_take_one_channel_and_a_flat_folder_no_classes(tmp_path):
+def test_grey_images_take_one_channel_and_a_flat_folder_no_classes(tmp_path):
     write_images(tmp_path / "pets", mode="L")
     flat = load_dataset(tmp_path / "pets" / "cats", resolution=8)
     assert flat.images.shape == (2, 1, 8, 8)
@@ -97,12 +97,12 @@ def test_grey_pictures_take_one_channel_and_a_flat_folder_no_classes(tmp_path):
 
 def test_a_file_that_is_no_image_is_named(tmp_path):
     write_images(tmp_path / "pets")
-    (tmp_path / "pets" / "dogs" / "broken.png").write_bytes(b"not a picture")
+    (tmp_path / "pets" / "dogs" / "broken.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"dogs/broken.png is not a readable image"):
         load_dataset(tmp_path / "pets", resolution=8)
 
 
-def test_pictures_beside_class_folders_are_refused(tmp_path):
+def test_images_beside_class_folders_are_refused(tmp_path):
     write_images(tmp_path / "pets")
     Image.new("L", (8, 8)).save(tmp_path / "pets" / "stray.png")
     with pytest.raises(UserError, match="mixes images at several depths"):

@@ -17,9 +17,9 @@ from distill.commands.reference import reference
 from distill.data.datasets import load_dataset
 from distill.data.images import to_pixels
 from distill.errors import UserError
-from distill.evaluation.classifier import save_classifier, train_detector
-from distill.evaluation.detector import Detector, FeatureModule
-from distill.evaluation.evaluate import measure, observe_pictures
+from distill.evaluation.classifier import save_classifier, train_extractor
+from distill.evaluation.evaluate import collect_feature_stats, measure
+from distill.evaluation.feature_extractor import FeatureExtractor, FeatureModule
 from distill.evaluation.frechet import statistics
 from distill.evaluation.inception import SHA256
 from distill.evaluation.measurement import Measurement, load_measurement, save_measurement
@@ -32,17 +32,17 @@ BIN = Path(sys.executable).parent
 
 
 class Moody(FeatureModule):
-    """Mean and spread of a picture's pixels; sure of one of two classes by the first."""
+    """Mean and spread of an image's pixels; sure of one of two classes by the first."""
 
     dimensions = 2
 
-    def observe(self, pixels, probabilities):
+    def extract(self, pixels, probabilities):
         x = pixels.float().flatten(1)
         sure = torch.stack([x.mean(1), 255 - x.mean(1)], dim=1) / 255
         return torch.stack([x.mean(1), x.std(1)], dim=1), sure if probabilities else None
 
 
-MOODY = Detector("moody", Moody(), "m" * 64)
+MOODY = FeatureExtractor("moody", Moody(), "m" * 64)
 CONFIG = {
     "img_resolution": 8, "img_channels": 1, "label_dim": 2, "model_channels": 8,
     "channel_mult": (1,), "num_blocks": 1, "attn_resolutions": (),
@@ -60,12 +60,12 @@ def folder(tmp_path_factory):
             pixels = (stream.randint(0, 100, (8, 8)) + shade).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "data" / name / f"{i}.png")
     dataset = load_dataset(folder / "data", resolution=8)
-    save_classifier(folder / "shades.safetensors", train_detector("shades", dataset, None, 2))
+    save_classifier(folder / "shades.safetensors", train_extractor("shades", dataset, None, 2))
     torch.manual_seed(0)
     for role, more in (("generator", {"sigma_init": 2.5}), ("teacher", {})):
-        facts = {"role": role, "classes": ["bright", "dark"], "images_seen": 1, **more}
+        metadata = {"role": role, "classes": ["bright", "dark"], "images_seen": 1, **more}
         network = Denoiser(NetworkConfig(**CONFIG)).eval()
-        save_network(folder / f"{role}.safetensors", network, facts)
+        save_network(folder / f"{role}.safetensors", network, metadata)
     return folder
 
 
@@ -75,17 +75,17 @@ def network():
 
 
 def labels_shine(z, labels):
-    """A "sampler" whose pictures show their noise, and their class by their shade."""
+    """A "sampler" whose images show their noise, and their class by their shade."""
     return 0.2 * z + (labels[:, :1, None, None] - 0.5)
 
 
-def test_pictures_come_from_the_served_seeds_and_from_class_after_class(network):
-    (observed,) = observe_pictures(labels_shine, network, [MOODY], 30, first_seed=7, batch=8,
+def test_images_come_from_the_served_seeds_and_from_class_after_class(network):
+    (observed,) = collect_feature_stats(labels_shine, network, [MOODY], 30, first_seed=7, batch=8,
                                    metrics=["kid", "is"])  # fmt: skip
     z = torch.from_numpy(latents(range(7, 37), (1, 8, 8)))
     classes = torch.nn.functional.one_hot(torch.arange(30) % 2, 2).float()
     pixels = to_pixels(labels_shine(z, classes)).permute(0, 3, 1, 2)
-    expected = MOODY.observe(pixels, probabilities=True)
+    expected = MOODY.extract(pixels, probabilities=True)
     np.testing.assert_array_equal(np.concatenate(observed.features), expected.features)
     np.testing.assert_array_equal(np.concatenate(observed.probabilities), expected.probabilities)
     assert observed.hits is None, "its classes need not be the network's"
@@ -94,7 +94,7 @@ def test_pictures_come_from_the_served_seeds_and_from_class_after_class(network)
 
 
 def test_a_plain_distance_keeps_no_features(network):
-    (observed,) = observe_pictures(labels_shine, network, [MOODY], 300)
+    (observed,) = collect_feature_stats(labels_shine, network, [MOODY], 300)
     assert observed.features == observed.probabilities == ()
     assert observed.moments.count == 300
 
@@ -128,12 +128,12 @@ def test_protocols_are_those_of_the_papers():
 
 
 def test_only_fids_own_network_makes_a_fid():
-    facts = {
+    metadata = {
         "role": "teacher", "network_sha256": "n", "reference": "r", "images": 256,
         "first_seed": 0, "evaluations": 35, "distance": 1.5,
     }  # fmt: skip
-    fid = Measurement(features="inception-2015-12-05", features_sha256=SHA256, **facts)
-    other = Measurement(features="inception-2015-12-05", features_sha256="f", **facts)
+    fid = Measurement(features="inception-2015-12-05", features_sha256=SHA256, **metadata)
+    other = Measurement(features="inception-2015-12-05", features_sha256="f", **metadata)
     assert fid.names["distance"] == "FID"
     assert other.names["distance"] == "Fréchet distance over inception-2015-12-05 features"
     assert not fid.is_comparable(other)
@@ -143,13 +143,13 @@ def test_measurements_of_before_are_read(tmp_path):
     """As version 0.1.0 wrote them."""
     network = tmp_path / "n.safetensors"
     network.write_bytes(b"weights")
-    facts = {
+    metadata = {
         "role": "teacher", "network_sha256": sha256_file(network), "features": "fashion-cnn",
         "features_sha256": "f", "reference": "60000 training images", "images": 10000,
         "first_seed": 0, "evaluations": 35, "distance": 4.5, "accuracy": 0.8,
         "real_distance": 0.06, "real_accuracy": 0.9,
     }  # fmt: skip
-    (tmp_path / "n.quality.json").write_text(json.dumps(facts))
+    (tmp_path / "n.quality.json").write_text(json.dumps(metadata))
     old = load_measurement(network, "teacher")
     assert (old.protocol, old.trials, old.others) == ("one", [], [])
     save_measurement(network, old.model_copy(update={"others": [old]}))
@@ -170,6 +170,7 @@ def evaluate(folder, capsys):
     return evaluate
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(folder, evaluate):
     npz, shades = folder / "shades.npz", folder / "shades.safetensors"
     reference(npz, str(shades), folder / "data", 8, keep_features=True, device="cpu")
@@ -195,7 +196,7 @@ def test_two_processes_find_what_one_finds(folder, evaluate):
         assert written[name] == same, name
 
 
-def test_several_networks_look_at_the_same_pictures(folder, evaluate):
+def test_several_networks_look_at_the_same_images(folder, evaluate):
     shades = str(folder / "shades.safetensors")
     result, told = evaluate(features=[shades, shades], protocol="edm")
     (other,) = result["others"]
@@ -233,7 +234,7 @@ def test_a_teacher_is_sampled_in_as_many_steps_as_asked_for(folder, evaluate):
         ({"metrics": "pr"}, "pr need each real image's features"),
         ({"reference": [Path("missing.npz")]}, "no reference at missing.npz"),
         ({"features": ["detector.pt"]}, "no file detector.pt"),
-        ({"features": []}, "no shipped feature network"),
+        ({"features": []}, "no shipped feature extractor"),
     ],
 )
 def test_what_cannot_be_measured_is_said(options, said, evaluate):

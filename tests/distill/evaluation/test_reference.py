@@ -6,28 +6,28 @@ import torch
 
 from distill.data.datasets import Dataset
 from distill.errors import UserError
-from distill.evaluation.detector import Detector, FeatureModule
+from distill.evaluation.feature_extractor import FeatureExtractor, FeatureModule
 from distill.evaluation.frechet import statistics
 from distill.evaluation.reference import (
+    bundled_reference,
     load_references,
     make_reference,
-    own_reference,
     save_reference,
 )
 
 
 class Corners(FeatureModule):
-    """The four corner pixels of a grey picture."""
+    """The four corner pixels of a grey image."""
 
     dimensions = 4
 
-    def observe(self, pixels, probabilities):
+    def extract(self, pixels, probabilities):
         assert not probabilities
         return pixels[:, 0, ::7, ::7].flatten(1).float(), None
 
 
-DETECTOR = Detector("corners", Corners(), "c" * 64)
-OTHER = Detector("others", Corners(), "0" * 64)
+EXTRACTOR = FeatureExtractor("corners", Corners(), "c" * 64)
+OTHER = FeatureExtractor("others", Corners(), "0" * 64)
 
 
 @pytest.fixture
@@ -37,19 +37,19 @@ def data():
     return Dataset("noise", images, torch.zeros(1200, dtype=torch.int64), ())
 
 
-def load(path, detectors=(DETECTOR,)):
-    return load_references([path], detectors)[DETECTOR.sha256]
+def load(path, extractors=(EXTRACTOR,)):
+    return load_references([path], extractors)[EXTRACTOR.sha256]
 
 
 def test_it_is_the_statistics_of_the_data_and_survives_its_file(data, tmp_path):
-    made = make_reference(data, DETECTOR)
-    features = DETECTOR.observe(data.images).features
+    made = make_reference(data, EXTRACTOR)
+    features = EXTRACTOR.extract(data.images).features
     expected = statistics(features)
     np.testing.assert_allclose(made.statistics.mu, expected.mu)
     np.testing.assert_allclose(made.statistics.sigma, expected.sigma)
     path = tmp_path / "noise.npz"
-    save_reference(path, made, DETECTOR)
-    again = load(path, [OTHER, DETECTOR])
+    save_reference(path, made, EXTRACTOR)
+    again = load(path, [OTHER, EXTRACTOR])
     assert (again.statistics.sigma == made.statistics.sigma).all()
     assert (again.features == features).all()
     assert (again.count, again.data_sha256) == (1200, data.digest())
@@ -59,12 +59,12 @@ def test_it_is_the_statistics_of_the_data_and_survives_its_file(data, tmp_path):
 
 
 def test_fewer_images_are_the_same_ones_each_time(data):
-    some, again = (make_reference(data, DETECTOR, images=300) for _ in range(2))
+    some, again = (make_reference(data, EXTRACTOR, images=300) for _ in range(2))
     assert (some.features == again.features).all()
     assert some.count == 300
-    assert make_reference(data, DETECTOR, 300, keep_features=False).features is None
+    assert make_reference(data, EXTRACTOR, 300, keep_features=False).features is None
     with pytest.raises(UserError, match="noise has 1200 images: a reference of 2000"):
-        make_reference(data, DETECTOR, images=2000)
+        make_reference(data, EXTRACTOR, images=2000)
 
 
 def test_files_of_edm_and_pytorch_fid_are_read(tmp_path):
@@ -73,8 +73,8 @@ def test_files_of_edm_and_pytorch_fid_are_read(tmp_path):
     reference = load(tmp_path / "edm.npz")
     assert reference.statistics.mu.dtype == np.float64
     assert reference.features is None
-    with pytest.raises(UserError, match="does not say over which feature network"):
-        load(tmp_path / "edm.npz", [DETECTOR, OTHER])
+    with pytest.raises(UserError, match="does not say over which feature extractor"):
+        load(tmp_path / "edm.npz", [EXTRACTOR, OTHER])
 
 
 def test_a_reference_over_other_features_is_refused(data, tmp_path):
@@ -89,7 +89,7 @@ def test_a_reference_over_other_features_is_refused(data, tmp_path):
         ({"mu": np.zeros(4)}, "is no reference"),
         ({"mu": np.zeros(4), "sigma": np.eye(3)}, r"sigma \(3, 3\)"),
         ({"mu": np.zeros((2, 2)), "sigma": np.eye(4)}, r"mu has shape \(2, 2\)"),
-        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "holds 3 features a picture, corners has 4"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "holds 3 features an image, corners has 4"),
         ({"mu": np.full(4, np.nan), "sigma": np.eye(4)}, "not finite"),
         ({"mu": np.zeros(4), "sigma": np.full((4, 4), np.inf)}, "not finite"),
         ({"mu": np.array(["a"] * 4), "sigma": np.eye(4)}, "not finite numbers"),
@@ -118,7 +118,7 @@ def test_other_files_are_refused(data, tmp_path):
         load(tmp_path / "r.npy")
     with pytest.raises(UserError, match="sid-distill reference"):
         load(tmp_path / "missing.npz")
-    save_reference(tmp_path / "whole.npz", make_reference(data, DETECTOR), DETECTOR)
+    save_reference(tmp_path / "whole.npz", make_reference(data, EXTRACTOR), EXTRACTOR)
     content = (tmp_path / "whole.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="is no reference"):
@@ -126,4 +126,4 @@ def test_other_files_are_refused(data, tmp_path):
 
 
 def test_only_our_own_networks_bring_a_reference():
-    assert own_reference(DETECTOR) is None
+    assert bundled_reference(EXTRACTOR) is None

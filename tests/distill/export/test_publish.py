@@ -22,7 +22,7 @@ from tests.reference_numbers import FIXTURES
 
 RELEASED = "CC-BY-NC-SA-4.0"
 PRETRAINED = Path(distill.__file__).parent / "pretrained"
-SMALL_RUN = ("--images", 2, "--batch", 2, "--precision", "fp32", "--features", "none")
+SMALL_RUN = ("--images", 2, "--batch", 2, "--precision", "float32", "--features", "none")
 
 
 def sid_distill(*arguments):
@@ -47,8 +47,8 @@ def toy():
     return network
 
 
-def save_toy(path, **facts):
-    save_network(path, toy(), {"role": "teacher", "classes": ["a", "b", "c"]} | facts)
+def save_toy(path, **metadata):
+    save_network(path, toy(), {"role": "teacher", "classes": ["a", "b", "c"]} | metadata)
     return path
 
 
@@ -72,8 +72,8 @@ def publish_toy(graphs, tmp_path, monkeypatch):
     monkeypatch.setattr("distill.export.publish.export_onnx", exported)
 
     def publish(network, *options):
-        _, facts = load_network(network)
-        save_network(network, toy(), facts)
+        _, metadata = load_network(network)
+        save_network(network, toy(), metadata)
         said = sid_distill(
             "publish", network, "--name", "toy", "--models", tmp_path / "models", *options
         )
@@ -82,13 +82,14 @@ def publish_toy(graphs, tmp_path, monkeypatch):
     return publish
 
 
-def distil(folder, *options, **facts):
+def distil(folder, *options, **metadata):
     """The generator that `run` makes of the toy as a teacher with these facts."""
-    teacher = save_toy(folder / "teacher.safetensors", **facts)
+    teacher = save_toy(folder / "teacher.safetensors", **metadata)
     sid_distill("run", "--teacher", teacher, "--out", folder, *SMALL_RUN, *options)
     return folder / "network.safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", sorted(file.stem for file in RECIPES.glob("*.toml")))
 def test_what_a_shipped_recipe_has_distilled_is_published(tmp_path, publish_toy, recipe):
     # The start level is the exported graph's, whatever the recipe's.
@@ -98,6 +99,7 @@ def test_what_a_shipped_recipe_has_distilled_is_published(tmp_path, publish_toy,
     assert manifest.training.get("generator_betas") == {"ffhq64": "[0.9, 0.999]"}.get(recipe)
 
 
+@pytest.mark.slow
 def test_what_was_distilled_with_every_option_of_run_is_published(tmp_path, publish_toy):
     options = {
         "--microbatch": 1, "--lr": 1e-6, "--fake-lr": 1e-6, "--cooldown": 2, "--alpha": 1.2,
@@ -115,6 +117,7 @@ def test_what_was_distilled_with_every_option_of_run_is_published(tmp_path, publ
     assert manifest.training["seed"] == 2**63
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stated", [None, "CC-BY-4.0"])
 def test_a_student_of_an_imported_teacher_inherits_its_licence(tmp_path, publish_toy, stated):
     options = [] if stated is None else ["--licence", stated]
@@ -125,31 +128,31 @@ def test_a_student_of_an_imported_teacher_inherits_its_licence(tmp_path, publish
     for network in (teacher, run / "network.safetensors"):
         assert load_network(network)[1]["licence"] == (stated or RELEASED)
     assert json.loads((tmp_path / "grey.json").read_text())["licence"] == (stated or RELEASED)
-    save_toy(run / "network.safetensors", **facts_of(run) | {"classes": ["a", "b", "c"]})
+    save_toy(run / "network.safetensors", **metadata_of(run) | {"classes": ["a", "b", "c"]})
     manifest, said = publish_toy(run / "network.safetensors")
     assert manifest.licence == (stated or RELEASED)
     assert f"licence: {stated or RELEASED}\n" in said
 
 
-def facts_of(run):
+def metadata_of(run):
     return load_network(run / "network.safetensors")[1]
 
 
 def test_a_student_of_a_released_file_inherits_its_licence_without_an_import(tmp_path):
     pickle = FIXTURES / "ddpmpp.pkl"
     sid_distill("run", "--teacher", pickle, "--out", tmp_path / "run", *SMALL_RUN)
-    assert facts_of(tmp_path / "run")["licence"] == RELEASED
+    assert metadata_of(tmp_path / "run")["licence"] == RELEASED
 
 
 def test_headers_from_before_they_held_a_licence_say_where_they_come_from(tmp_path):
-    for facts, licence in (
+    for metadata, licence in (
         ({"source": "edm.pkl", "source_sha256": "0"}, RELEASED),
         ({"recipe": "fashion", "data": "fashion-mnist, 60000 images"}, "Apache-2.0"),
         ({"recipe": "fashion", "data": "photos, 60000 images"}, None),
         ({"recipe": "fashion", "data": "photos of fashion-mnist, 60000 images"}, None),
         ({}, None),
     ):
-        network = save_toy(tmp_path / "n.safetensors", **facts)
+        network = save_toy(tmp_path / "n.safetensors", **metadata)
         assert load_network(network)[1].get("licence") == licence
     for shipped in PRETRAINED.glob("*.safetensors"):
         licence = "CC0-1.0" if "avatars" in shipped.stem else "Apache-2.0"
@@ -171,8 +174,8 @@ def test_a_licence_that_is_not_known_is_asked_for(tmp_path, publish_toy):
 
 
 def test_a_licence_that_is_told_stands_beside_the_inherited_one(tmp_path, publish_toy):
-    facts = {"role": "generator", "sigma_init": 2.5, "licence": RELEASED}
-    generator = save_toy(tmp_path / "n.safetensors", **facts)
+    metadata = {"role": "generator", "sigma_init": 2.5, "licence": RELEASED}
+    generator = save_toy(tmp_path / "n.safetensors", **metadata)
     manifest, said = publish_toy(generator, "--licence", "LicenseRef-own")
     assert manifest.licence == "LicenseRef-own"
     assert manifest.training["licence"] == RELEASED
@@ -215,7 +218,7 @@ def test_a_recipes_licence_is_of_networks_trained_on_its_own_data(tmp_path, data
     sid_distill(
         "teacher", "--recipe", tmp_path / "mine.toml", "--data", tmp_path / "photos", "--out", out
     )
-    assert facts_of(out).get("licence") == licence
+    assert metadata_of(out).get("licence") == licence
 
 
 def test_the_shipped_fashion_recipe_licenses_its_own_data_only():

@@ -16,7 +16,7 @@ CLASSES = ["a", "b", "c"]
 
 
 class Drawn(torch.nn.Module):
-    """Stands where a generator does: pictures by a formula of noise and class."""
+    """Stands where a generator does: images by a formula of noise and class."""
 
     def __init__(self, formula, classes):
         super().__init__()
@@ -38,28 +38,28 @@ def check(formula, classes=CLASSES):
 @pytest.mark.parametrize(
     ("formula", "said"),
     [
-        (lambda _z, _c: -1.0, "the same picture of class 'a' for every seed"),
-        (lambda _z, _c: math.nan, "the same picture of class 'a' for every seed"),
-        (lambda _z, c: c / 3, "the same picture of class 'a' for every seed"),
+        (lambda _z, _c: -1.0, "the same image of class 'a' for every seed"),
+        (lambda _z, _c: math.nan, "the same image of class 'a' for every seed"),
+        (lambda _z, c: c / 3, "the same image of class 'a' for every seed"),
         (lambda z, c: torch.where(torch.as_tensor(c == 1), -1.0, z), "of class 'b' for every seed"),
-        (lambda z, c: (c + 0.3) / 4 + z / 5000, "the same picture of class 'a' for every seed"),
-        (lambda z, _c: z, "the same picture for all of its 3 classes"),
-        (lambda z, c: z + c * 1e-7, "the same picture for all of its 3 classes"),
-        (lambda z, c: z.sign() * (2 + c), "the same picture for all of its 3 classes"),
+        (lambda z, c: (c + 0.3) / 4 + z / 5000, "the same image of class 'a' for every seed"),
+        (lambda z, _c: z, "the same image for all of its 3 classes"),
+        (lambda z, c: z + c * 1e-7, "the same image for all of its 3 classes"),
+        (lambda z, c: z.sign() * (2 + c), "the same image for all of its 3 classes"),
     ],
 )
-def test_pictures_that_do_not_depend_on_what_is_asked_are_refused(formula, said):
+def test_images_that_do_not_depend_on_what_is_asked_are_refused(formula, said):
     with pytest.raises(UserError, match=said):
         check(formula)
 
 
 def test_without_classes_the_seed_alone_counts():
     check(lambda z, _c: z, classes=[])
-    with pytest.raises(UserError, match="the same picture for every seed"):
+    with pytest.raises(UserError, match="the same image for every seed"):
         check(lambda _z, _c: 0.5, classes=[])
 
 
-def test_pictures_that_depend_on_both_are_not():
+def test_images_that_depend_on_both_are_not():
     check(lambda z, c: z + c / 3)
     check(lambda z, c: z + torch.as_tensor(c == 2))  # two classes may look alike
     check(lambda z, c: z + c / 10_000)  # less than a level, as after a short training
@@ -73,8 +73,8 @@ def test_publish_looks(tmp_path, monkeypatch):
     with torch.no_grad():
         for weight in network.parameters():
             weight.fill_(-1e6)
-    facts = {"role": "generator", "classes": CLASSES, "sigma_init": 2.5}
-    save_network(tmp_path / "g.safetensors", network, facts)
+    metadata = {"role": "generator", "classes": CLASSES, "sigma_init": 2.5}
+    save_network(tmp_path / "g.safetensors", network, metadata)
     with pytest.raises(UserError, match=r"of class 'a' for every seed: its training"):
         publish(tmp_path / "g.safetensors", None, "x", "", "MIT", tmp_path / "models")
     assert not list((tmp_path / "models").iterdir())

@@ -36,7 +36,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def draw(bundle, references):
-    """Draw golden pictures with the gateway's own engine."""
+    """Draw golden images with the gateway's own engine."""
     z = latents([reference.seed for reference in references], bundle.manifest.latent_shape)
     labels = None
     if bundle.manifest.classes:
@@ -53,6 +53,7 @@ def draw(bundle, references):
     return asyncio.run(run())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "classes", "shape"),
     [
@@ -77,7 +78,7 @@ def test_a_generator_goes_straight_to_the_gateway(name, classes, shape):
         manifest.golden.images, draw(bundle, manifest.golden.images), strict=True
     ):
         assert manifest.golden.mismatch(reference, pixels) is None
-        assert pixels.std() > 10, "a flat picture would prove nothing"
+        assert pixels.std() > 10, "a flat image would prove nothing"
 
 
 def test_a_teacher_is_kept_to_be_distilled():
@@ -88,12 +89,12 @@ def test_a_teacher_is_kept_to_be_distilled():
     assert "sid-distill run --teacher checkpoints/grey.safetensors" in said
     assert not Path("models").exists()
 
-    network, facts = load_network(Path("checkpoints/grey.safetensors"))
+    network, metadata = load_network(Path("checkpoints/grey.safetensors"))
     expected = load_pickle(source)
     assert network.config == expected.config
     for name, tensor in expected.state_dict().items():
         assert torch.equal(network.state_dict()[name], tensor)
-    assert facts == {
+    assert metadata == {
         "role": "teacher",
         "classes": ["a", "b", "c", "d", "e"],
         "source": "ddpmpp.pkl",
@@ -112,9 +113,9 @@ def test_a_teacher_is_kept_to_be_distilled():
 
 def test_every_command_reads_a_released_file_as_it_is(tmp_path):
     """load_network stands behind run, evaluate, export and publish."""
-    _, facts = load_network(FIXTURES / "ncsnpp.pkl")
-    assert facts["role"] == "teacher"
-    assert facts["classes"] == []
+    _, metadata = load_network(FIXTURES / "ncsnpp.pkl")
+    assert metadata["role"] == "teacher"
+    assert metadata["classes"] == []
     bare = put_together({"ema": take_apart()["ema"]})
     for name, role in (
         ("sid-cifar10.pkl", "generator"),
@@ -122,8 +123,11 @@ def test_every_command_reads_a_released_file_as_it_is(tmp_path):
     ):
         path = tmp_path / name
         path.write_bytes(bare)
-        network, facts = load_network(path)
-        assert (facts["role"], facts.get("sigma_init")) == (role, {"generator": 2.5}.get(role))
+        network, metadata = load_network(path)
+        assert (metadata["role"], metadata.get("sigma_init")) == (
+            role,
+            {"generator": 2.5}.get(role),
+        )
         assert not network.training
 
 
@@ -138,8 +142,8 @@ def test_the_role_can_be_told_and_is_explained(tmp_path):
 def test_class_names_come_from_a_file_of_lines(tmp_path):
     (tmp_path / "names.txt").write_text("ä\nb\n\nc, d\ne\nf\n", encoding="utf-8")
     sid_import(FIXTURES / "ddpmpp.pkl", "--name", "named", "--classes", "names.txt")
-    _, facts = load_network(Path("checkpoints/named.safetensors"))
-    assert facts["classes"] == ["ä", "b", "c, d", "e", "f"]
+    _, metadata = load_network(Path("checkpoints/named.safetensors"))
+    assert metadata["classes"] == ["ä", "b", "c, d", "e", "f"]
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,7 @@ def test_what_is_no_released_file_is_refused(content):
     assert "network.pkl is refused: it" in refused(content)
 
 
+@pytest.mark.slow
 def test_bombs_are_small():
     """A few bytes that ask for gigabytes, or for hours, get neither."""
     deep = b"\x80\x04" + b"]" * 300_000 + b"a" * 299_999 + b"."
@@ -435,6 +436,7 @@ def fuzz(path, seed, count, name="ncsnpp"):
     return read
 
 
+@pytest.mark.slow
 def test_no_damage_does_anything_but_be_refused(tmp_path):
     """Raise `count` after changing distill/pickles: 9,600 took nine minutes of one core."""
     read = fuzz(tmp_path / "network.pkl", seed=0, count=100)

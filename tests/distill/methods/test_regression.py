@@ -13,14 +13,15 @@ from distill.errors import UserError
 from distill.methods.losses import regression_loss
 from distill.methods.pairs import PAIRS_PER_PART, draw_pairs, pair_inputs
 from distill.methods.regression import RegressionTraining
-from distill.methods.sid import SidTraining
+from distill.methods.sid import Sid, SidConfig
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import RegressionConfig, SidConfig
+from distill.recipe import RegressionConfig
 from distill.sampling import heun, one_step
-from distill.training.distributed import World
+from distill.training.distillation import Distillation
+from distill.training.distributed import DistributedContext
 from distill.training.loop import train
 
-CPU = World(torch.device("cpu"))
+CPU = DistributedContext(torch.device("cpu"))
 AVATARS_TEACHER = Path(distill.__file__).parent / "pretrained" / "avatars-teacher.safetensors"
 NETWORK = NetworkConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=16, channel_mult=(1, 2),
@@ -34,7 +35,7 @@ CONFIG = RegressionConfig(
 
 @pytest.fixture(scope="module")
 def teacher():
-    """One whose pictures depend on noise and class: of random weights, for it need not be good."""
+    """One whose images depend on noise and class: of random weights, for it need not be good."""
     torch.manual_seed(1)
     network = Denoiser(NETWORK)
     with torch.no_grad():
@@ -108,6 +109,7 @@ def test_what_a_regression_does_not_do_is_refused_in_its_recipe(name):
         RegressionConfig.model_validate(CONFIG.model_dump() | {name: 0.5})
 
 
+@pytest.mark.slow
 def test_one_step_learns_what_the_teacher_draws_in_many(teacher, tmp_path):
     pairs = draw_pairs(teacher, CONFIG, tmp_path / "pairs", CPU, progress=False)
     training = RegressionTraining(teacher, pairs, CONFIG, CPU)
@@ -126,8 +128,8 @@ def test_one_step_learns_what_the_teacher_draws_in_many(teacher, tmp_path):
 def test_sid_begins_where_the_regression_ended(teacher):
     torch.manual_seed(2)
     start = Denoiser(NETWORK)
-    config = SidConfig(total_images=64, batch=64, checkpoint_every=64, sigma_init=20.0)
-    training = SidTraining(teacher, config, CPU, start)
+    method = Sid(SidConfig(total_images=64, batch=64, checkpoint_every=64, sigma_init=20.0))
+    training = Distillation(method, teacher, CPU, start)
 
     def same(network, other):
         pairs = zip(network.parameters(), other.parameters(), strict=True)
@@ -137,7 +139,7 @@ def test_sid_begins_where_the_regression_ended(teacher):
     assert same(training.ema, start)
     assert same(training.fake_score.network, teacher)
     assert same(training.teacher, teacher)
-    assert training.identity() != SidTraining(teacher, config, CPU).identity()
+    assert training.identity() != Distillation(method, teacher, CPU).identity()
 
 
 def run(capsys, *arguments):
@@ -188,13 +190,14 @@ def test_from_pairs_to_a_generator_by_the_commands(teacher_file, tmp_path, monke
         with pytest.raises(SystemExit) as end:
             main()
         assert end.value.code == 0
-    _, facts = load_network(tmp_path / "run" / "network.safetensors")
-    assert (facts["role"], facts["sigma_init"]) == ("generator", 20.0)
-    assert facts["started_from"] == "128 images of regression"
+    _, metadata = load_network(tmp_path / "run" / "network.safetensors")
+    assert (metadata["role"], metadata["sigma_init"]) == ("generator", 20.0)
+    assert metadata["started_from"] == "128 images of regression"
 
 
+@pytest.mark.slow
 def test_the_avatars_recipe_goes_from_its_teacher_to_a_generator(tmp_path, monkeypatch):
-    """What docs/results.md says of models/avatars, at toy size."""
+    """What docs/results/avatars.md says of models/avatars, at toy size."""
     start = tmp_path / "start" / "network.safetensors"
     common = ["--recipe", "avatars", "--teacher", AVATARS_TEACHER, "--images", 64]
     for arguments in (
@@ -205,6 +208,6 @@ def test_the_avatars_recipe_goes_from_its_teacher_to_a_generator(tmp_path, monke
         with pytest.raises(SystemExit) as end:
             main()
         assert end.value.code == 0
-    _, facts = load_network(tmp_path / "run" / "network.safetensors")
-    assert (facts["images_seen"], facts["sigma_init"]) == (64, 40.0)
-    assert facts["licence"] == "CC0-1.0"
+    _, metadata = load_network(tmp_path / "run" / "network.safetensors")
+    assert (metadata["images_seen"], metadata["sigma_init"]) == (64, 40.0)
+    assert metadata["licence"] == "CC0-1.0"

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from distill.data.augment import AUGMENT_DIM, augment
-from distill.methods.sid import SidTraining
+from distill.methods.sid import Sid, SidConfig
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import SidConfig
-from distill.training.distributed import World
-from distill.training.microbatches import seed_draws
+from distill.training.distillation import Distillation
+from distill.training.distributed import DistributedContext
+from distill.training.microbatches import seed_rng
 from tests.compare.transcription import Draws, Settings, Transcription
 
 SEED, STEPS, LR = 5, 4, 1e-3
@@ -22,7 +22,7 @@ NETWORK = NetworkConfig(
 
 
 class SameDraws(Draws):
-    """The draws of `SidTraining`: seeded for each micro-batch, in its order of memory.
+    """The draws of `Sid`: seeded for each micro-batch, in its order of memory.
 
     Noise, masks of dropout and what an augmentation returns are laid out as their input is. So
     the transcription either computes in NCHW and only its noise is drawn as if in channels_last,
@@ -33,7 +33,7 @@ class SameDraws(Draws):
         self.like_ours = like_ours
 
     def begin(self, images_seen, phase, microbatch):
-        seed_draws(SEED, images_seen, phase, microbatch)
+        seed_rng(SEED, images_seen, phase, microbatch)
 
     def latents(self, shape):
         z = super().latents(shape)
@@ -56,7 +56,7 @@ def teacher(dropout, channels):
 
 
 def both(microbatch, eps, dropout=0.0, augmented=0.0, channels=16):
-    """SidTraining and the transcription of it after STEPS steps, and the scalars of each step."""
+    """Sid's training, its transcription, after STEPS steps, and the scalars of each step."""
     config = SidConfig(
         total_images=1000, batch=8, microbatch=microbatch, lr=LR, adam_eps=eps, alpha=1.2,
         augment=augmented, checkpoint_every=1000, ema_halflife=50, seed=SEED,
@@ -69,7 +69,9 @@ def both(microbatch, eps, dropout=0.0, augmented=0.0, channels=16):
         plain = plain.to(memory_format=torch.channels_last)
     bend = {"augment": partial(augment, probability=augmented)} if augmented else {}
     oracle = Transcription(plain, settings, SameDraws(like_ours), **bend)
-    training = SidTraining(copy.deepcopy(network), config, World(torch.device("cpu")))
+    training = Distillation(
+        Sid(config), copy.deepcopy(network), DistributedContext(torch.device("cpu"))
+    )
     names = ("loss/fake_score", "loss/generator", "score gap")
     found, expected = [], []
     for step in range(STEPS):
@@ -85,6 +87,7 @@ def pairs(training, oracle):
     yield training.ema, oracle.ema
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -127,11 +130,3 @@ def test_with_adams_own_eps_too():
         )
         assert apart.max() <= 2 * STEPS * LR * 1.5
         assert (apart < LR / 100).float().mean() > 0.98
-
-
-def test_with_winograds_convolutions_too():
-    training, oracle, found, expected = both(microbatch=8, eps=1.0, channels=64)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    for network, plain in pairs(training, oracle):
-        for a, b in zip(network.parameters(), plain.parameters(), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-2 * LR)

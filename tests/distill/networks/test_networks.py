@@ -242,6 +242,7 @@ def test_what_is_admitted_can_be_built_and_run_and_nothing_else_can(
     assert drawn.shape == (1, 1, 8, 8)
 
 
+@pytest.mark.slow
 def test_trying_a_network_draws_no_random_number_and_loads_no_compiler():
     code = (
         "import sys, torch; from distill.recipe import load_recipe; torch.manual_seed(1);"
@@ -257,6 +258,26 @@ def test_a_configuration_written_before_there_were_architectures_is_ddpmpp():
     assert NetworkConfig.model_validate_json('{"img_resolution": 32, "img_channels": 1}') == (
         NetworkConfig(architecture="ddpmpp", img_resolution=32, img_channels=1)
     )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_the_encoder_ends_in_the_lowest_level_and_the_decoder_goes_on_from_there(
+    architecture, patch_size
+):
+    """So one pass gives a discriminator its features and the denoiser its image."""
+    size = {"architecture": architecture, "img_resolution": 8 * patch_size}
+    torch.manual_seed(0)
+    network = NetworkConfig(**TINY | size, patch_size=patch_size).build().eval()
+    with torch.no_grad():
+        for parameter in network.parameters():  # the last layer starts (near) zero
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        x = torch.randn(2, 2, 8 * patch_size, 8 * patch_size)
+        inputs = (torch.tensor([0.3, -1.0]), torch.eye(3)[:2], torch.randn(2, 9))
+        emb = network.embed(*inputs)
+        features = network.encode(x, emb)
+        assert features[-1].shape == (2, 128, 2, 2)
+        assert torch.equal(network.decode(features, emb), network(x, *inputs))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

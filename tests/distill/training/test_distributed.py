@@ -1,10 +1,10 @@
 """Several processes, by torchrun over gloo: the same run as one, stopped and resumed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from distill.checkpoints import load_network, load_state, save_network
 from distill.errors import UserError
+from distill.methods.sid import SidConfig
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import SidConfig
-from distill.training.distributed import World
-from distill.training.microbatches import share_of_batch
+from distill.training.distributed import DistributedContext
+from distill.training.microbatches import local_microbatches
 
 BIN = Path(sys.executable).parent
 RECIPE = """
@@ -87,6 +87,7 @@ def weights(folder):
     return load_state(folder / "state.pt")["training"]["generator"]
 
 
+@pytest.mark.slow
 def test_two_processes_run_the_same_curve_as_one(arguments, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     run(1, *arguments, one)
@@ -100,6 +101,7 @@ def test_two_processes_run_the_same_curve_as_one(arguments, tmp_path):
     assert load_network(two / "network.safetensors")[1]["images_seen"] == 400
 
 
+@pytest.mark.slow
 def test_a_sharded_network_learns_the_same(arguments, tmp_path):
     """Without dropout, whose draws follow the memory layout, which sharding changes."""
     whole, sharded = tmp_path / "whole", tmp_path / "sharded"
@@ -111,35 +113,34 @@ def test_a_sharded_network_learns_the_same(arguments, tmp_path):
     assert "96 images:" in output, "a sharded run resumes too"
 
 
+@pytest.mark.slow
 def test_torchrun_is_stopped_and_resumes_to_the_bit(arguments, tmp_path):
-    run(2, *arguments, tmp_path / "whole")
-    parts = tmp_path / "parts"
-    stopped = start(2, *arguments, parts)
-    wait_for(lambda: (parts / "run.json").exists())
-    time.sleep(1)
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    stopped = start(2, *arguments, parts, "--images", 1_000_000)
+    told = ""
+    while not re.search(r"[1-9][0-9.]*k?/1\.00M \[", told):  # images that its progress bar counts
+        line = stopped.stdout.readline()
+        assert line, told
+        told += line
     stopped.send_signal(signal.SIGTERM)
     _, output = finish(stopped)
     assert "the same command goes on from there" in output
-    assert 0 < load_state(parts / "state.pt")["images_seen"] < 400
-    run(2, *arguments, parts)
-    torch.testing.assert_close(weights(parts), weights(tmp_path / "whole"), rtol=0, atol=0)
-
-
-def wait_for(true, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    seen = load_state(parts / "state.pt")["images_seen"]
+    assert 0 < seen < 1_000_000
+    for folder in (parts, whole):
+        run(2, *arguments, folder, "--images", seen + 80)
+    torch.testing.assert_close(weights(parts), weights(whole), rtol=0, atol=0)
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused():
     config = SidConfig(total_images=1, checkpoint_every=1, batch=96, microbatch=32)
     cpu = torch.device("cpu")
-    assert list(share_of_batch(config, World(cpu, rank=1, size=3))) == [1]
+    assert list(local_microbatches(config, DistributedContext(cpu, rank=1, size=3))) == [1]
     with pytest.raises(UserError, match="32 cannot be divided among 2 processes: choose"):
-        share_of_batch(config, World(cpu, rank=0, size=2))
+        local_microbatches(config, DistributedContext(cpu, rank=0, size=2))
 
 
+@pytest.mark.slow
 def test_sharding_without_torchrun_is_refused(arguments, tmp_path):
     code, output = finish(start(1, *arguments, tmp_path / "out", "--shard"))
     assert code == 2

@@ -8,13 +8,14 @@ import torch
 
 from distill.data.datasets import Dataset
 from distill.methods.losses import fake_score_loss, generator_loss
-from distill.methods.sid import SidTraining
+from distill.methods.sid import Sid, SidConfig
 from distill.methods.teacher import TeacherTraining
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import SidConfig, TeacherConfig
-from distill.training.distributed import World
+from distill.recipe import TeacherConfig
+from distill.training.distillation import Distillation
+from distill.training.distributed import DistributedContext
 
-CPU = World(torch.device("cpu"))
+CPU = DistributedContext(torch.device("cpu"))
 NETWORK = NetworkConfig(
     img_resolution=8, img_channels=3, label_dim=3, model_channels=16, channel_mult=(1, 2),
     num_blocks=1, attn_resolutions=(4,), dropout=0.0,
@@ -39,7 +40,7 @@ def network():
 
 
 def make_sid():
-    return SidTraining(network(), SID, CPU)
+    return Distillation(Sid(SID), network(), CPU)
 
 
 def make_teacher():
@@ -127,7 +128,7 @@ def expected():
     ],
 )  # fmt: skip
 def test_psis_gradients_are_those_of_the_other_samples(place, value, expected):
-    """A picture that is NaN must not enter psi; what psi makes of one must not come back.
+    """An image that is NaN must not enter psi; what psi makes of one must not come back.
 
     (1e30 is finite; the loss of it is not.)
     """
@@ -142,6 +143,7 @@ def test_psis_gradients_are_those_of_the_other_samples(place, value, expected):
     assert training.fake_score.skipped.item() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
 @pytest.mark.parametrize("place", ["theta", "phi", "psi", "into phi", "into psi"])
 def test_thetas_gradients_are_those_of_the_other_samples(place, value, expected):
@@ -178,7 +180,7 @@ def test_a_teachers_gradients_are_those_of_the_other_samples(value):
 
 
 class Remembering:
-    """A data set that notes which pictures were picked."""
+    """A data set that notes which images were picked."""
 
     def __init__(self, dataset, picked):
         self.dataset, self.picked = dataset, picked
@@ -216,7 +218,7 @@ def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(make, how):
     hook.remove()
     for a, b in zip(everything(learner), before, strict=True):
         assert torch.equal(a, b)
-    assert learner.skipped.item() == learner.in_a_row.item() == 1
+    assert learner.skipped.item() == learner.consecutive_skips.item() == 1
     name = list(training.learners)[-1]
     assert how == "no sample is left" or not logged[f"gradient/{name}"].isfinite()
 
@@ -227,5 +229,5 @@ def test_a_step_that_is_not_finite_leaves_weights_and_moments_alone(make, how):
     if make is make_teacher:  # (a psi was stepped between, in SiD)
         for a, b in zip(everything(learner), everything(untouched.learner), strict=True):
             assert torch.equal(a, b)
-    assert learner.in_a_row.item() == 0
+    assert learner.consecutive_skips.item() == 0
     assert learner.skipped.item() == 1

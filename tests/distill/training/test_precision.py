@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from distill.checkpoints import load_network, save_network
-from distill.evaluation.detector import Detector, FeatureModule
 from distill.evaluation.evaluate import measure, one_step_sampler
+from distill.evaluation.feature_extractor import FeatureExtractor, FeatureModule
 from distill.evaluation.frechet import statistics
 from distill.evaluation.reference import Reference
-from distill.methods.sid import SidTraining
+from distill.methods.sid import Sid, SidConfig
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import SidConfig
-from distill.training.distributed import World
+from distill.training.distillation import Distillation
+from distill.training.distributed import DistributedContext
 from distill.training.precision import full_float32
 
 NETWORK = NetworkConfig(
@@ -42,7 +42,7 @@ class Rows(FeatureModule):
         super().__init__()
         self.seen = []
 
-    def observe(self, pixels, probabilities):  # noqa: ARG002
+    def extract(self, pixels, probabilities):  # noqa: ARG002
         self.seen.append(switches())
         return pixels[:, 0].float().mean(dim=2), None
 
@@ -51,23 +51,28 @@ class Rows(FeatureModule):
 def test_a_training_measures_what_evaluate_measures(tmp_path):
     torch.manual_seed(0)
     config = SidConfig(
-        total_images=32, batch=8, lr=1e-2, precision="bf16", ema_halflife=40, checkpoint_every=32
+        total_images=32,
+        batch=8,
+        lr=1e-2,
+        precision="bfloat16",
+        ema_halflife=40,
+        checkpoint_every=32,
     )
-    training = SidTraining(Denoiser(NETWORK), config, World(torch.device("cpu")))
+    training = Distillation(Sid(config), Denoiser(NETWORK), DistributedContext(torch.device("cpu")))
     for step in range(4):
         training.step(8 * step)
     assert training.ema.compute_dtype is torch.bfloat16
-    facts = {"role": "generator", "classes": ["a", "b"], "sigma_init": 2.5}
-    save_network(tmp_path / "g.safetensors", training.ema, facts)
+    metadata = {"role": "generator", "classes": ["a", "b"], "sigma_init": 2.5}
+    save_network(tmp_path / "g.safetensors", training.ema, metadata)
     kept, _ = load_network(tmp_path / "g.safetensors")
     real = torch.rand(300, 8, generator=torch.Generator().manual_seed(1)) * 255
     reference = Reference(statistics(real.double().numpy()), "noise")
     distances = []
     for network in (training.ema, kept):
         features = Rows()
-        detector = Detector("rows", features)
+        extractor = FeatureExtractor("rows", features)
         sampler = one_step_sampler(network, 2.5)
-        measured = measure(sampler, network, detector, images=256, reference=reference)
+        measured = measure(sampler, network, extractor, images=256, reference=reference)
         distances.append(measured["distance"])
         assert set(features.seen) == {(False, False)}
     assert distances[0] == distances[1]

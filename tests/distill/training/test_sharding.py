@@ -9,11 +9,12 @@ from torch.distributed.tensor import DTensor
 
 import distill.training.distributed
 from distill.data.datasets import Dataset
-from distill.methods.sid import SidTraining
+from distill.methods.sid import Sid, SidConfig
 from distill.methods.teacher import TeacherTraining
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import SidConfig, TeacherConfig
-from distill.training.distributed import World
+from distill.recipe import TeacherConfig
+from distill.training.distillation import GENERATOR_PHASE, Distillation
+from distill.training.distributed import DistributedContext
 
 NETWORK = NetworkConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=8, channel_mult=(1, 1),
@@ -23,27 +24,28 @@ LOOP = {"total_images": 8, "batch": 8, "microbatch": 2, "lr": 1e-3, "ema_halflif
 
 
 @pytest.fixture
-def world():
+def context():
     """One process, sharded as if there were more."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield World(torch.device("cpu"), shard=True)
+    yield DistributedContext(torch.device("cpu"), shard=True)
     dist.destroy_process_group()
 
 
-def make_sid(world, microbatch=2):
+def make_sid(context, microbatch=2):
     torch.manual_seed(0)
     config = SidConfig(checkpoint_every=8, **LOOP | {"microbatch": microbatch})
-    return SidTraining(Denoiser(NETWORK), config, world)
+    return Distillation(Sid(config), Denoiser(NETWORK), context)
 
 
-def make_teacher(world):
+def make_teacher(context):
     pixels = torch.arange(30 * 64).remainder(255).to(torch.uint8).view(30, 1, 8, 8)
     dataset = Dataset("ramp", pixels, torch.arange(30) % 2, ("a", "b"))
-    return TeacherTraining(NETWORK, TeacherConfig(checkpoint_every=8, **LOOP), dataset, world)
+    return TeacherTraining(NETWORK, TeacherConfig(checkpoint_every=8, **LOOP), dataset, context)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [make_sid, make_teacher])
-def test_networks_are_built_and_sharded_one_after_the_other(make, world, monkeypatch):
+def test_networks_are_built_and_sharded_one_after_the_other(make, context, monkeypatch):
     def whole_networks():
         networks = [one for one in gc.get_objects() if type(one) is Denoiser]
         return sum(not isinstance(next(one.parameters()), DTensor) for one in networks)
@@ -59,29 +61,30 @@ def test_networks_are_built_and_sharded_one_after_the_other(make, world, monkeyp
         return shard(network, device)
 
     monkeypatch.setattr(distill.training.distributed, "shard", counting)
-    training = make(world)
+    training = make(context)
     assert len(counted) == 1 + len(training.learners) + (make is make_sid)
     assert max(counted) <= 2, "the one that is copied, and its copy"
     assert all(site == {"cpu"} for site in sites)
 
 
-def test_gradients_are_spread_after_each_micro_batch(world):
-    training = make_sid(world)
+def test_gradients_are_spread_after_each_micro_batch(context):
+    training = make_sid(context)
     learner = training.generator
+    losses = training.losses(GENERATOR_PHASE, 0)
     spread = []
 
     def compute(number):
         if number:
             parameters = list(learner.network.parameters())
             spread.append(all(isinstance(p.grad, DTensor) for p in parameters))
-        return training._generator_loss(0, number)
+        return losses[number]()
 
-    learner.descend([lambda number=number: compute(number) for number in range(4)], 1e-3)
+    learner.optimizer_step([lambda number=number: compute(number) for number in range(4)], 1e-3)
     assert spread == [True] * 3
 
 
-def test_a_sharded_step_that_is_not_finite_is_skipped(world):
-    training = make_sid(world)
+def test_a_sharded_step_that_is_not_finite_is_skipped(context):
+    training = make_sid(context)
     training.step(0)
     before = [p.to_local().clone() for p in training.generator.network.parameters()]
     training.generator.network.register_forward_hook(lambda _m, _i, output: output * torch.nan)

@@ -17,7 +17,7 @@ SIDE = 16
 
 
 class FlatColours(nn.Module):
-    """The optimal denoiser of pictures of one colour, each channel N(centre of its class, s^2)."""
+    """The optimal denoiser of images of one colour, each channel N(centre of its class, s^2)."""
 
     def __init__(self, spread, classes):
         super().__init__()
@@ -28,7 +28,7 @@ class FlatColours(nn.Module):
         )  # fmt: skip
 
     def forward(self, x, sigma, class_labels=None):
-        """Of a picture's mean, which the noise blurs by sigma / SIDE."""
+        """Of an image's mean, which the noise blurs by sigma / SIDE."""
         centre = torch.zeros(len(x), 1, 1, 1)
         if class_labels is not None:
             centre = (class_labels.argmax(dim=1) % 2 - 0.5).reshape(-1, 1, 1, 1)
@@ -55,11 +55,12 @@ def test_the_level_is_the_teachers_spread_times_the_side(classes, spread):
     assert level == pytest.approx(measured * SIDE, rel=0.05)
 
 
-def test_a_teacher_whose_pictures_are_not_finite_is_refused():
+def test_a_teacher_whose_images_are_not_finite_is_refused():
     with pytest.raises(UserError, match="not finite"):
         fitting_sigma_init(FlatColours(math.nan, 2).eval())
 
 
+@pytest.mark.slow
 def test_run_shows_the_level_and_a_resumed_run_keeps_it(tmp_path):
     (tmp_path / "tiny.toml").write_text(RECIPE)
     images = tmp_path / "images"
@@ -76,5 +77,5 @@ def test_run_shows_the_level_and_a_resumed_run_keeps_it(tmp_path):
     sid_distill(*command, "--images", 320, "--sigma-init", 1.5)
     (tmp_path / "told" / "run.json").write_text("{cut short")
     assert "sigma_init" not in sid_distill(*command).stdout
-    _, facts = load_network(tmp_path / "told" / "network.safetensors")
-    assert (facts["images_seen"], facts["sigma_init"]) == (640, 1.5)
+    _, metadata = load_network(tmp_path / "told" / "network.safetensors")
+    assert (metadata["images_seen"], metadata["sigma_init"]) == (640, 1.5)

@@ -1,7 +1,9 @@
 """Real trainings of a tiny network: they learn, they resume to the bit, they stop cleanly."""
 
 import json
+import re
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,16 +13,18 @@ from distill.data.datasets import Dataset
 from distill.data.images import to_pixels
 from distill.errors import UserError
 from distill.evaluation.frechet import frechet_distance, statistics
-from distill.methods.sid import SidTraining, learning_rate_share
-from distill.methods.teacher import TeacherTraining, learning_rate
+from distill.methods.sid import Sid, SidConfig
+from distill.methods.teacher import TeacherTraining
 from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import SidConfig, TeacherConfig
+from distill.recipe import TeacherConfig
 from distill.sampling import heun, one_step
-from distill.training.distributed import World
+from distill.training.distillation import Distillation, learning_rate_share
+from distill.training.distributed import DistributedContext
 from distill.training.learner import ema_beta
 from distill.training.loop import train
+from distill.training.single_network import learning_rate
 
-CPU = World(torch.device("cpu"))
+CPU = DistributedContext(torch.device("cpu"))
 NETWORK = NetworkConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=16, channel_mult=(1, 2),
     num_blocks=1, attn_resolutions=(), dropout=0.1,
@@ -33,18 +37,39 @@ SID = SidConfig(
 )
 
 
-# loss of the fake score and gap of the scores, five steps; torch 2.13.0 on a CPU
+# Loss of the fake score and gap of the scores, five steps, one thread. Where they were made they
+# come again to the bit; elsewhere sums are rounded in another order, which moved them by 6e-7 at
+# most (AVX2 and SSE4 instead of AVX-512, two threads).
 GOLDEN_LOSSES = [
-    [0.670686, 5.63399e-05],
-    [0.648120, 2.09900e-04],
-    [0.546718, 4.20564e-04],
-    [0.670467, 8.80249e-04],
-    [0.597794, 1.14344e-03],
+    [0.6706862449645996, 5.63398607482668e-05],
+    [0.6481203436851501, 0.00020989969198126346],
+    [0.546717643737793, 0.00042056379606947303],
+    [0.6704668402671814, 0.0008802488446235657],
+    [0.5977941155433655, 0.0011434359475970268],
 ]
+GOLDEN_PLATFORM = ("2.13.0+cpu", "AVX512", "GenuineIntel 6 167 1")
+
+
+def platform():
+    """What fixes the order in which sums are rounded: torch, its instructions, the processor."""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text() if file.is_file() else ""
+    names = ("vendor_id", "cpu family", "model", "stepping")
+    parts = [re.search(rf"^{name}\s*: (.*)$", text, re.MULTILINE) for name in names]
+    processor = " ".join(part[1] for part in parts if part)
+    return torch.__version__, torch.backends.cpu.get_cpu_capability(), processor
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def bars():
-    """Two classes of 8x8 pictures: one bright row, one bright column, of varied brightness."""
+    """Two classes of 8x8 images: one bright row, one bright column, of varied brightness."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(2000) % 2
     images = torch.zeros(2000, 1, 8, 8, dtype=torch.uint8)
@@ -57,7 +82,7 @@ def bars():
 
 
 def pixel_distance(draw):
-    """Fréchet distance between 1,000 drawn pictures and the real ones, over raw pixels."""
+    """Fréchet distance between 1,000 drawn images and the real ones, over raw pixels."""
     z = torch.randn(1000, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     labels = torch.nn.functional.one_hot(torch.arange(1000) % 2, 2).float()
     with torch.no_grad():
@@ -69,11 +94,12 @@ def pixel_distance(draw):
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
-    facts = {"role": "teacher", "classes": ["row", "column"]}
-    train(TeacherTraining(NETWORK, TEACHER, bars(), CPU), folder, facts)
+    metadata = {"role": "teacher", "classes": ["row", "column"]}
+    train(TeacherTraining(NETWORK, TEACHER, bars(), CPU), folder, metadata)
     return load_network(folder / "network.safetensors")[0]
 
 
+@pytest.mark.slow
 def test_the_teacher_learns_its_images(teacher):
     untrained = TeacherTraining(NETWORK, TEACHER, bars(), CPU).ema
     before = pixel_distance(lambda z, labels: heun(untrained, z, labels))
@@ -82,6 +108,7 @@ def test_the_teacher_learns_its_images(teacher):
     assert after < 0.5
 
 
+@pytest.mark.slow
 def test_distillation_brings_the_distance_down(teacher, tmp_path):
     """The teacher in one step is a blur; a few hundred SiD steps make it a generator."""
 
@@ -90,7 +117,7 @@ def test_distillation_brings_the_distance_down(teacher, tmp_path):
         return {"distance": pixel_distance(draw)}
 
     before = distance(teacher)["distance"]
-    seen = train(SidTraining(teacher, SID, CPU), tmp_path, {"role": "generator"}, distance)
+    seen = train(Distillation(Sid(SID), teacher, CPU), tmp_path, {"role": "generator"}, distance)
     assert seen == SID.total_images
     curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert [point["images_seen"] for point in curve][-1] == SID.total_images
@@ -105,9 +132,10 @@ def make_teacher(config):
 
 def make_sid(config, seed=0):
     torch.manual_seed(seed)
-    return SidTraining(Denoiser(NETWORK), config, CPU)
+    return Distillation(Sid(config), Denoiser(NETWORK), CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "config"),
     [
@@ -165,6 +193,7 @@ def test_a_teachers_folder_does_not_go_on_with_other_data(tmp_path):
         train(TeacherTraining(NETWORK, config, other, CPU), tmp_path, {}, progress=False)
 
 
+@pytest.mark.slow
 def test_the_data_set_is_hashed_once(tmp_path, monkeypatch):
     """Not at every checkpoint: the real ones take minutes."""
     calls = []
@@ -201,6 +230,7 @@ def test_each_half_of_a_step_trains_one_network_in_the_papers_modes():
     ]
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_the_loop_repeats_its_golden_losses():
     """A change of the loop that means to change nothing must leave these alone."""
     training = make_sid(SID)
@@ -208,9 +238,14 @@ def test_the_loop_repeats_its_golden_losses():
     for step in range(5):
         scalars = training.step(step * SID.batch)
         losses.append([scalars["loss/fake_score"].item(), scalars["score gap"].item()])
-    assert losses == [pytest.approx(golden, rel=1e-2) for golden in GOLDEN_LOSSES], losses
+    if platform() == GOLDEN_PLATFORM:
+        assert losses == GOLDEN_LOSSES
+    else:
+        expected = [pytest.approx(golden, rel=1e-4, abs=0) for golden in GOLDEN_LOSSES]
+        assert losses == expected, platform()
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
     config = SID.model_copy(update={"total_images": 1024})
 
@@ -235,6 +270,7 @@ def test_a_cooldown_brings_the_learning_rate_of_a_distillation_to_nothing():
     assert learning_rate_share(SID, SID.total_images) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_began_before_a_setting_existed_goes_on_with_its_default(tmp_path):
     config = SID.model_copy(update={"total_images": 128})
     train(make_sid(config), tmp_path, {}, progress=False)
@@ -249,6 +285,27 @@ def test_a_run_that_began_before_a_setting_existed_goes_on_with_its_default(tmp_
     assert train(make_sid(longer), tmp_path, {}, progress=False) == 192
 
 
+def test_a_distillation_from_before_methods_had_names_is_sids_and_goes_on(tmp_path):
+    config = SID.model_copy(update={"total_images": 64})
+    train(make_sid(config), tmp_path, {}, progress=False)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    settings = json.loads(state["settings"])
+    assert settings.pop("method") == "sid"
+    torch.save(state | {"settings": json.dumps(settings)}, tmp_path / "state.pt")
+    longer = config.model_copy(update={"total_images": 128})
+    assert train(make_sid(longer), tmp_path, {}, progress=False) == 128
+
+
+def test_a_run_that_was_begun_with_a_former_word_for_its_precision_goes_on(tmp_path):
+    config = SID.model_copy(update={"total_images": 64})
+    train(make_sid(config), tmp_path, {}, progress=False)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    settings = json.loads(state["settings"]) | {"precision": "fp32"}
+    torch.save(state | {"settings": json.dumps(settings)}, tmp_path / "state.pt")
+    longer = config.model_copy(update={"total_images": 128})
+    assert train(make_sid(longer), tmp_path, {}, progress=False) == 128
+
+
 def test_a_state_without_what_a_training_needs_is_named(tmp_path):
     config = SID.model_copy(update={"total_images": 64})
     train(make_sid(config), tmp_path, {}, progress=False)
@@ -258,6 +315,7 @@ def test_a_state_without_what_a_training_needs_is_named(tmp_path):
         train(make_sid(config), tmp_path, {}, progress=False)
 
 
+@pytest.mark.slow
 def test_a_run_may_be_given_another_end(tmp_path):
     config = SID.model_copy(update={"total_images": 128})
     train(make_sid(config), tmp_path, {}, progress=False)

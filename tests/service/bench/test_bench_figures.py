@@ -11,7 +11,7 @@ from service.bench import BenchError, Target, generate_body
 from service.bench.load import schedule
 from service.bench.report import summarise
 from service.bench.samples import Samples
-from service.bench.stats import curve, histogram, latency, percentile, stage_means
+from service.bench.stats import curve, latency, percentile, stage_means
 
 # Hypothesis' own deadline would measure the machine, which the tests share.
 pure = settings(deadline=None, max_examples=50)
@@ -51,19 +51,9 @@ def test_the_curve_ascends_through_measured_values(ordered):
     assert set(seconds) <= set(ordered)
 
 
-@pure
-@given(SECONDS)
-def test_the_histogram_holds_every_value_under_its_bound(ordered):
-    buckets = histogram(ordered)
-    assert sum(count for _, count in buckets) == len(ordered)
-    assert buckets[0][1]
-    assert buckets[-1][1]
-    assert ordered[-1] <= buckets[-1][0] * (1 + 1e-9)
-
-
 def test_nothing_measured_is_nothing_summarised():
     assert latency([]) is None
-    assert curve([]) == histogram([]) == []
+    assert curve([]) == []
     assert stage_means([]) == {}
 
 

@@ -20,6 +20,7 @@ from service.bundle import (
     load_bundle,
     load_manifest,
     noise_and_class,
+    sha256_file,
     write_manifest,
 )
 from tests.bundles import CLOTHES, write_bundle
@@ -119,6 +120,25 @@ def test_a_golden_image_must_be_of_a_class_of_the_model(tiny):
     edit(tiny, classes=["only"])
     with pytest.raises(BundleError, match="class_label 2 is out of range"):
         load_bundle(tiny)
+
+
+def test_a_graph_in_an_unknown_precision_is_verified_and_left_alone(models):
+    """Such as int8 from before it left, or what a later version writes."""
+    folder = write_bundle(models, "many", graphs=["model.bfloat16.onnx"])
+    manifest = load_bundle(folder).manifest
+    (folder / "1" / "model.int8.onnx").write_bytes(b"eight bits")
+    digest = sha256_file(folder / "1" / "model.int8.onnx")
+    graphs = manifest.model_dump()["graphs"]
+    other = graphs["model.bfloat16.onnx"] | {"precision": "int8"}
+    edit(
+        folder,
+        files=manifest.files | {"1/model.int8.onnx": digest},
+        graphs=graphs | {"model.int8.onnx": other},
+    )
+    assert set(load_bundle(folder).manifest.graphs) == {"model.bfloat16.onnx"}
+    (folder / "1" / "model.int8.onnx").write_bytes(b"seven bits")
+    with pytest.raises(BundleError, match=r"model\.int8\.onnx: not the file that was published"):
+        load_bundle(folder)
 
 
 def test_a_folder_must_be_named_like_its_model(tiny):

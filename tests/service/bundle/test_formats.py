@@ -100,7 +100,7 @@ def test_fields_that_are_not_known_are_ignored_at_every_level(tmp_path):
         "distance": "d", "images": 1, "reference": "r", "generator": 1.0, "teacher": 1.0,
         "teacher_evaluations": 1,
     }  # fmt: skip
-    folder = write_bundle(tmp_path, graphs=["model.int8.onnx"], quality=quality)
+    folder = write_bundle(tmp_path, graphs=["model.bfloat16.onnx"], quality=quality)
     before = load_manifest(folder)
     edit(folder, add_everywhere)
     assert (folder / "manifest.json").read_text().count('"later"') == 9

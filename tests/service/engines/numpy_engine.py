@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from service.bundle import PORTABLE
+from service.bundle import BASELINE
 from service.engines import EngineError, Images, Inputs
 from service.engines.embedded import EmbeddedEngine, Signature, check_signature
 
@@ -20,7 +20,7 @@ class NumpyEngine(EmbeddedEngine):
     """ONNX's own evaluator, which computes each node by numpy."""
 
     name = "numpy"
-    reads: ClassVar[Sequence[str]] = (PORTABLE,)
+    reads: ClassVar[Sequence[str]] = (BASELINE,)
 
     @classmethod
     def installed(cls) -> bool:

@@ -20,8 +20,11 @@ from tests.service.triton import Repository
 CONCURRENCY = 2
 
 
+TRITON = pytest.param("triton", marks=pytest.mark.slow)
+
+
 # numpy stands for the next engine, which is not written yet.
-@pytest.fixture(params=["onnxruntime", "openvino", "numpy", "triton"])
+@pytest.fixture(params=["onnxruntime", "openvino", "numpy", TRITON])
 def make(request):
     """Makes an engine for a bundle of `repository`."""
     embedded = {"onnxruntime": OnnxEngine, "openvino": OpenVinoEngine, "numpy": NumpyEngine}
@@ -51,6 +54,7 @@ def noise(bundle: Bundle, count: int):
     return latents(range(count), bundle.manifest.latent_shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["grey", "colour"])
 def test_an_image_is_the_same_bytes_in_a_batch_of_any_size(repository: Repository, make, name):
     bundle = repository.bundle(name)
@@ -178,7 +182,7 @@ def test_a_batch_that_cannot_be_computed_is_an_engine_error_and_the_next_one_wor
 
 
 # OpenVINO takes any index, and draws something: the manifest is asked before (`resolve_jobs`).
-@pytest.mark.parametrize("make", ["onnxruntime", "triton"], indirect=True)
+@pytest.mark.parametrize("make", ["onnxruntime", TRITON], indirect=True)
 def test_a_node_that_fails_is_named(repository: Repository, make):
     async def scenario():
         bundle = repository.bundle("grey")

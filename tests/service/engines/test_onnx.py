@@ -6,10 +6,9 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from service.bundle import Bundle, GoldenImage, Precision, latents, load_bundle
+from service.bundle import Bundle, Precision, latents, load_bundle
 from service.engines import Engine, EngineError
 from service.engines.onnx import CudaEngine, OnnxEngine
-from service.serving.supervision import Supervisor
 from tests.bundles import compute, republished, write_bundle, write_graph
 
 
@@ -72,69 +71,15 @@ def test_it_takes_the_graph_that_is_written_for_processors_where_there_is_one(tm
     assert CudaEngine(bundle, threads=1, concurrency=1).filename == "model.onnx"
 
 
-def test_in_int8_it_draws_nearly_the_same_picture_and_not_the_same(tmp_path):
-    bundle = load_bundle(write_bundle(tmp_path, graphs=["model.int8.onnx"]))
-    noise, labels = latents(range(8), (1, 8, 8)), np.arange(8) % 3
-
-    async def scenario():
-        async with (
-            opened(bundle) as exact,
-            opened(bundle, precision="int8") as engine,
-        ):
-            assert engine.filename == "model.int8.onnx"
-            expected = (await compute(exact, noise, labels)).astype(int)
-            difference = np.abs(await compute(engine, noise, labels) - expected)
-            assert 0 < difference.max() <= bundle.bounds(engine.filename).max_difference
-
-    asyncio.run(scenario())
-
-
-def down_in_int8(bundle):
-    """Why a server of the bundle's int8 would be down after its start; None: it is up."""
-
-    async def scenario():
-        engine = OnnxEngine(bundle, precision="int8", threads=1, concurrency=1)
-        supervisor = Supervisor(engine, bundle, seconds=5, on_change=lambda _: None)
-        await supervisor.open()
-        reason = supervisor.down
-        await supervisor.close()
-        return reason
-
-    return asyncio.run(scenario())
-
-
-def test_the_canary_is_judged_by_the_bounds_of_the_graph_that_drew_it(tmp_path):
-    """Int8 is further off than float32 may be; and a broken graph of int8 further than int8 may."""
-    folder = write_bundle(tmp_path, graphs=["model.int8.onnx"])
-
-    assert down_in_int8(load_bundle(folder)) is None
-    assert "differ from the golden" in down_in_int8(republished(folder, graphs={}))
-
-
-def test_the_canary_is_judged_by_the_mean_even_where_a_manifest_is_older_than_that(tmp_path):
-    """Two levels everywhere are within what int8's bounds said before they spoke of the mean."""
-    folder = write_bundle(tmp_path, graphs=["model.int8.onnx"])
-    bundle = load_bundle(folder)
-    golden = bundle.manifest.golden
-    shifted = golden.images[0].pixels() ^ 2
-    image = GoldenImage.from_pixels(shifted, class_label=2, seed=golden.images[0].seed)
-    moved = golden.model_dump() | {"images": [image.model_dump()]}
-
-    assert bundle.manifest.graphs["model.int8.onnx"].bounds.max_mean_difference is None
-    reason = down_in_int8(republished(folder, golden=moved))
-    assert "on average (allowed: 100.00%, 8, 1.5)" in reason
-
-
 @pytest.mark.parametrize(
     ("engine", "precision", "has"),
     [
-        (OnnxEngine, "bfloat16", "float32, int8"),
-        (CudaEngine, "int8", "float32, float16"),
+        (OnnxEngine, "bfloat16", "float32"),
         (CudaEngine, "bfloat16", "float32, float16"),
     ],
 )
 def test_a_precision_that_cannot_be_is_refused_saying_which_can(tmp_path, engine, precision, has):
-    graphs = ["model.int8.onnx", "model.float16.onnx", "model.bfloat16.onnx"]
+    graphs = ["model.float16.onnx", "model.bfloat16.onnx"]
     bundle = load_bundle(write_bundle(tmp_path, graphs=graphs))
     with pytest.raises(EngineError, match=f"cannot compute it in {precision}; .* reads {has}$"):
         engine(bundle, precision=precision, threads=1, concurrency=1)

@@ -1,6 +1,7 @@
 """The gateway over the real Triton server: batches, refusals, deadlines, and servers that die."""
 
 import asyncio
+import itertools
 import signal
 import time
 from collections import Counter
@@ -20,9 +21,12 @@ from service.settings import Settings
 from tests.bundles import A_WHILE, compute, write_bundle
 from tests.service.client import Client
 from tests.service.test_process import serving
-from tests.service.triton import Triton, triton_over, until
+from tests.service.triton import Triton, triton_over
+from tests.service.waiting import happens, turns, until
 
-SLOW = {"class_label": 0}  # asks for a picture that takes a while
+pytestmark = pytest.mark.slow
+
+SLOW = {"class_label": 0}  # asks for an image that takes a while
 
 
 class Answered(NamedTuple):
@@ -56,7 +60,8 @@ def slow_triton(busy_models):
 def busy(slow_triton):
     """That server, with nothing left of the test before."""
     until(lambda: not slow_triton.counter("nv_inference_pending_request_count"))
-    time.sleep(0.4)  # two pictures may still be computed
+    with gateway(slow_triton) as client:  # two may still be computed: they end before this one
+        until(lambda: client.generate(SLOW).status_code == 200)
     return slow_triton
 
 
@@ -88,7 +93,7 @@ async def send(client, bodies, **headers):
     )
 
 
-def test_pictures_are_those_of_the_embedded_engine(repository, triton):
+def test_images_are_those_of_the_embedded_engine(repository, triton):
     ask = {"model": "grey", "class_label": 1, "seed": 3, "n": 5}
     with Client(create_app(Settings(models=repository.models))) as embedded:
         expected = embedded.generate(ask, accept="application/x-npy").content
@@ -103,8 +108,8 @@ def test_pictures_are_those_of_the_embedded_engine(repository, triton):
 def test_a_precision_that_triton_does_not_serve_is_refused(repository):
     """Before anything is asked of it: nobody listens there."""
     bundle = repository.bundle("grey")
-    settings = Settings(triton="127.0.0.1:1", precision="int8")
-    with pytest.raises(EngineError, match=r"triton computes model\.onnx, in float32, .* int8"):
+    settings = Settings(triton="127.0.0.1:1", precision="float16")
+    with pytest.raises(EngineError, match=r"triton computes model\.onnx, in float32, .* float16"):
         asyncio.run(make_engine(bundle, settings))
 
 
@@ -120,7 +125,7 @@ def test_requests_at_the_same_time_are_batched_by_triton_s_own_count(triton):
         images, batches = counted() - before
     assert {answer.status_code for answer in answers} == {200}
     assert images == 64
-    assert batches < 48  # of requests that each brought one picture
+    assert batches < 48  # of requests that each brought one image
 
 
 def test_a_full_queue_in_triton_is_429_and_no_failure(busy):
@@ -132,7 +137,7 @@ def test_a_full_queue_in_triton_is_429_and_no_failure(busy):
         refused = [answer for answer in answers if answer.status_code == 429]
         assert {answer.json()["type"] for answer in refused} == {"urn:sid-serve:problem:queue-full"}
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
-        registry = client.app.state.telemetry.registry
+        registry = client.app.state.metrics.registry
         reason = {"model": "slow", "reason": "engine_busy"}
         assert registry.get_sample_value("sid_rejections_total", reason) == len(refused)
         assert registry.get_sample_value("sid_batch_failures_total", {"model": "slow"}) == 0
@@ -188,55 +193,59 @@ def test_what_nobody_waits_for_any_more_is_cancelled_in_triton(busy):
         until(lambda: client.generate({"seed": 1}).status_code == 200)  # what computes, ends first
 
 
-def test_kill_9_under_load_is_503_at_once_and_over_two_seconds_after_its_return(own, tmp_path):
+def test_kill_9_under_load_is_503_at_once_and_over_after_its_return(own, tmp_path):
     """In real processes: no request hangs, and none is answered with anything else."""
     log = tmp_path / "log"
     answers: list[Answered] = []
 
-    async def client(http, until):
-        seed = 0
-        while time.monotonic() < until():
-            seed, sent = seed + 1, time.monotonic()
+    async def client(http, done):
+        for seed in itertools.count():
+            if done.is_set():
+                return
+            sent = time.monotonic()
             answer = await http.post("/generate", json={"seed": seed})
             retry_after = int(answer.headers.get("retry-after", 0))
             seconds = time.monotonic() - sent
             answers.append(Answered(sent, seconds, answer.status_code, retry_after))
-            await asyncio.sleep(0.01)
+
+    async def many_more(status):
+        known = len(answers)
+        await happens(lambda: [one.status for one in answers[known:]].count(status) > 100)
 
     async def load(url):
-        times = {"end": float("inf")}
-        limits = httpx.Limits(max_connections=16)
-        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=20) as http:
-            clients = [asyncio.create_task(client(http, lambda: times["end"])) for _ in range(16)]
-            await asyncio.sleep(1)
+        times, done = {}, asyncio.Event()
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+            clients = [asyncio.create_task(client(http, done)) for _ in range(8)]
+            await many_more(200)
             own.kill()
             times["killed"] = time.monotonic()
-            await asyncio.sleep(1)
-            times["red"] = (await http.get("/readyz")).status_code
+            await many_more(503)
+            assert (await http.get("/readyz")).status_code == 503
+            times["starts"] = time.monotonic()
             await asyncio.to_thread(own.start)
+            async with asyncio.timeout(30):
+                while (await http.get("/readyz")).status_code != 200:
+                    pass
             times["back"] = time.monotonic()
-            await asyncio.sleep(2.5)
-            times["green"] = (await http.get("/readyz")).status_code
-            times["end"] = time.monotonic()
+            await many_more(200)
+            done.set()
             await asyncio.gather(*clients)
         return times
 
     with serving(own.models, log=log, SID_TRITON=own.address) as (process, url):
         times = asyncio.run(load(url))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
-    assert (times["red"], times["green"]) == (503, 200)
-    assert max(answer.seconds for answer in answers) < 1.5
-    down = []
+        assert process.wait(timeout=60) == 0
+    assert max(answer.seconds for answer in answers) < 10
     for answer in answers:
         assert answer.status in (200, 503)
         assert answer.status == 200 or answer.retry_after >= 1
-        if answer.ended < times["killed"] or answer.sent > times["back"] + 2:
+        if answer.ended < times["killed"] or answer.sent > times["back"]:
             assert answer.status == 200, f"{answer} {times}"
-        if times["killed"] + 0.5 < answer.sent < times["back"] - 1:
-            assert answer.status == 503
-            down.append(answer.seconds)
-    assert np.median(down) < 0.25, "at once: waiting for Triton would take a second or more"
+    down = [one for one in answers if times["killed"] < one.sent and one.ended < times["starts"]]
+    assert {answer.status for answer in down} == {503}
+    seconds = np.median([answer.seconds for answer in down])
+    assert seconds < 0.9, "at once: waiting for Triton would take a second or more"
     assert "Traceback" not in log.read_text()
 
 
@@ -249,8 +258,7 @@ def test_a_model_that_triton_has_unloaded_is_not_ready(own):
         assert "not" in red.json()["detail"]
         assert client.generate({}).status_code == 503
         own.load("tiny")
-        took = until(lambda: client.get("/readyz").status_code == 200)
-        assert took < 2
+        until(lambda: client.get("/readyz").status_code == 200)
         assert client.generate({}).status_code == 200
 
 
@@ -259,12 +267,10 @@ def test_a_server_that_freezes_is_noticed_and_used_again_when_it_thaws(own):
         assert client.generate({}).status_code == 200
         own.signal(signal.SIGSTOP)
         try:
-            started = time.monotonic()
-            assert client.generate({}).status_code == 503
-            assert time.monotonic() - started < 1.5
-            started = time.monotonic()
-            assert client.generate({}).status_code == 503
-            assert time.monotonic() - started < 0.1
+            failed, refused = client.generate({}), client.generate({})
+            assert (failed.status_code, refused.status_code) == (503, 503)
+            assert failed.json()["type"].endswith(":engine-failed")
+            assert refused.json()["type"].endswith(":engine-down"), "so nobody waited for Triton"
         finally:
             own.signal(signal.SIGCONT)
         until(lambda: client.get("/readyz").status_code == 200)
@@ -278,7 +284,7 @@ def test_the_gateway_starts_before_triton_and_is_ready_when_it_is(models):
         assert client.generate({}).status_code == 503
         triton.start()
         try:
-            assert until(lambda: client.get("/readyz").status_code == 200) < 2
+            until(lambda: client.get("/readyz").status_code == 200)
             assert client.generate({}).status_code == 200
             lines = client.get("/metrics").text.splitlines()
             (info,) = [line for line in lines if line.startswith("sid_model_info{")]
@@ -287,7 +293,7 @@ def test_the_gateway_starts_before_triton_and_is_ready_when_it_is(models):
             triton.stop()
 
 
-def test_two_servers_share_the_load_and_the_death_of_one_costs_no_picture(own, models):
+def test_two_servers_share_the_load_and_the_death_of_one_costs_no_image(own, models):
     with triton_over(models) as second:
 
         async def scenario(client):
@@ -375,7 +381,7 @@ def test_a_probe_across_a_restart_is_no_server_error(own):
         own.signal(signal.SIGSTOP)
         try:
             checks = [asyncio.create_task(one.check()) for _ in range(2)]
-            await asyncio.sleep(0.1)
+            await turns()
             await one.restart()
             for error in await asyncio.gather(*checks, return_exceptions=True):
                 assert isinstance(error, EngineError)

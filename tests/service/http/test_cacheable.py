@@ -15,12 +15,12 @@ URL = "/generate?class_label=Dress&seed=7"
 
 
 def sample(client: Client, name: str, **labels: str) -> float:
-    return client.app.state.telemetry.registry.get_sample_value(name, labels) or 0.0
+    return client.app.state.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The number of pictures that reached the engine."""
+    """The number of images that reached the engine."""
     counted = []
     generate = OnnxEngine.generate
 
@@ -63,7 +63,7 @@ def test_the_weights_alone_do_not_fix_the_bytes(client):
     assert answer.headers["cache-control"] == "public, max-age=3600"
 
 
-def test_head_is_get_without_the_picture(client):
+def test_head_is_get_without_the_image(client):
     answer = client.request("HEAD", URL)
     assert answer.status_code == 200
     assert answer.headers["etag"] == client.get(URL).headers["etag"]
@@ -83,10 +83,10 @@ def test_the_tag_names_all_that_fixes_the_bytes(client, models):
         assert new.get(URL).headers["etag"] not in tags
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_the_tag_is_another_for_another_engine_or_precision(tmp_path):
-    write_bundle(tmp_path, graphs=["model.cpu.onnx", "model.int8.onnx"])
-    served = [{}, {"precision": "int8"}, {"engine": "openvino"}]
-    served.append({"engine": "openvino", "precision": "int8"})
+    write_bundle(tmp_path, graphs=["model.cpu.onnx", "model.bfloat16.onnx"])
+    served = [{}, {"engine": "openvino"}, {"engine": "openvino", "precision": "bfloat16"}]
     tags, models = set(), []
     for settings in served:
         with Client(create_app(Settings(models=tmp_path, **settings))) as client:
@@ -95,19 +95,20 @@ def test_the_tag_is_another_for_another_engine_or_precision(tmp_path):
             models.append(answer.headers["x-model"])
             assert client.get("/models/tiny").json()["tag"] == models[-1]
     assert len(tags) == len(served)
-    assert [tag.rpartition(":")[2] for tag in models] == ["float32-cpu", "int8"] * 2
+    assert [tag.rpartition(":")[2] for tag in models] == ["float32-cpu", "float32-cpu", "bfloat16"]
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_an_address_of_one_precision_is_refused_where_another_is_served(tmp_path):
     """Else a cache would keep, for a year, whichever of a mixed fleet answered first."""
-    write_bundle(tmp_path, graphs=["model.cpu.onnx", "model.int8.onnx"])
+    write_bundle(tmp_path, graphs=["model.cpu.onnx", "model.bfloat16.onnx"])
     with Client(create_app(Settings(models=tmp_path))) as exact:
         pinned = f"{URL}&model={exact.get(URL).headers['x-model']}"
         assert exact.get(pinned).headers["cache-control"].endswith(", immutable")
-    for settings in ({"precision": "int8"}, {"engine": "openvino", "precision": "int8"}):
-        with Client(create_app(Settings(models=tmp_path, **settings))) as other:
-            refused = other.get(pinned)
-            assert (refused.status_code, "immutable" in str(refused.headers)) == (404, False)
+    settings = Settings(models=tmp_path, engine="openvino", precision="bfloat16")
+    with Client(create_app(settings)) as other:
+        refused = other.get(pinned)
+        assert (refused.status_code, "immutable" in str(refused.headers)) == (404, False)
 
 
 @pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}', "*"])
@@ -124,7 +125,7 @@ def test_a_client_that_has_it_is_told_so_and_nothing_is_drawn(client, drawn, for
     assert client.get(URL, headers={"if-none-match": '"other"'}).status_code == 200
 
 
-def test_requests_for_the_same_picture_at_the_same_time_draw_it_once(client, drawn):
+def test_requests_for_the_same_image_at_the_same_time_draw_it_once(client, drawn):
     drawn.clear()
 
     async def together():
@@ -132,9 +133,9 @@ def test_requests_for_the_same_picture_at_the_same_time_draw_it_once(client, dra
         gets = [client.http.get(URL) for _ in range(10)]
         return [answer.content for answer in await asyncio.gather(other, *gets)]
 
-    other, *pictures = client.run(together())
-    assert len(set(pictures)) == 1
-    assert other != pictures[0]
+    other, *images = client.run(together())
+    assert len(set(images)) == 1
+    assert other != images[0]
     assert len(drawn) == 2
     assert sample(client, "sid_cache_hits_total", model="tiny", kind="shared") == 9
 

@@ -14,9 +14,10 @@ import pytest
 
 from service.http.connections import Room
 from service.http.protocol import bounded
-from tests.service.http.test_protocol import GET, OFFERS, App, Peer, until
+from tests.service.http.test_protocol import GET, OFFERS, App, Peer
 from tests.service.http.test_protocol import serving as serving_app
 from tests.service.test_process import serving
+from tests.service.waiting import until
 
 # The limit on open files.
 
@@ -84,7 +85,6 @@ def crowded():
         for peer in peers:
             stack.enter_context(peer.socket)
             peer.send(GET % b"wait")
-        time.sleep(0.05)
         yield address, peers, refused, statuses
 
 
@@ -141,6 +141,7 @@ def test_a_place_that_becomes_free_is_taken(crowded):
 # A real server.
 
 
+@pytest.mark.slow
 def test_a_flood_of_idle_connections_stops_no_probe_and_is_in_the_metrics(models, tmp_path):
     log = tmp_path / "log"
     with serving(models, log=log, SID_MAX_CONNECTIONS="40") as (_, url), ExitStack() as stack:
@@ -161,6 +162,7 @@ def test_a_flood_of_idle_connections_stops_no_probe_and_is_in_the_metrics(models
     assert log.read_text().count("too many connections") == 1
 
 
+@pytest.mark.slow
 def test_running_out_of_files_is_logged_and_passes(models, tmp_path):
     log = tmp_path / "log"
     with serving(models, log=log) as (process, url), httpx.Client(base_url=url) as before:
@@ -178,8 +180,9 @@ def test_running_out_of_files_is_logged_and_passes(models, tmp_path):
     assert log.read_text().count("out of file descriptors") == 1
 
 
+@pytest.mark.slow
 def test_how_long_a_connection_may_idle_and_how_large_a_head_may_be_are_settings(models):
-    settings = {"SID_KEEP_ALIVE_SECONDS": "0.5", "SID_MAX_HEAD_BYTES": "40000"}
+    settings = {"SID_KEEP_ALIVE_SECONDS": "2", "SID_MAX_HEAD_BYTES": "40000"}
     with serving(models, **settings) as (_, url):
         peer = Peer(("127.0.0.1", int(url.rsplit(":")[-1])))
         for size in (10, 39_000):
@@ -187,7 +190,7 @@ def test_how_long_a_connection_may_idle_and_how_large_a_head_may_be_are_settings
             assert peer.answer()[0] == 200
         started = time.monotonic()
         assert peer.ended()
-        assert 0.3 < time.monotonic() - started < 4
+        assert 1 < time.monotonic() - started < 30
         peer = Peer(("127.0.0.1", int(url.rsplit(":")[-1])))
         peer.send(b"GET /livez HTTP/1.1\r\nhost: test\r\nx: %b\r\n\r\n" % (b"y" * 41_000))
         assert peer.problem() == (431, "head-too-large")

@@ -95,6 +95,7 @@ def test_caches_need_not_tell_origins_apart_where_all_are_let_in(settings):
             assert answer.headers["vary"] == "Accept"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allowed", [PAGE, "*"])
 def test_errors_may_be_read_too(settings, tmp_path, monkeypatch, allowed):
     made = new_key("alice")
@@ -150,12 +151,14 @@ def test_origins_are_taken_as_browsers_write_them():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_is_refused_before_the_application_may_be_read_too(models):
     with serving(models, SID_CORS_ORIGINS=PAGE) as (_, url):
         long = httpx.get(f"{url}/models", headers={"origin": PAGE, "x": "y" * 20_000})
     assert (long.status_code, allowed_origin(long)) == (431, PAGE)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="needs Chromium (Debian: chromium)")
 def test_in_a_real_browser(models, tmp_path):
     """Two names of one server are two origins."""

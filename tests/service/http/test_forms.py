@@ -35,14 +35,14 @@ def expected(client):
         ("image/avif, image/webp, image/*, */*;q=0.8", "image/png", 0),
     ],
 )
-def test_one_picture_as_a_file(client, expected, accept, sent, tolerance):
+def test_one_image_as_a_file(client, expected, accept, sent, tolerance):
     answer = client.generate(BODY, accept=accept)
     assert answer.headers["content-type"] == sent
     assert answer.headers["x-seed"] == "7"
     assert np.abs(pixels(answer.content) - expected).max() <= tolerance
 
 
-def test_one_picture_as_an_array_of_one(client, expected):
+def test_one_image_as_an_array_of_one(client, expected):
     answer = client.generate(BODY, accept="application/x-npy")
     array = np.load(io.BytesIO(answer.content), allow_pickle=False)
     assert array.dtype == np.uint8
@@ -50,7 +50,7 @@ def test_one_picture_as_an_array_of_one(client, expected):
     assert np.array_equal(array[0, :, :, 0], expected)
 
 
-def test_picture_i_has_the_seed_plus_i_and_is_what_that_seed_gives_alone(client):
+def test_image_i_has_the_seed_plus_i_and_is_what_that_seed_gives_alone(client):
     several = client.generate({**BODY, "n": 20})
     assert several.headers["content-type"] == "application/json"
     assert several.headers["x-seed"] == "7"
@@ -61,7 +61,7 @@ def test_picture_i_has_the_seed_plus_i_and_is_what_that_seed_gives_alone(client)
         assert base64.b64decode(image["png"]) == alone.content
 
 
-def test_archive_array_and_json_hold_the_same_pictures(client):
+def test_archive_array_and_json_hold_the_same_images(client):
     body = {"seed": 3, "n": 4}
     images = client.generate(body, accept="application/json").json()["images"]
     files = [base64.b64decode(image["png"]) for image in images]
@@ -83,10 +83,10 @@ def test_a_class_left_out_is_the_seed_modulo_the_number_of_classes(client):
 
 
 @pytest.mark.parametrize("accept", ["image/png", "image/webp, image/jpeg;q=0.5"])
-def test_several_pictures_do_not_fit_into_one(client, accept):
+def test_several_images_do_not_fit_into_one(client, accept):
     refused = client.generate({"seed": 1, "n": 2}, accept=accept)
     assert refused.status_code == 406
-    assert "2 pictures can be had as application/json or" in refused.json()["detail"]
+    assert "2 images can be had as application/json or" in refused.json()["detail"]
     assert refused.json()["offered"] == ["application/json", "application/zip", "application/x-npy"]
 
 
@@ -97,7 +97,7 @@ def test_seeds_end_where_seeds_end(client):
     assert refused.json()["type"].endswith(":seed-out-of-range")
 
 
-def test_more_pictures_than_a_request_may_have(client):
+def test_more_images_than_a_request_may_have(client):
     assert len(client.generate({"n": 64}).json()["images"]) == 64
     refused = client.generate({"n": 65})
     assert refused.status_code == 413

@@ -20,7 +20,7 @@ def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)))
 
 
-def test_a_class_and_a_seed_give_a_picture_and_say_so(client, models):
+def test_a_class_and_a_seed_give_an_image_and_say_so(client, models):
     answer = client.generate({"class_label": "dress", "seed": 7})
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "image/png"
@@ -34,7 +34,7 @@ def test_a_class_and_a_seed_give_a_picture_and_say_so(client, models):
     assert np.array_equal(pixels(answer.content), golden.pixels()[:, :, 0])
 
 
-def test_colour_pictures_are_rgb(models, settings):
+def test_colour_images_are_rgb(models, settings):
     write_bundle(models, "rgb", channels=3)
     with Client(create_app(settings)) as client:
         answer = client.generate({"model": "rgb", "seed": 1})
@@ -53,7 +53,7 @@ def test_a_whole_number_may_be_written_with_a_point(client):
     assert written.content == client.generate({"class_label": 2, "seed": 7}).content
 
 
-def test_json_holds_the_same_picture_and_what_it_shows(client):
+def test_json_holds_the_same_image_and_what_it_shows(client):
     body = {"class_label": 1, "seed": SEED_MAX}
     answer = client.generate(body, accept="application/json")
     assert answer.headers["content-type"] == "application/json"

@@ -36,7 +36,7 @@ def embedded(repository):
         yield client
 
 
-def test_they_change_the_picture_as_the_graph_does(client, repository):
+def test_they_change_the_image_as_the_graph_does(client, repository):
     """Against a session of its own, which is fed by hand."""
     bundle = repository.bundle("styled")
     session = onnxruntime.InferenceSession(bundle.graph("model.onnx"))
@@ -81,7 +81,7 @@ def batches(client) -> float:
 
 
 def test_what_is_not_named_has_its_default_and_the_server_is_ready(client):
-    """The golden picture, which the canary draws, is of the defaults."""
+    """The golden image, which the canary draws, is of the defaults."""
     assert client.get("/readyz").status_code == 200
     default = client.generate(BODY)
     assert json.loads(default.headers["x-inputs"]) == {"style": 1, "mix": [0.5, 0.5]}
@@ -89,7 +89,7 @@ def test_what_is_not_named_has_its_default_and_the_server_is_ready(client):
         assert client.generate(BODY | {"inputs": inputs}).content == default.content
 
 
-def test_json_says_what_each_picture_had_and_other_models_have_none(embedded):
+def test_json_says_what_each_image_had_and_other_models_have_none(embedded):
     answer = embedded.generate(BODY | {"n": 2, "inputs": {"style": 2}})
     assert [image["inputs"] for image in answer.json()["images"]] == [
         {"style": 2, "mix": [0.5, 0.5]}
@@ -189,12 +189,12 @@ def test_the_same_address_at_the_same_time_is_drawn_once_and_another_is_not(tmp_
 
     with Client(create_app(Settings(models=tmp_path))) as client:
         monkeypatch.setattr(OnnxEngine, "generate", counting)
-        flights = client.app.state.catalogue.models["styled"].flights
+        in_flight = client.app.state.catalogue.models["styled"].in_flight
 
         async def together():
             urls = [f"{URL}&input.style={i % 2}" for i in range(8)]
             asking = [asyncio.create_task(client.http.get(url)) for url in urls]
-            while sum(flights._waiters.values()) < len(urls):  # noqa: ASYNC110 none tells
+            while sum(in_flight._waiters.values()) < len(urls):  # noqa: ASYNC110 none tells
                 await asyncio.sleep(0)
             everybody_waits.set()
             return await asyncio.gather(*asking)

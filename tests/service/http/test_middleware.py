@@ -11,10 +11,10 @@ import structlog
 from fastapi import FastAPI, Request, Response
 
 from service.http import problems
-from service.http.middleware import ApiKeys, BodyLimit, RequestTelemetry
+from service.http.middleware import ApiKeys, BodyLimit, RequestMetrics
 from service.http.security import TokenBuckets, charge, load_keys, new_key
 from service.observability import logs
-from service.observability.metrics import Telemetry
+from service.observability.metrics import Metrics
 from service.observability.tracing import Tracing
 
 LIMIT = 1000
@@ -45,13 +45,13 @@ def key():
 def app(tmp_path, key) -> FastAPI:
     """A small application behind all of the middleware, in the order of the real one."""
     app = FastAPI()
-    app.state.telemetry = Telemetry()
+    app.state.metrics = Metrics()
     app.state.buckets = TokenBuckets(0.5, 4)
     (tmp_path / "keys").write_text(key.line)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=LIMIT)
     app.add_middleware(ApiKeys, keys=load_keys(tmp_path / "keys"))
-    app.add_middleware(RequestTelemetry, telemetry=app.state.telemetry, tracing=Tracing())
+    app.add_middleware(RequestMetrics, metrics=app.state.metrics, tracing=Tracing())
 
     @app.post("/things/{name}")
     async def things(request: Request, name: str) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def test_a_request_is_counted_by_its_route_and_logged_with_what_is_known(app, ca
     for name in ("x", "y", "z"):
         call("POST", f"/things/{name}")
     call("GET", "/nothing")
-    sample = app.state.telemetry.registry.get_sample_value
+    sample = app.state.metrics.registry.get_sample_value
     things = {"route": "/things/{name}", "model": "tiny", "status": "200"}
     other = {"route": "other", "model": "", "status": "404"}
     assert sample("sid_requests_total", things) == 3
@@ -182,7 +182,7 @@ def test_a_request_is_counted_by_its_route_and_logged_with_what_is_known(app, ca
 def test_what_is_refused_on_its_way_counts_as_its_route_s(app, call, status, options):
     assert call("POST", "/things/x", **options).status_code == status
     labels = {"route": "/things/{name}", "model": "", "status": str(status)}
-    assert app.state.telemetry.registry.get_sample_value("sid_requests_total", labels) == 1
+    assert app.state.metrics.registry.get_sample_value("sid_requests_total", labels) == 1
 
 
 def test_so_does_a_body_that_did_not_come_in_time(app):
@@ -200,13 +200,13 @@ def test_so_does_a_body_that_did_not_come_in_time(app):
         )
     )
     labels = {"route": "/livez", "model": "", "status": "408"}
-    assert app.state.telemetry.registry.get_sample_value("sid_requests_total", labels) == 1
+    assert app.state.metrics.registry.get_sample_value("sid_requests_total", labels) == 1
 
 
 def test_probes_are_counted_and_not_logged(app, call, lines):
     call("GET", "/readyz")
     labels = {"route": "/readyz", "model": "", "status": "200"}
-    assert app.state.telemetry.registry.get_sample_value("sid_requests_total", labels) == 1
+    assert app.state.metrics.registry.get_sample_value("sid_requests_total", labels) == 1
     assert lines() == []
 
 
@@ -227,7 +227,7 @@ def test_a_failure_is_answered_once_counted_and_logged_with_its_traceback(app, c
     answer = call("GET", "/fails")
     assert kind(answer) == "internal-error"
     labels = {"route": "/fails", "model": "", "status": "500"}
-    assert app.state.telemetry.registry.get_sample_value("sid_requests_total", labels) == 1
+    assert app.state.metrics.registry.get_sample_value("sid_requests_total", labels) == 1
     failure, line = lines()
     assert failure["event"] == "request failed"
     assert failure["level"] == "error"
@@ -241,7 +241,7 @@ def test_a_failure_in_the_middle_of_an_answer_starts_no_second_one(lines):
         await send({"type": "http.response.start", "status": 200})
         raise RuntimeError("too late")
 
-    sent = asyncio.run(drive(RequestTelemetry(app, Telemetry(), Tracing()), messages=[]))
+    sent = asyncio.run(drive(RequestMetrics(app, Metrics(), Tracing()), messages=[]))
     assert [message["type"] for message in sent] == ["http.response.start"]
     failure, _ = lines()
     assert failure["exception"][0]["exc_value"] == "too late"

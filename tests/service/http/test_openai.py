@@ -31,7 +31,7 @@ def openai_over(client: Client, key: str = "none") -> openai.AsyncOpenAI:
     )
 
 
-def test_the_prompt_is_a_class_and_the_picture_is_that_of_generate(client, library):
+def test_the_prompt_is_a_class_and_the_image_is_that_of_generate(client, library):
     said = client.run(
         library.images.generate(model="tiny", prompt="dress", n=2, extra_body={"seed": 7})
     )
@@ -41,7 +41,7 @@ def test_the_prompt_is_a_class_and_the_picture_is_that_of_generate(client, libra
     assert said.size == "8x8"
 
 
-def test_a_url_leads_to_the_same_picture_and_may_be_kept_for_ever(client, library, models):
+def test_a_url_leads_to_the_same_image_and_may_be_kept_for_ever(client, library, models):
     said = client.run(
         library.images.generate(
             prompt="Dress", response_format="url", size="8x8", extra_body={"seed": 7}

@@ -3,7 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.service.test_process import serving
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_server_does_what_its_document_says_whatever_is_sent(models, tmp_path):

@@ -167,8 +167,8 @@ def test_whatever_writes_an_address_writes_the_public_one(settings, public_url):
     with Client(create_app(settings.model_copy(update={"public_url": public_url}))) as client:
         body = {"prompt": "2", "response_format": "url", "seed": 7}
         said = client.request("POST", "/v1/images/generations", json=body, headers=headers)
-        (picture,) = said.json()["data"]
-        assert picture["url"].startswith("https://pictures.example/sid/generate?")
+        (image,) = said.json()["data"]
+        assert image["url"].startswith("https://pictures.example/sid/generate?")
         document = client.get("/openapi.json", headers=headers).json()
         assert document["servers"] == [{"url": "https://pictures.example/sid"}]
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from random import getrandbits
@@ -19,11 +20,12 @@ from service.engines import EngineError
 from service.engines.onnx import OnnxEngine
 from service.observability.tracing import sent_traceparent
 from service.settings import Settings
-from tests.bundles import A_WHILE, write_bundle
+from tests.bundles import A_WHILE, FOR_EVER, write_bundle
 from tests.service.client import Client
 from tests.service.otlp import collector, http_collector
 from tests.service.test_process import run_python, serving
-from tests.service.triton import free_ports, triton_over, until
+from tests.service.triton import free_ports, triton_over
+from tests.service.waiting import happens, turns, until
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SENT, NOT_SAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
@@ -71,9 +73,9 @@ def gateway(models, traces=None, **settings):
 
 
 async def first_slow_then(client, *requests):
-    """The answers to requests that wait together while a slow picture is drawn."""
+    """The answers to requests that wait together while a slow image is drawn."""
     slow = asyncio.create_task(client.http.post("/generate", json={"class_label": SLOW}))
-    await asyncio.sleep(0.05)
+    await turns(200)  # all that it takes until it is drawn happens on this loop
     answers = await asyncio.gather(*requests)
     assert (await slow).status_code == 200
     return answers
@@ -115,9 +117,10 @@ def test_a_request_is_one_trace_of_gateway_batch_and_engine(models, received):
     assert not any(span.error or span.links for span in received)
 
 
+@pytest.mark.slow
 def test_the_client_s_trace_is_continued_and_its_id_is_in_the_log(models, received, tmp_path):
     log = tmp_path / "log"
-    traced = {"SID_TRACES": received.url, "SID_LOG_FORMAT": "json", "OTEL_SERVICE_NAME": "pictures"}
+    traced = {"SID_TRACES": received.url, "SID_LOG_FORMAT": "json", "OTEL_SERVICE_NAME": "images"}
     with serving(models, log=log, **traced) as (process, url), httpx.Client(base_url=url) as http:
         http.post("/generate", json={}, headers={"traceparent": SENT})
         http.post(
@@ -128,9 +131,9 @@ def test_the_client_s_trace_is_continued_and_its_id_is_in_the_log(models, receiv
         http.post("/generate", json={}, headers={"traceparent": SENT.upper()})
         http.get("/nothing")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
     ours, other = received.named("POST /generate")
-    assert {span.service for span in received} == {"pictures"}
+    assert {span.service for span in received} == {"images"}
     assert (ours.trace, ours.parent) == (TRACE, PARENT)
     assert (other.trace != TRACE, other.parent) == (True, ""), "malformed: a trace of its own"
     assert [span.trace for span in received.named("batch")] == [TRACE, other.trace]
@@ -175,7 +178,7 @@ def test_requests_that_share_a_drawing_are_linked_with_its_batch(slow_models, re
 
 
 def test_a_request_that_was_answered_before_its_batch_began(models, received, capfd, monkeypatch):
-    """It set a deadline, but its picture is still drawn for one that asked for the same."""
+    """It set a deadline, but its image is still drawn for one that asked for the same."""
     engine_is_free, generate = asyncio.Event(), OnnxEngine.generate
 
     async def generate_when_free(*arguments):
@@ -190,10 +193,10 @@ def test_a_request_that_was_answered_before_its_batch_began(models, received, ca
 
         async def ask_four():
             running = ask(0)
-            await asyncio.sleep(0.05)
+            await turns(200)
             others = [ask(1)]
             for headers in ({"X-Deadline-Ms": "400"}, {}):
-                await asyncio.sleep(0.02)
+                await turns(200)
                 others.append(ask(2, **headers))
             await others[1]
             engine_is_free.set()
@@ -227,15 +230,29 @@ def test_a_failure_is_an_error_from_the_engine_to_the_request(models, received, 
     assert not received.one("queue").error
 
 
-def test_clients_that_leave_end_their_trace_and_their_batch_s(slow_models, received):
+def test_clients_that_leave_end_their_trace_and_their_batch_s(tmp_path, received, monkeypatch):
+    write_bundle(tmp_path / "models", turns=FOR_EVER)
+    computing, generate = threading.Event(), OnnxEngine.generate
+
+    async def noted(engine, prepare, *others):
+        def prepared():
+            found = prepare()
+            if SLOW in found.inputs["class_labels"]:  # else it is the supervisor's canary
+                computing.set()
+            return found
+
+        return await generate(engine, prepared, *others)
+
     async def leave(client):
+        computing.clear()
         asking = asyncio.create_task(client.http.post("/generate", json={"class_label": SLOW}))
-        await asyncio.sleep(0.1)
+        await happens(computing.is_set)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
 
-    with gateway(slow_models, received.url) as client:
-        late = client.generate({"class_label": SLOW}, **{"X-Deadline-Ms": "50"})
+    with gateway(tmp_path / "models", received.url) as client:
+        monkeypatch.setattr(OnnxEngine, "generate", noted)
+        late = client.generate({"class_label": SLOW}, **{"X-Deadline-Ms": "500"})
         assert late.status_code == 504
         client.run(leave(client))
     batches = received.named("batch")
@@ -269,6 +286,7 @@ def refusing():
     yield free_ports(1)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", [refusing, silent])
 def test_a_collector_that_is_away_costs_one_line_and_no_time(models, address, tmp_path):
     log = tmp_path / "log"
@@ -283,9 +301,9 @@ def test_a_collector_that_is_away_costs_one_line_and_no_time(models, address, tm
                 slowest = max(slowest, time.monotonic() - sent)
             process.send_signal(signal.SIGTERM)
             stopped = time.monotonic()
-            assert process.wait(timeout=20) == 0
-            assert time.monotonic() - stopped < 4
-    assert slowest < 1
+            assert process.wait(timeout=60) == 0
+            assert time.monotonic() - stopped < 20, "by OpenTelemetry's default it would be 30 s"
+    assert slowest < 5, "nobody waits for the exporter's 10 s"
     (line,) = log.read_text().splitlines()
     assert "traces are lost" in line
 
@@ -387,6 +405,7 @@ def draw_until_traced(client, spans, trace):
     until(draw)
 
 
+@pytest.mark.slow
 def test_triton_s_own_spans_are_children_of_ours(triton, slow_models, received):
     server, spans = triton
     trace = new_trace()
@@ -409,6 +428,7 @@ def test_triton_s_own_spans_are_children_of_ours(triton, slow_models, received):
         parents = {span.id for span in found}
 
 
+@pytest.mark.slow
 def test_triton_is_not_told_of_a_trace_that_is_not_sampled(triton, slow_models, received):
     """Because it would trace that too: it looks at the ids only (its server's issue 8474)."""
     server, spans = triton
@@ -443,6 +463,7 @@ def test_off_the_batch_belongs_to_the_first_trace_that_one_brought(slow_models, 
     assert told == [None, NOT_SAMPLED], "unchanged, whatever its flags"
 
 
+@pytest.mark.slow
 def test_off_the_client_s_traceparent_goes_on_to_triton(triton, slow_models):
     server, spans = triton
     trace, malformed = new_trace(), new_trace()
@@ -459,6 +480,7 @@ def test_off_the_client_s_traceparent_goes_on_to_triton(triton, slow_models):
     assert malformed not in {span.trace for span in spans}
 
 
+@pytest.mark.slow
 def test_a_cancelled_call_to_triton_is_traced_as_such(triton, slow_models, received):
     server, _ = triton
     with gateway(slow_models, received.url, triton=server.address) as client:

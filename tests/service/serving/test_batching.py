@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from service.serving.batching import Batcher
 from service.serving.exceptions import ClosedError, ComputeError, QueueFullError
+from tests.service.waiting import turns
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
@@ -218,6 +219,8 @@ class Batching(RuleBasedStateMachine):
         self.loop.run_until_complete(self.batcher.close())
         self.loop.settle()
         assert {submit.outcome() for submit in open_still} <= {"ClosedError"}
+        for submit in self.submits:
+            submit.outcome()  # asks for the exception, which asyncio would write of otherwise
         assert asyncio.all_tasks(self.loop) == set()
         self.loop.close()
 
@@ -244,9 +247,9 @@ def test_what_waits_when_the_engine_frees_up_is_the_next_batch():
         gate = Gate()
         batcher = Batcher(gate, max_batch_size=3, queue_size=9)
         first = asyncio.create_task(batcher.submit([0]))
-        await asyncio.sleep(0.01)
+        await turns()
         others = [asyncio.create_task(batcher.submit([number])) for number in range(1, 6)]
-        await asyncio.sleep(0.01)
+        await turns()
         gate.open.set()
         assert await asyncio.gather(first, *others) == [[0], [1], [2], [3], [4], [5]]
         assert gate.batches == [[0], [1, 2, 3], [4, 5]]
@@ -287,7 +290,7 @@ def test_a_computation_that_ignores_its_cancel_holds_no_submit_at_close():
 
         batcher = Batcher(stubborn, max_batch_size=1, queue_size=9)
         waiters = [asyncio.create_task(batcher.submit([number])) for number in range(2)]
-        await asyncio.sleep(0.01)
+        await turns()
         closing = asyncio.create_task(batcher.close())
         ended = await asyncio.gather(*waiters, return_exceptions=True)
         assert [type(error) for error in ended] == [ClosedError, ClosedError]
@@ -331,15 +334,15 @@ def test_a_full_queue_refuses_at_once_and_a_cancel_makes_room():
         gate = Gate()
         batcher = Batcher(gate, max_batch_size=1, queue_size=1)
         running = asyncio.create_task(batcher.submit([0]))
-        await asyncio.sleep(0.01)
+        await turns()
         waiting = asyncio.create_task(batcher.submit([1]))
-        await asyncio.sleep(0.01)
+        await turns()
         with pytest.raises(QueueFullError):
             await batcher.submit([2])
         waiting.cancel()
         await asyncio.sleep(0)
         admitted = asyncio.create_task(batcher.submit([3]))
-        await asyncio.sleep(0.01)
+        await turns()
         gate.open.set()
         assert await asyncio.gather(running, admitted) == [[0], [3]]
         assert gate.batches == [[0], [3]]

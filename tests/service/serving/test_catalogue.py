@@ -25,17 +25,19 @@ def test_the_catalogue_comes_from_the_manifests(client, models):
     assert not {"golden", "files"} & set(card)
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_the_catalogue_says_what_is_served_and_how_far_off_it_may_be(client, tmp_path):
     plain = client.get("/models/tiny").json()
     assert (plain["precision"], plain["graph"]) == ("float32", None)
-    write_bundle(tmp_path / "many", graphs=["model.int8.onnx"])
-    with Client(create_app(Settings(models=tmp_path / "many", precision="int8"))) as int8:
-        card = int8.get("/models/tiny").json()
-        metrics = int8.get("/metrics").text
-    assert card["precision"] == card["graph"]["precision"] == "int8"
+    write_bundle(tmp_path / "many", graphs=["model.bfloat16.onnx"])
+    settings = Settings(models=tmp_path / "many", engine="openvino", precision="bfloat16")
+    with Client(create_app(settings)) as other:
+        card = other.get("/models/tiny").json()
+        metrics = other.get("/metrics").text
+    assert card["precision"] == card["graph"]["precision"] == "bfloat16"
     assert card["graph"]["bounds"]["max_difference"] == 8
     assert card["graph"]["measured"]["batch_difference"] == 0
-    assert 'precision="int8",version="1"} 1.0' in metrics
+    assert 'precision="bfloat16",version="1"} 1.0' in metrics
 
 
 def test_ready_means_that_every_model_drew_its_canary(models, settings):
@@ -47,11 +49,11 @@ def test_ready_means_that_every_model_drew_its_canary(models, settings):
     assert answer.json() == {"status": "ready", "models": ["plain", "tiny", "without-golden"]}
 
 
-def test_a_model_that_draws_other_pictures_than_published_is_not_ready(models, settings):
+def test_a_model_that_draws_other_images_than_published_is_not_ready(models, settings):
     path = models / "tiny" / "manifest.json"
-    facts = json.loads(path.read_text())
-    facts["golden"]["images"][0]["seed"] = 8
-    path.write_text(json.dumps(facts))
+    metadata = json.loads(path.read_text())
+    metadata["golden"]["images"][0]["seed"] = 8
+    path.write_text(json.dumps(metadata))
     with Client(create_app(settings)) as client:
         red = client.get("/readyz")
     assert red.status_code == 503

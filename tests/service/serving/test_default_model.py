@@ -115,6 +115,7 @@ def test_the_command_draws_the_default_and_marks_it(sid, monkeypatch):
     assert listed.count("(default)") == 1
 
 
+@pytest.mark.slow
 def test_programs_and_bulk_runs_take_the_servers_default(sid, several, tmp_path):
     with serving(several, log=tmp_path / "log", SID_DEFAULT_MODEL="tiny") as (process, url):
         announced = process.stdout.readline()
@@ -123,15 +124,16 @@ def test_programs_and_bulk_runs_take_the_servers_default(sid, several, tmp_path)
             async with AsyncClient(url) as client:
                 return await client.models(), await client.generate(seed=7)
 
-        cards, picture = asyncio.run(ask())
+        cards, image = asyncio.run(ask())
         assert ", model tiny:1:" in sid("generate", "--url", url, "--seed", 7).stdout
         done = sid("generate", "--url", url, "--seeds", "0-3", "-o", "out")
     assert "model tiny:1:" in done.stdout
     assert [card.name for card in cards if card.default] == ["tiny"]
-    assert picture.model == served_tag(several / "tiny")
+    assert image.model == served_tag(several / "tiny")
     assert '"model"' not in announced, "the example needs no model"
 
 
+@pytest.mark.slow
 def test_a_model_that_is_published_beside_the_only_one_changes_nothing(models, tmp_path):
     log = tmp_path / "log"
     with serving(models, log=log, SID_LOG_FORMAT="json") as (process, url):
@@ -167,6 +169,7 @@ def test_a_model_that_is_published_beside_the_only_one_changes_nothing(models, t
     assert [one["default"] for one in logged(log, "reloaded")] == ["tiny", "another", "none"]
 
 
+@pytest.mark.slow
 def test_a_setting_whose_model_goes_refuses_the_reload(several, tmp_path):
     log = tmp_path / "log"
     served = {"SID_LOG_FORMAT": "json", "SID_DEFAULT_MODEL": "tiny"}

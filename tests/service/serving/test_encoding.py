@@ -42,13 +42,13 @@ def noise(shape):
 
 
 def smooth(shape):
-    """Slopes in every direction, as pictures have them."""
+    """Slopes in every direction, as images have them."""
     axes = np.meshgrid(*(np.linspace(0, 1, size) for size in shape), indexing="ij")
     return np.round(sum(axes) / len(axes) * 255).astype(np.uint8)
 
 
-def pictures():
-    return [picture for shape in SHAPES for picture in (noise(shape), smooth(shape))]
+def images():
+    return [image for shape in SHAPES for image in (noise(shape), smooth(shape))]
 
 
 def open_with_pillow(file):
@@ -81,7 +81,7 @@ def read_png(file):
     return pixels.reshape(height, width, -1)
 
 
-@pytest.mark.parametrize("pixels", pictures(), ids=lambda pixels: "x".join(map(str, pixels.shape)))
+@pytest.mark.parametrize("pixels", images(), ids=lambda pixels: "x".join(map(str, pixels.shape)))
 def test_a_png_holds_the_exact_pixels_for_two_readers(pixels):
     file = encode(pixels, PNG)
     image, seen = open_with_pillow(file)
@@ -104,7 +104,7 @@ def test_a_small_png_is_hardly_larger_than_its_pixels_and_a_large_one_is_deflate
     assert len(encode(smooth((256, 256, 3)), PNG)) < 256 * 256 * 3 / 10
 
 
-@pytest.mark.parametrize("pixels", pictures(), ids=lambda pixels: "x".join(map(str, pixels.shape)))
+@pytest.mark.parametrize("pixels", images(), ids=lambda pixels: "x".join(map(str, pixels.shape)))
 def test_a_webp_holds_the_exact_pixels(pixels):
     file = encode(pixels, WEBP)
     assert (file[:4], file[8:16]) == (b"RIFF", b"WEBPVP8L")  # L: the lossless coding
@@ -131,7 +131,7 @@ def test_a_jpeg_keeps_colour_at_full_resolution():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_npy_of_one_picture_is_the_array(shape):
+def test_an_npy_of_one_image_is_the_array(shape):
     file = encode(noise(shape), NPY)
     assert file == npy(noise(shape))
     loaded = np.load(io.BytesIO(file), allow_pickle=False)
@@ -140,7 +140,7 @@ def test_an_npy_of_one_picture_is_the_array(shape):
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
-def test_an_npy_of_several_pictures_is_their_array(count):
+def test_an_npy_of_several_images_is_their_array(count):
     images = noise((count, 28, 28, 1))
     file = npy(images)
     assert np.array_equal(np.load(io.BytesIO(file), allow_pickle=False), images)

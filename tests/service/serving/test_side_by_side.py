@@ -4,9 +4,13 @@ import asyncio
 import time
 
 import httpx
+import pytest
 
 from tests.bundles import FOR_EVER, write_bundle
 from tests.service.test_process import serving
+from tests.service.waiting import happens, metrics_show
+
+pytestmark = pytest.mark.slow
 
 CALM = {"model": "calm", "class_label": 1, "seed": 7}
 
@@ -25,13 +29,14 @@ async def seconds(http: httpx.AsyncClient, count: int = 15) -> float:
 def test_a_model_that_hangs_holds_up_no_other(tmp_path):
     write_bundle(tmp_path / "models", "calm")
     write_bundle(tmp_path / "models", "hung", turns=FOR_EVER)
-    with serving(tmp_path / "models", log=tmp_path / "log") as (_, url):
+    settings = {"SID_CONCURRENCY": "2", "SID_MAX_BATCH_SIZE": "1"}
+    with serving(tmp_path / "models", log=tmp_path / "log", **settings) as (_, url):
 
         async def scenario() -> set[int]:
             async with httpx.AsyncClient(base_url=url, timeout=30) as http:
                 hung = {"model": "hung", "class_label": 0}
                 stuck = [asyncio.create_task(http.post("/generate", json=hung)) for _ in range(20)]
-                await asyncio.sleep(0.3)
+                await metrics_show(http, r'sid_queue_depth\{model="hung"\} 18')
                 assert not any(task.done() for task in stuck)
                 answers = [await http.post("/generate", json=CALM) for _ in range(10)]
                 for task in stuck:
@@ -59,7 +64,7 @@ def test_a_flood_on_one_model_leaves_the_other_its_share(tmp_path):
                         waits.append(time.perf_counter() - started)
 
                 floods = [asyncio.create_task(flood(seed)) for seed in range(16)]
-                await asyncio.sleep(1)
+                await happens(lambda: len(waits) >= len(floods))
                 calm = await seconds(http)
                 flooding = False
                 await asyncio.gather(*floods)

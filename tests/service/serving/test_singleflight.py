@@ -9,6 +9,7 @@ from service.engines import EngineError
 from service.http.security import RateLimitedError
 from service.serving.exceptions import ComputeError, QueueFullError
 from service.serving.singleflight import SingleFlight
+from tests.service.waiting import turns
 
 
 class Work:
@@ -31,51 +32,51 @@ class Work:
         return self.started
 
 
-async def callers(flights, work, count, key="key"):
-    tasks = [asyncio.create_task(flights.run(key, work)) for _ in range(count)]
-    await asyncio.sleep(0.01)
+async def callers(in_flight, work, count, key="key"):
+    tasks = [asyncio.create_task(in_flight.run(key, work)) for _ in range(count)]
+    await turns()
     return tasks
 
 
 def test_callers_at_the_same_time_share_and_later_ones_do_not():
     async def scenario():
-        flights, work = SingleFlight(), Work()
-        tasks = await callers(flights, work, 3)
-        other = await callers(flights, work, 1, key="another")
-        assert flights.flying("key")
+        in_flight, work = SingleFlight(), Work()
+        tasks = await callers(in_flight, work, 3)
+        other = await callers(in_flight, work, 1, key="another")
+        assert in_flight.is_running("key")
         work.end.set()
         assert await asyncio.gather(*tasks) == [2, 2, 2]
         assert await asyncio.gather(*other) == [2]
-        assert not flights.flying("key")
-        assert await flights.run("key", work) == 3
+        assert not in_flight.is_running("key")
+        assert await in_flight.run("key", work) == 3
 
     asyncio.run(scenario())
 
 
 def test_the_first_caller_may_leave_and_only_the_last_ends_the_work():
     async def scenario():
-        flights, work = SingleFlight(), Work()
-        first, second, third = await callers(flights, work, 3)
+        in_flight, work = SingleFlight(), Work()
+        first, second, third = await callers(in_flight, work, 3)
         first.cancel()
         third.cancel()
-        await asyncio.sleep(0.01)
+        await turns()
         assert (work.started, work.cancelled) == (1, 0)
         second.cancel()
         await asyncio.gather(first, second, third, return_exceptions=True)
         await asyncio.sleep(0)
         assert (work.started, work.cancelled) == (1, 1)
-        assert not flights.flying("key")
+        assert not in_flight.is_running("key")
 
     asyncio.run(scenario())
 
 
 def test_after_everybody_left_the_next_caller_gets_work_of_its_own():
     async def scenario():
-        flights, work = SingleFlight(), Work()
-        (only,) = await callers(flights, work, 1)
+        in_flight, work = SingleFlight(), Work()
+        (only,) = await callers(in_flight, work, 1)
         only.cancel()
-        again = asyncio.create_task(flights.run("key", work))  # before the cancel had its turn
-        await asyncio.sleep(0.01)
+        again = asyncio.create_task(in_flight.run("key", work))  # before the cancel had its turn
+        await turns()
         work.end.set()
         assert await asyncio.wait_for(again, 5) in (1, 2)
 
@@ -99,11 +100,11 @@ def frames(error):
 )
 def test_a_failure_reaches_every_caller_as_an_exception_of_its_own(error):
     async def scenario():
-        flights, work = SingleFlight(), Work()
+        in_flight, work = SingleFlight(), Work()
         work.error = error
         error.__cause__ = ValueError("why")
         error.add_note("seen by the first")
-        tasks = await callers(flights, work, 9)
+        tasks = await callers(in_flight, work, 9)
         work.end.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 

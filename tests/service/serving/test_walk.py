@@ -1,4 +1,4 @@
-"""A walk between two seeds: the noise on the way, and the pictures over HTTP."""
+"""A walk between two seeds: the noise on the way, and the images over HTTP."""
 
 import io
 
@@ -52,7 +52,7 @@ def test_from_a_seed_to_itself_is_no_way(seed, mix):
     assert np.array_equal(slerp(noise, noise.copy(), mix), noise)
 
 
-def test_its_ends_are_the_two_seeds_pictures(client):
+def test_its_ends_are_the_two_seeds_images(client):
     draw = {"class_label": 1, "seed": 3}
     assert client.generate({**draw, "toward": 8, "mix": 0}).content == client.generate(draw).content
     at_the_end = client.generate({**draw, "toward": 8, "mix": 1})
@@ -61,7 +61,7 @@ def test_its_ends_are_the_two_seeds_pictures(client):
     assert (at_the_end.headers["x-toward"], at_the_end.headers["x-mix"]) == ("8", "1.0")
 
 
-def test_a_small_step_changes_the_picture_less_than_a_large_one(client):
+def test_a_small_step_changes_the_image_less_than_a_large_one(client):
     def at(mix):
         walk = {"class_label": 1, "seed": 3, "toward": 8, "mix": mix}
         return pixels(client.generate(walk).content)

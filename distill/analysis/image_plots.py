@@ -1,4 +1,4 @@
-"""Pictures for a report: strips of pairs, sample grids, and the classes' bars."""
+"""Images for a report: strips of pairs, sample grids, and the classes' bars."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from distill.analysis.pictures import ClassComparison, Pictures
+from distill.analysis.paired_images import ClassComparison, PairedImages
 from distill.analysis.plotting import BLUE, GREY, ORANGE, new_figure
 from distill.errors import UserError
 
@@ -19,33 +19,21 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 
 
-def pair_strip(pictures: Pictures, chosen: NDArray[np.int64], gap: int = 2) -> Pixels:
-    """Teacher's pictures above the generator's, seed by seed: uint8 [H, W, C].
+def pair_strip(images: PairedImages, chosen: NDArray[np.int64], gap: int = 2) -> Pixels:
+    """Teacher's images above the generator's, seed by seed: uint8 [H, W, C].
 
     Args:
-        pictures: of both networks.
+        images: of both networks.
         chosen: which seeds, in order from left to right.
-        gap: pixels between two pictures, mid-grey.
+        gap: pixels between two images, mid-grey.
     """
     rows = []
-    for side in (pictures.teacher, pictures.generator):
+    for side in (images.teacher, images.generator):
         tiles = np.pad(
             side[chosen].numpy(), ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=128
         )
         rows.append(np.concatenate(list(tiles), axis=1))
     return np.concatenate(rows, axis=0)
-
-
-def most_different(
-    comparison: ClassComparison, labels: NDArray[np.int64], per_class: int = 2
-) -> NDArray[np.int64]:
-    """The pairs of each class that lie furthest apart, class after class."""
-    chosen = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        order = np.argsort(-comparison.pair_distances[members], kind="stable")
-        chosen.append(members[order[:per_class]])
-    return np.concatenate(chosen)
 
 
 def png_uri(pixels: Pixels, scale: int = 1) -> str:
@@ -60,7 +48,7 @@ def grid_uri(path: Path, most_pixels: int = 640) -> str:
     """A sample grid's file as a data: URI of a PNG, halved until it is narrow enough to embed.
 
     Raises:
-        UserError: the file is no picture.
+        UserError: the file is no image.
     """
     try:
         with Image.open(path) as image:
@@ -70,7 +58,7 @@ def grid_uri(path: Path, most_pixels: int = 640) -> str:
             buffer = io.BytesIO()
             small.save(buffer, format="PNG", optimize=True)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no readable picture ({error}): remove it") from None
+        raise UserError(f"{path} is no readable image ({error}): remove it") from None
     return _uri(buffer.getvalue())
 
 
@@ -83,27 +71,25 @@ def grid_caption(path: Path) -> str:
 
 
 def plot_classes(comparison: ClassComparison, classes: list[str]) -> "Figure":
-    """Accuracy, distance of the means and variety of each class."""
-    told = not np.isnan(comparison.generator_accuracy).all()
+    """Accuracy and variety of each class."""
+    has_accuracy = not np.isnan(comparison.generator_accuracy).all()
     figure = new_figure(7.6, 1.1 + 0.3 * len(classes))
-    panels = list(np.atleast_1d(figure.subplots(1, 3 if told else 2, sharey=True)))
+    panels = list(figure.subplots(1, 1 + has_accuracy, sharey=True, squeeze=False)[0])
     places = np.arange(len(classes))
-    if told:
-        axes = panels.pop(0)
+    if has_accuracy:
+        axes = panels[0]
         teacher, ours = comparison.teacher_accuracy * 100, comparison.generator_accuracy * 100
         axes.hlines(places, teacher, ours, color=GREY, linewidth=1)
         axes.plot(teacher, places, "o", color=ORANGE, label="teacher")
         axes.plot(ours, places, "o", color=BLUE, label="generator")
         axes.set_xlabel("taken for the class asked for, %")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    panels[0].barh(places, comparison.mean_distance, 0.55, color=BLUE)
-    panels[0].set_xlabel("means apart,\nof the teacher's spread")
-    panels[1].axvline(1, color=ORANGE, linestyle="--", linewidth=1.2)
-    panels[1].plot(comparison.variety, places, "o", color=BLUE)
-    panels[1].set_xlabel("variety,\ntimes the teacher's")
-    first = figure.axes[0]
-    first.set_yticks(places, classes, parse_math=False)
-    first.invert_yaxis()
+    axes = panels[-1]
+    axes.axvline(1, color=ORANGE, linestyle="--", linewidth=1.2)
+    axes.plot(comparison.variety, places, "o", color=BLUE)
+    axes.set_xlabel("variety, times the teacher's")
+    panels[0].set_yticks(places, classes, parse_math=False)
+    panels[0].invert_yaxis()
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Draw docs/images/avatars.png, README's picture, by models/avatars (`make docs`)."""
+"""Draw docs/images/avatars.png, README's image, by models/avatars (`make docs`)."""
 
 from pathlib import Path
 

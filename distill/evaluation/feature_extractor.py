@@ -1,4 +1,4 @@
-"""What every feature network is, whoever trained it: pixels in, features and classes out."""
+"""What every feature extractor is, whoever trained it: pixels in, features and classes out."""
 
 import itertools
 from abc import ABC, abstractmethod
@@ -23,16 +23,16 @@ class FeatureModule(nn.Module, ABC):
     """A network whose features a distance compares.
 
     Attributes:
-        dimensions: D, features a picture.
-        batch: pictures at a time, so that memory suffices.
+        dimensions: D, features an image.
+        batch: images at a time, so that memory suffices.
     """
 
     dimensions: int
     batch: int = 500
 
     @abstractmethod
-    def observe(self, pixels: Tensor, probabilities: bool) -> tuple[Tensor, Tensor | None]:
-        """Look at pictures.
+    def extract(self, pixels: Tensor, probabilities: bool) -> tuple[Tensor, Tensor | None]:
+        """Look at images.
 
         Args:
             pixels: uint8 [N, C, H, W] on this module's device; C is 1 or 3.
@@ -43,12 +43,12 @@ class FeatureModule(nn.Module, ABC):
         """
 
 
-class DetectorFacts(BaseModel):
-    """What a feature network of our own was trained on, and how well.
+class ExtractorMetadata(BaseModel):
+    """What a feature extractor of our own was trained on, and how well.
 
     Attributes:
         channels, resolution, classes: of the images it knows.
-        train_images: how many it saw; `Detector.reference` are their statistics.
+        train_images: how many it saw; `FeatureExtractor.reference` are their statistics.
         epochs, seed: how it was trained.
         test_accuracy: its accuracy on held-out real images; None where there were none.
         test_distance: their Fréchet distance to the training images.
@@ -68,70 +68,72 @@ class DetectorFacts(BaseModel):
     thumbnail: int = 0
 
 
-class Observation(NamedTuple):
-    """What a feature network saw: features float32 [N, D], class probabilities [N, K] if asked."""
+class ExtractedFeatures(NamedTuple):
+    """What an extractor returns: features float32 [N, D], class probabilities [N, K] if asked."""
 
     features: Floats
     probabilities: Floats | None
 
 
 @dataclass(frozen=True)
-class Detector:
-    """A feature network with a name, the hash of its weights, and what it knows of real images.
+class FeatureExtractor:
+    """A feature extractor with a name, the hash of its weights, and what it knows of real images.
 
     Attributes:
         name: what a distance over it is called by.
         network: in eval mode.
         sha256: of its file; empty while it has none.
         reference: statistics of the real images, where it brings them with it.
-        facts: what it was trained on; None for a network of others', which takes any picture.
+        metadata: what it was trained on; None for a network of others', which takes any image.
     """
 
     name: str
     network: FeatureModule
     sha256: str = ""
     reference: Statistics | None = None
-    facts: DetectorFacts | None = None
+    metadata: ExtractorMetadata | None = None
 
     def check_fits(self, denoiser: Denoiser, classes: list[str]) -> None:
         """Raise UserError unless `denoiser` draws what this network was trained on."""
-        if self.facts is None:
+        if self.metadata is None:
             return
         config = denoiser.config
-        drawn = (config.img_channels, config.img_resolution, classes or self.facts.classes)
-        known = (self.facts.channels, self.facts.resolution, self.facts.classes)
-        if drawn != known:
+        generated = (config.img_channels, config.img_resolution, classes or self.metadata.classes)
+        trained_on = (self.metadata.channels, self.metadata.resolution, self.metadata.classes)
+        if generated != trained_on:
             raise UserError(
-                f"the feature network {self.name} knows {_described(*known)}, this network draws "
-                f"{_described(*drawn)}: train one on your data with 'sid-distill features' and "
-                "name it with --features"
+                f"the feature extractor {self.name} knows {_described(*trained_on)}, this network "
+                f"draws {_described(*generated)}: train one on your data with 'sid-distill "
+                f"features' and name it with --features"
             )
 
-    def observe(self, pixels: Tensor, probabilities: bool = False) -> Observation:
-        """Look at uint8 pictures [N, C, H, W], on whatever device they are."""
+    def extract(self, pixels: Tensor, probabilities: bool = False) -> ExtractedFeatures:
+        """Look at uint8 images [N, C, H, W], on whatever device they are."""
         tensors = itertools.chain(self.network.parameters(), self.network.buffers())
         device = next((tensor.device for tensor in tensors), torch.device("cpu"))
         with torch.no_grad(), full_float32():
             parts = [
-                self.network.observe(part.to(device), probabilities)
+                self.network.extract(part.to(device), probabilities)
                 for part in pixels.split(self.network.batch)
             ]
         features = torch.cat([part for part, _ in parts]).float().cpu().numpy()
-        told = [part for _, part in parts if part is not None]
-        return Observation(features, torch.cat(told).float().cpu().numpy() if told else None)
+        predicted = [part for _, part in parts if part is not None]
+        return ExtractedFeatures(
+            features, torch.cat(predicted).float().cpu().numpy() if predicted else None
+        )
 
     def embed(self, pixels: Tensor) -> tuple[Array, Tensor]:
         """Map uint8 [N, C, H, W] to features float64 [N, D] and likeliest classes int64 [N]."""
-        features, probabilities = self.observe(pixels, probabilities=True)
+        features, probabilities = self.extract(pixels, probabilities=True)
         assert probabilities is not None
         return features.astype(np.float64), torch.from_numpy(probabilities.argmax(axis=1))
 
 
 def _described(channels: int, resolution: int, classes: list[str]) -> str:
     names = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
-    return f"{resolution}x{resolution} pictures of {channels} channels in classes {names}"
+    return f"{resolution}x{resolution} images of {channels} channels in classes {names}"
 
 
 def as_rgb(pixels: Tensor) -> Tensor:
-    """Repeat the one channel of grey pictures [N, 1, H, W] three times; others as they are."""
+    """Repeat the one channel of grey images [N, 1, H, W] three times; others as they are."""
     return pixels.repeat(1, 3, 1, 1) if pixels.shape[1] == 1 else pixels

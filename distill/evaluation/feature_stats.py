@@ -1,4 +1,4 @@
-"""What a feature network saw of many pictures, in parts that add up, and the figures of it."""
+"""What a feature extractor saw of many images, in parts that add up, and the figures of it."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import UserError
-from distill.evaluation.detector import Floats, Observation
+from distill.evaluation.feature_extractor import ExtractedFeatures, Floats
 from distill.evaluation.frechet import frechet_distance
 from distill.evaluation.inception_score import SPLITS, inception_score
 from distill.evaluation.kernel_distance import kernel_distance
@@ -18,14 +18,14 @@ from distill.evaluation.reference import Reference
 
 # What may be asked for beside the Fréchet distance: `sid-distill evaluate --metrics`.
 METRICS = ("kid", "pr", "is")
-OVER_FEATURES = {"kid", "pr"}  # these need each picture's features, generated and real
+OVER_FEATURES = {"kid", "pr"}  # these need each image's features, generated and real
 
 
 @dataclass(frozen=True)
-class Observed:
-    """Pictures as one feature network sees them.
+class FeatureStats:
+    """Images as one feature extractor sees them.
 
-    A plain Fréchet distance keeps moments alone, whatever the number of pictures.
+    A plain Fréchet distance keeps moments alone, whatever the number of images.
 
     Attributes:
         moments: of the features.
@@ -41,12 +41,12 @@ class Observed:
     @classmethod
     def of(
         cls,
-        observation: Observation,
+        extracted: ExtractedFeatures,
         classes: NDArray[np.int64] | None,
         metrics: Collection[str],
     ) -> Self:
         """Keep of one batch what `metrics` need; `classes` [N] are those asked for."""
-        features, probabilities = observation
+        features, probabilities = extracted
         hits = None
         if probabilities is not None and classes is not None:
             hits = int((probabilities.argmax(axis=1) == classes).sum())
@@ -70,7 +70,7 @@ class Observed:
 def checked_reference(
     name: str, reference: Reference | None, metrics: Collection[str]
 ) -> Reference:
-    """Return what pictures are compared with over feature network `name`.
+    """Return what images are compared with over feature extractor `name`.
 
     Raises:
         UserError: there is nothing, or it lacks what `metrics` need.
@@ -81,22 +81,22 @@ def checked_reference(
             "reference of theirs with --reference (sid-distill reference makes one)"
         )
     if over := sorted(OVER_FEATURES.intersection(metrics)):
-        known = 0 if reference.features is None else len(reference.features)
-        if known <= NEIGHBOURS:
+        feature_count = 0 if reference.features is None else len(reference.features)
+        if feature_count <= NEIGHBOURS:
             raise UserError(
                 f"{' and '.join(over)} need each real image's features ({reference.described}: "
-                f"{known}): name the images with --data, or a reference made with 'sid-distill "
-                "reference --keep-features'"
+                f"{feature_count}): name the images with --data, or a reference made with "
+                f"'sid-distill reference --keep-features'"
             )
     return reference
 
 
-def figures(
-    observed: Observed, reference: Reference, metrics: Collection[str] = ()
+def compute_metrics(
+    stats: FeatureStats, reference: Reference, metrics: Collection[str] = ()
 ) -> dict[str, float]:
     """Compute the distance and `metrics` against a reference that `checked_reference` let pass.
 
-    Precision and recall take as many real images as there are pictures, where there are enough
+    Precision and recall take as many real images as generated ones, where there are enough
     (the same ones each time): both depend on these numbers.
 
     Returns:
@@ -104,12 +104,12 @@ def figures(
         precision and recall, class_score and class_score_std (the Inception score, over
         whatever network) those asked for.
     """
-    distance = frechet_distance(observed.moments.statistics(), reference.statistics)
+    distance = frechet_distance(stats.moments.statistics(), reference.statistics)
     result = {"distance": distance}
-    if observed.hits is not None:
-        result["accuracy"] = observed.hits / observed.moments.count
-    if observed.features and reference.features is not None:
-        generated, real = np.concatenate(observed.features), reference.features
+    if stats.hits is not None:
+        result["accuracy"] = stats.hits / stats.moments.count
+    if stats.features and reference.features is not None:
+        generated, real = np.concatenate(stats.features), reference.features
         if "kid" in metrics:
             mean, deviation = kernel_distance(generated, real)
             result |= {"kernel_distance": mean, "kernel_distance_std": deviation}
@@ -117,8 +117,8 @@ def figures(
             chosen = np.random.RandomState(0).permutation(len(real))[: len(generated)]
             precision, recall = precision_recall(generated, real[chosen])
             result |= {"precision": precision, "recall": recall}
-    if observed.probabilities:
-        probabilities = np.concatenate(observed.probabilities)
+    if stats.probabilities:
+        probabilities = np.concatenate(stats.probabilities)
         score, deviation = inception_score(probabilities, min(SPLITS, len(probabilities)))
         result |= {"class_score": score, "class_score_std": deviation}
     return result

@@ -1,19 +1,26 @@
-"""The layout of a network that can be built: the record that is stored beside its weights."""
+"""The family of EDM's U-Nets: DDPM++, NCSN++ and ADM (arXiv 2206.00364, table 7)."""
 
 from pydantic import model_validator
 
-from distill.networks.buildable import why_not_buildable
-from distill.networks.layout import NetworkLayout
+from distill.networks.buildable import explain_not_buildable
+from distill.networks.dhariwal import DhariwalUNet
+from distill.networks.layout import EdmLayout
+from distill.networks.song import SongUNet
+from distill.networks.unet import UNet
 
 
-class NetworkConfig(NetworkLayout):
+class EdmConfig(EdmLayout):
     """A layout that was tried: one that cannot be built raises pydantic's ValidationError.
 
-    The attributes are those of `NetworkLayout`.
+    The attributes are those of `EdmLayout`.
     """
 
+    def build(self) -> UNet:
+        """See `distill.networks.family.NetworkLayout`."""
+        return (DhariwalUNet if self.architecture == "adm" else SongUNet)(self)
+
     @model_validator(mode="after")
-    def _buildable(self) -> "NetworkConfig":
+    def _buildable(self) -> "EdmConfig":
         if self.img_resolution % self.patch_size:
             raise ValueError(
                 f"img_resolution {self.img_resolution} cannot be cut into patches of "
@@ -34,6 +41,6 @@ class NetworkConfig(NetworkLayout):
             )
         if min(self.channel_mult) < 1:
             raise ValueError(f"channel_mult {list(self.channel_mult)} must hold factors from 1 on")
-        if reason := why_not_buildable(self):
+        if reason := explain_not_buildable(self):
             raise ValueError(reason)
         return self

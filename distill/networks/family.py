@@ -1,0 +1,119 @@
+"""What a family of networks is to the rest: a record that builds it, and a handful of members.
+
+Training, sampling and export know the two classes below and no family by name. A new family is one
+file here, with a subclass of each, and its line in `distill.networks.registry`
+(docs/design.md, "A network family").
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class NetworkLayout(BaseModel, ABC):
+    """What it takes to build a network anew, as it is stored beside the weights.
+
+    A family adds its own numbers, and refuses what it cannot build with a ValueError that says
+    what would do. A family without augmentation labels or without dropout refuses a value other
+    than 0 in the same way, for nobody else would.
+
+    Attributes:
+        architecture: the name under which `distill.networks.registry` knows the family.
+        img_resolution: height and width of input and output.
+        img_channels: channels of input and output.
+        label_dim: number of classes, 0 for an unconditional network.
+        augment_dim: width of the augmentation labels, 0 for none.
+        dropout: probability of dropping an activation while the network learns.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: str
+    img_resolution: int = Field(ge=4)
+    img_channels: int = Field(ge=1)
+    label_dim: int = Field(default=0, ge=0)
+    augment_dim: int = Field(default=0, ge=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape of the noise of one image: channels, height, width."""
+        return self.img_channels, self.img_resolution, self.img_resolution
+
+    @abstractmethod
+    def build(self) -> "RawNetwork":
+        """Build the network with fresh weights, drawn from torch's global generator."""
+
+
+class RawNetwork(nn.Module, ABC):
+    """The raw network F(c_in x, c_noise, labels) inside the preconditioning.
+
+    Noise level and labels become one embedding, then an encoder and a decoder use it. The encoder
+    stands apart because a discriminator reads what it ends in.
+    """
+
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Map x [N, C, H, W], c_noise [N] or [1], one-hot labels [N, label_dim] to [N, C, H, W]."""
+        return self.draw(x, self.embed(c_noise, class_labels, augment_labels))
+
+    def draw(self, x: Tensor, emb: Tensor) -> Tensor:
+        """What is left of `forward` when the embedding [N, width] or [1, width] is known."""
+        return self.decode(self.encode(x, emb), emb)
+
+    @abstractmethod
+    def embed(
+        self, c_noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
+    ) -> Tensor:
+        """Embed noise level, class and augmentation: [N, width], or [1, width] if all are alike."""
+
+    @abstractmethod
+    def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+        """Map x [N, C, H, W] to feature maps [N, C', H', W'], the last one the deepest."""
+
+    @abstractmethod
+    def decode(self, features: list[Tensor], emb: Tensor) -> Tensor:
+        """Map what `encode` returned, which may be used up, to [N, C, H, W]."""
+
+    @abstractmethod
+    def blocks(self) -> Iterable[nn.Module]:
+        """The parts that compute one after the other: sharding holds one of them whole at a time.
+
+        They are disjoint, have parameters, and are used through their `forward` alone.
+        """
+
+    def fold(self, emb: Tensor) -> nn.Module:
+        """Prepare, in place, for drawing with one of few embeddings alone: the export's form.
+
+        This one keeps the embeddings as they are; a family may compute more of itself beforehand.
+
+        Args:
+            emb: float32 [rows, width], a row for each class, or one row without classes.
+
+        Returns:
+            A module that maps class indices int64 [N] to what `draw` takes as `emb` from now on;
+            of one row it returns that, whatever it is asked.
+        """
+        return Table(emb)
+
+
+class Table(nn.Module):
+    """Looks up [rows, width] by class index: int64 [N] to [N, width], or [1, width] of one row."""
+
+    table: Tensor
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("table", table.clone())
+
+    def forward(self, class_labels: Tensor) -> Tensor:
+        """Return the rows of these classes."""
+        return F.embedding(class_labels, self.table) if len(self.table) > 1 else self.table

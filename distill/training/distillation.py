@@ -1,0 +1,205 @@
+"""The distillation of a teacher into a generator, whatever the losses: networks and their steps.
+
+Three networks of one architecture, all starting from the teacher's weights: phi (the teacher,
+frozen), psi (the fake score: a denoiser of the generator's own images) and theta (the generator).
+psi and theta alternate, one step each, on the losses of a `distill.training.method.Method`.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.checkpoints import sha256_of_weights
+from distill.data.augment import AUGMENT_DIM
+from distill.errors import UserError
+from distill.networks import Denoiser
+from distill.recipe import DistillationConfig
+from distill.sampling import one_step, sample_inputs
+from distill.training.distributed import DistributedContext
+from distill.training.learner import (
+    Learner,
+    Loss,
+    ema_beta,
+    full_state_dict,
+    load_weights,
+    update_ema,
+)
+from distill.training.method import HalfStep, Method
+from distill.training.microbatches import local_microbatches, seed_rng
+from distill.training.prepare import prepared
+
+FAKE_SCORE_PHASE, GENERATOR_PHASE = 0, 1
+
+
+class Distillation:
+    """The distillation of one teacher; see `distill.training.loop.Training`.
+
+    Args:
+        method: whose losses they learn, and how: `method.config`.
+        teacher: what is distilled.
+        context: this process among those of the run.
+        start: the generator's first weights, of a network of the teacher's shape; None takes the
+            teacher's. The fake score starts from the teacher in any case.
+
+    Attributes:
+        teacher: phi, in eval mode, its weights frozen.
+        fake_score: psi, trained in its own phase, frozen in the generator's.
+        generator: theta.
+        ema: the running average of theta, which is what gets exported.
+
+    Raises:
+        UserError: the configuration does not suit the teacher, the device or the processes.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        teacher: Denoiser,
+        context: DistributedContext,
+        start: Denoiser | None = None,
+    ) -> None:
+        config = method.config
+        self.method, self.config, self.context = method, config, context
+        self.microbatches = local_microbatches(config, context)
+        frequencies = _frequencies(config, teacher.config.label_dim, context.device)
+        _check_augmentation(config, teacher)
+        self._identity = {"method": method.name, "teacher": sha256_of_weights(teacher)}
+        if start is not None:
+            self._identity["generator"] = sha256_of_weights(start)
+        teacher = prepared(_with_dropout(teacher, config.dropout), config.precision, context).eval()
+        # One after the other, so that of networks to be sharded no more than two are whole.
+        self.ema = context.prepare_frozen(_copy_from(start, teacher).requires_grad_(False))
+        self.fake_score = self._learner(copy.deepcopy(teacher), config.betas)
+        betas = config.generator_betas or config.betas
+        self.generator = self._learner(_copy_from(start, teacher), betas)
+        self.teacher = context.prepare_frozen(teacher.requires_grad_(False))
+
+        psi, theta, inputs = self.fake_score, self.generator, (config, context.device, frequencies)
+        self._halves = {
+            FAKE_SCORE_PHASE: HalfStep(self.teacher, psi.call, theta.network, *inputs),
+            GENERATOR_PHASE: HalfStep(self.teacher, psi.network, theta.call, *inputs),
+        }
+
+    def _learner(self, network: Denoiser, betas: tuple[float, float]) -> Learner:
+        return Learner(network, self.context, betas, self.config.eps)
+
+    @property
+    def learners(self) -> dict[str, Learner]:
+        """The networks that learn, by name."""
+        return {"fake score": self.fake_score, "generator": self.generator}
+
+    def identity(self) -> dict[str, Any]:
+        """The method, and the teacher by its weights."""
+        return self._identity
+
+    def step(self, images_seen: int) -> dict[str, Tensor]:
+        """One step of psi, one of theta, one of the average; `batch` images are counted.
+
+        Returns:
+            What the method logs, and the norms of both gradients.
+        """
+        config = self.config
+        rate_share = learning_rate_share(config, images_seen)
+
+        self.generator.network.eval().requires_grad_(False)
+        self.fake_score.network.train().requires_grad_(True)
+        losses = self.losses(FAKE_SCORE_PHASE, images_seen)
+        rate = rate_share * (config.fake_lr or config.lr)
+        fake, fake_norm = self.fake_score.optimizer_step(losses, rate)
+
+        self.generator.network.train().requires_grad_(True)
+        self.fake_score.network.eval().requires_grad_(False)
+        losses = self.losses(GENERATOR_PHASE, images_seen)
+        logged, norm = self.generator.optimizer_step(losses, rate_share * config.lr)
+
+        beta = ema_beta(config.batch, config.ema_halflife, images_seen)
+        update_ema(self.ema, self.generator.network, beta)
+        return fake | logged | {"gradient/fake_score": fake_norm, "gradient/generator": norm}
+
+    def losses(self, phase: int, images_seen: int) -> list[Callable[[], Loss]]:
+        """The method's losses of this process's micro-batches, each with random draws of its own.
+
+        They are to be computed with the networks in the modes of that phase, see `step`.
+        """
+        method, half, seed = self.method, self._halves[phase], self.config.seed
+        compute = method.fake_score_loss if phase == FAKE_SCORE_PHASE else method.generator_loss
+
+        def loss(microbatch: int) -> Loss:
+            seed_rng(seed, images_seen, phase, microbatch)
+            return compute(half)
+
+        return [partial(loss, number) for number in self.microbatches]
+
+    def state(self) -> dict[str, Any]:
+        """Weights of psi, theta and its average, and Adam's moments; every process must ask."""
+        return {
+            "fake_score": full_state_dict(self.fake_score.network),
+            "generator": full_state_dict(self.generator.network),
+            "ema": full_state_dict(self.ema),
+            "fake_optimizer": self.fake_score.optimizer_state(),
+            "generator_optimizer": self.generator.optimizer_state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+        load_weights(self.fake_score.network, state["fake_score"])
+        load_weights(self.generator.network, state["generator"])
+        load_weights(self.ema, state["ema"])
+        self.fake_score.load_optimizer_state(state["fake_optimizer"])
+        self.generator.load_optimizer_state(state["generator_optimizer"])
+
+    @torch.no_grad()
+    def samples(self, count: int | None = None) -> Tensor:
+        """Ten images per class (a hundred without classes) or the first of them, in one step."""
+        latents, labels = sample_inputs(self.ema.config, self.context.device, count)
+        return one_step(self.ema, latents, labels, self.config.sigma_init)
+
+
+def learning_rate_share(config: DistillationConfig, images_seen: int) -> float:
+    """1, then a line down to 0 over the last `cooldown` images of the run."""
+    if not config.cooldown:
+        return 1.0
+    return min(1.0, max(0.0, (config.total_images - images_seen) / config.cooldown))
+
+
+def _frequencies(config: DistillationConfig, classes: int, device: torch.device) -> Tensor | None:
+    """The frequencies of the classes, checked against a network that has `classes`."""
+    given = config.class_frequencies
+    if given is None:
+        return None
+    if len(given) != classes or not sum(given):
+        raise UserError(
+            f"class_frequencies has {len(given)} numbers, the teacher {classes} classes: one "
+            "number a class is needed, not all 0"
+        )
+    return torch.tensor(given, device=device)
+
+
+def _check_augmentation(config: DistillationConfig, teacher: Denoiser) -> None:
+    if config.augment and teacher.config.augment_dim != AUGMENT_DIM:
+        raise UserError(
+            f"augment is {config.augment}, but this teacher was built with "
+            f"{teacher.config.augment_dim or 'no'} augmentation labels instead of {AUGMENT_DIM}: "
+            "say --augment 0"
+        )
+
+
+def _copy_from(start: Denoiser | None, teacher: Denoiser) -> Denoiser:
+    """A copy of the teacher, with the weights of `start` if there is one."""
+    network = copy.deepcopy(teacher)
+    if start is not None:
+        network.load_state_dict(start.state_dict())
+    return network
+
+
+def _with_dropout(teacher: Denoiser, dropout: float | None) -> Denoiser:
+    """The same network with another probability of dropout."""
+    if dropout is None or dropout == teacher.config.dropout:
+        return teacher
+    network = Denoiser(teacher.config.model_copy(update={"dropout": dropout}))
+    network.load_state_dict(teacher.state_dict())
+    return network

@@ -1,0 +1,100 @@
+"""What tells one distillation from another: its losses, and what they are given.
+
+`distill.training.distillation` knows three networks and two optimisers, but no loss. A method
+(one file in distill/methods/) knows its losses, and is handed the networks of one half of a step.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from distill.data.augment import augment
+from distill.data.datasets import one_hot
+from distill.networks import Denoiser
+from distill.recipe import DistillationConfig
+from distill.sampling import one_step
+from distill.training.learner import Loss
+
+
+@dataclass(frozen=True)
+class HalfStep:
+    """Half of a step as a method sees it: the networks, in the modes of this half, and inputs.
+
+    The networks are called as a `Denoiser` is. torch's random streams are seeded anew for each
+    micro-batch, so the order of a method's draws is part of the method.
+
+    Attributes:
+        teacher: phi, in eval mode; it never learns.
+        fake_score: psi. In its own half in train mode, and gradients reach its weights; in the
+            generator's in eval mode and frozen.
+        generator: theta. In its own half in train mode, and gradients reach its weights; in the
+            fake score's in eval mode and frozen.
+        config: how many images a micro-batch has, and what else is set.
+        device: where all of them compute.
+        frequencies: how often each class is drawn, float [classes]; None: all alike.
+    """
+
+    teacher: Denoiser
+    fake_score: Callable[..., Tensor]
+    generator: Callable[..., Tensor]
+    config: DistillationConfig
+    device: torch.device
+    frequencies: Tensor | None
+
+    def draw_inputs(self) -> tuple[Tensor, Tensor | None]:
+        """Fresh latents of one micro-batch [N, C, H, W], and one-hot labels (None: no classes)."""
+        network, count = self.teacher.config, self.config.images_per_call
+        shape = (count, *network.latent_shape)
+        latents = torch.randn(shape, device=self.device)
+        latents = latents.contiguous(memory_format=torch.channels_last)
+        if not network.label_dim:
+            return latents, None
+        if self.frequencies is None:
+            labels = torch.randint(network.label_dim, (count,), device=self.device)
+        else:
+            labels = torch.multinomial(self.frequencies, count, replacement=True)
+        return latents, one_hot(labels, network.label_dim)
+
+    def generate(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        """The generator's images of these inputs, float32 [N, C, H, W]."""
+        unbent = self._no_augmentation(len(latents))
+        return one_step(self.generator, latents, labels, self.config.sigma_init, unbent)
+
+    def augment(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Bend images as `config.augment` says; return the labels that tell psi how, too."""
+        if self.config.augment:
+            return augment(images, self.config.augment)
+        return images, self._no_augmentation(len(images))
+
+    def _no_augmentation(self, count: int) -> Tensor | None:
+        """Zeros, so that every weight has a gradient for the processes to exchange."""
+        width = self.teacher.config.augment_dim
+        return torch.zeros(count, width, device=self.device) if width else None
+
+
+class Method(ABC):
+    """A method of distillation: two losses, and the section of a recipe that sets them.
+
+    Attributes:
+        name: what people call it: the name of its section in a recipe.
+        section: what that section may hold.
+        config: the section of this run.
+    """
+
+    name: ClassVar[str]
+    section: ClassVar[type[DistillationConfig]]
+
+    def __init__(self, config: DistillationConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def fake_score_loss(self, half: HalfStep) -> Loss:
+        """What the fake score descends, over one micro-batch: its share of the batch's loss."""
+
+    @abstractmethod
+    def generator_loss(self, half: HalfStep) -> Loss:
+        """What the generator descends, over one micro-batch: its share of the batch's loss."""

@@ -1,0 +1,23 @@
+"""Where and how the networks of a training lie in memory, and in what they compute."""
+
+import torch
+
+from distill.networks import Denoiser
+from distill.recipe import TrainingPrecision
+from distill.training.distributed import DistributedContext
+from distill.training.precision import compute_dtype
+
+
+def prepared(
+    network: Denoiser, precision: TrainingPrecision, context: DistributedContext
+) -> Denoiser:
+    """Move a network, in place, to where it is built; lay it out for, and set, the precision.
+
+    Raises:
+        UserError: the device does not compute in that precision.
+    """
+    network.to(context.build_device)
+    # Convolutions run faster on NHWC memory.
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.compute_dtype = compute_dtype(precision, context.device)
+    return network

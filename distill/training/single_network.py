@@ -1,0 +1,108 @@
+"""The training of one network and its average, whatever it learns."""
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from distill.networks import Denoiser
+from distill.recipe import SingleNetworkConfig
+from distill.training.distributed import DistributedContext
+from distill.training.learner import (
+    Learner,
+    Loss,
+    ema_beta,
+    full_state_dict,
+    load_weights,
+    update_ema,
+)
+from distill.training.microbatches import local_microbatches, seed_rng
+from distill.training.prepare import prepared
+
+
+class SingleNetworkTraining(ABC):
+    """One network learns, by the `loss` of a subclass; see `distill.training.loop.Training`.
+
+    Args:
+        name: what people call the network.
+        network: with its first weights; it is trained in place.
+        config: how.
+        context: this process among those of the run.
+
+    Attributes:
+        learner: the network, with its optimiser.
+        ema: its running average, which is what gets kept.
+
+    Raises:
+        UserError: the configuration does not suit the device or the processes.
+    """
+
+    def __init__(
+        self, name: str, network: Denoiser, config: SingleNetworkConfig, context: DistributedContext
+    ) -> None:
+        self.name, self.config, self.context = name, config, context
+        self.microbatches = local_microbatches(config, context)
+        network = prepared(network, config.precision, context).requires_grad_(True)
+        self.ema = context.prepare_frozen(copy.deepcopy(network).eval().requires_grad_(False))
+        self.learner = Learner(network.train(), context, config.betas, config.eps)
+
+    @property
+    def learners(self) -> dict[str, Learner]:
+        """The network that learns, by name."""
+        return {self.name: self.learner}
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must share besides its configuration, as JSON values."""
+
+    @abstractmethod
+    def loss(self) -> Loss:
+        """What the network descends, over one micro-batch: its share of the batch's loss.
+
+        torch's random streams are seeded for that micro-batch.
+        """
+
+    @abstractmethod
+    def samples(self, count: int | None = None) -> Tensor:
+        """Draw the average's fixed grid of images, or the first `count` of it."""
+
+    def step(self, images_seen: int) -> dict[str, Tensor]:
+        """One Adam step on the loss, and one of the average.
+
+        Returns:
+            What the loss logs, and the norm of the gradient.
+        """
+        config = self.config
+        losses = [partial(self._loss_of, images_seen, i) for i in self.microbatches]
+        logged, norm = self.learner.optimizer_step(losses, learning_rate(config, images_seen))
+        beta = ema_beta(config.batch, config.ema_halflife, images_seen)
+        update_ema(self.ema, self.learner.network, beta)
+        return logged | {f"gradient/{self.name}": norm}
+
+    def _loss_of(self, images_seen: int, microbatch: int) -> Loss:
+        seed_rng(self.config.seed, images_seen, 0, microbatch)
+        return self.loss()
+
+    def state(self) -> dict[str, Any]:
+        """Weights, average and Adam's moments; every process must ask."""
+        return {
+            "network": full_state_dict(self.learner.network),
+            "ema": full_state_dict(self.ema),
+            "optimizer": self.learner.optimizer_state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+        load_weights(self.learner.network, state["network"])
+        load_weights(self.ema, state["ema"])
+        self.learner.load_optimizer_state(state["optimizer"])
+
+
+def learning_rate(config: SingleNetworkConfig, images_seen: int) -> float:
+    """Linear rise over `warmup` images, then half a cosine down to 0 at `total_images`."""
+    rise = min(1.0, (images_seen + config.batch) / max(config.warmup, 1))
+    fall = (1 + math.cos(math.pi * min(1.0, images_seen / config.total_images))) / 2
+    return config.lr * rise * fall

@@ -1,0 +1,29 @@
+"""What pydantic finds wrong, as one line for a person: of manifests, recipes and settings alike."""
+
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+
+class FirstError(NamedTuple):
+    """The first of the errors; as text "place: message".
+
+    Attributes:
+        place: names and indices with dots between them; empty for what concerns the whole.
+        message: what was expected.
+        value: what stood there.
+    """
+
+    place: str
+    message: str
+    value: Any
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}" if self.place else self.message
+
+
+def first_error(error: ValidationError) -> FirstError:
+    """Take the first error out of what pydantic raised."""
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ")  # pydantic's, before our own words
+    return FirstError(".".join(map(str, first["loc"])), message, first["input"])

@@ -1,0 +1,183 @@
+"""What it takes to add a method of distillation: its losses and section, one line of a registry."""
+
+from statistics import mean
+
+import pytest
+import torch
+from pydantic import Field
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from distill.checkpoints import load_network, load_state, save_network
+from distill.cli import main
+from distill.methods.losses import fake_score_loss
+from distill.methods.registry import METHODS
+from distill.networks import Denoiser, NetworkConfig
+from distill.recipe import DistillationConfig
+from distill.training.learner import Loss
+from distill.training.method import Method
+from distill.training.nonfinite import masked_mean, masked_sum, nonfinite_samples, share
+
+NETWORK = NetworkConfig(
+    img_resolution=8, img_channels=1, label_dim=2, model_channels=8, channel_mult=(1,),
+    num_blocks=1, attn_resolutions=(), dropout=0.1,
+)  # fmt: skip
+RECIPE = """
+description = "a toy"
+[network]
+img_resolution = 8
+img_channels = 1
+label_dim = 2
+model_channels = 8
+channel_mult = [1]
+num_blocks = 1
+attn_resolutions = []
+[toy]
+total_images = 800
+batch = 8
+microbatch = 4
+lr = 3e-3
+ema_halflife = 40
+checkpoint_every = 400
+sigma_init = 2.0
+pull = 0.5
+"""
+
+
+class ToyConfig(DistillationConfig):
+    """The section [toy].
+
+    Attributes:
+        sigma: the one noise level at which it looks.
+        pull: the generator's loss is multiplied by this.
+    """
+
+    sigma: float = Field(default=0.2, gt=0)
+    pull: float = Field(gt=0)
+
+
+class Toy(Method):
+    """The generator copies what the teacher makes of less noise; the fake score learns it."""
+
+    name = "toy"
+    section = ToyConfig
+    config: ToyConfig
+
+    def fake_score_loss(self, half):
+        latents, labels = half.draw_inputs()
+        images = half.generate(latents, labels)
+        sigma = self._level(half)
+        noisy = images + sigma * torch.randn_like(images)
+        denoised = half.fake_score(noisy, sigma, labels)
+        return self._reduced("fake_score", fake_score_loss(images, denoised, sigma), denoised)
+
+    def generator_loss(self, half):
+        latents, labels = half.draw_inputs()
+        images, sigma = half.generate(latents, labels), self._level(half)
+        target = half.teacher(sigma * latents, sigma, labels)
+        return self._reduced("generator", self.config.pull * (target - images) ** 2, images)
+
+    def _level(self, half):
+        return torch.full((1, 1, 1, 1), self.config.sigma, device=half.device)
+
+    def _reduced(self, name, loss, output):
+        left_out = nonfinite_samples(loss)
+        total = masked_sum(left_out, loss, output) / self.config.batch
+        return Loss(total, share(left_out), {f"loss/{name}": masked_mean(left_out, loss)})
+
+
+@pytest.fixture
+def distil(tmp_path, monkeypatch, capsys):
+    """`sid-distill run` with a toy recipe and more arguments: its exit code and last words."""
+    # It would rule all of this process, and other tests look at memory.
+    monkeypatch.setattr("distill.commands.run.keep_freed_memory", lambda: None)
+    monkeypatch.setitem(METHODS, "toy", Toy)
+    torch.manual_seed(0)
+    teacher = Denoiser(NETWORK)
+    for weight in teacher.parameters():
+        if weight.dim() > 1:  # the last layers begin near 0, and the teacher would draw nothing
+            torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+    file, recipe = tmp_path / "teacher.safetensors", tmp_path / "toy.toml"
+    save_network(file, teacher, {"role": "teacher", "classes": ["a", "b"]})
+
+    def run(out, *arguments, text=RECIPE):
+        recipe.write_text(text)
+        common = ["--recipe", recipe, "--teacher", file, "--features", "none", "--device", "cpu"]
+        command = ["sid-distill", "run", *common, "--out", tmp_path / out, *arguments]
+        monkeypatch.setattr("sys.argv", [str(word) for word in command])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        return end.value.code, (said.err if end.value.code else said.out).splitlines()[-1]
+
+    return run
+
+
+def assert_identical(a, b):
+    """Nested dicts and lists of tensors and numbers, to the bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        a, b = list(a.values()), list(b.values())
+    if isinstance(a, list | tuple):
+        for one, other in zip(a, b, strict=True):
+            assert_identical(one, other)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own_learns_and_its_checkpoints_are_exact(distil, tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.training.loop.LOG_EVERY", 5)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert distil("whole")[0] == 0
+    events = EventAccumulator(str(whole)).Reload()
+    for name, share_left in (("loss/fake_score", 0.8), ("loss/generator", 0.3)):
+        values = [point.value for point in events.Scalars(name)]
+        assert len(values) == 20
+        assert mean(values[-5:]) < share_left * mean(values[:2]), (name, values)
+
+    assert distil("parts", "--images", 400)[0] == 0
+    assert load_state(parts / "state.pt")["images_seen"] == 400
+    assert distil("parts")[0] == 0
+    assert_identical(load_state(parts / "state.pt"), load_state(whole / "state.pt"))
+    _, metadata = load_network(whole / "network.safetensors")
+    assert (metadata["method"], metadata["pull"], metadata["sigma_init"]) == ("toy", 0.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (RECIPE.replace("pull", "pul"), r"unknown entry toy.pul: [toy] may hold "),
+        (RECIPE.replace("pull = 0.5", ""), "toy.pull: Field required"),
+        (RECIPE.replace("pull = 0.5", "pull = -1"), "toy.pull: Input should be greater than 0"),
+        (RECIPE.replace("batch = 8", "batch = 6"), "toy: a batch of 6 is no multiple of"),
+        (RECIPE.replace("[toy]", "[tyo]"), "unknown section [tyo]: a recipe may hold description"),
+        (RECIPE[: RECIPE.index("[toy]")], "has no section of a method of distillation: add one"),
+        (RECIPE + "[sid]\n", "sections [toy], [sid]: a recipe may hold "),
+        ("licens = 1\n" + RECIPE, "unknown entry licens: a recipe may hold "),
+        (RECIPE.replace("channel_mult", "channels"), "unknown entry network.channels: [network]"),
+    ],
+)
+def test_a_mistake_in_its_recipe_is_refused_by_name(distil, tmp_path, text, said):
+    code, line = distil("out", text=text)
+    assert (code, said in line) == (2, True), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_known_is_named_beside_what_is_not(distil):
+    assert ", pull, " in distil("out", text=RECIPE.replace("pull", "pul"))[1]
+    assert "method: sid, toy" in distil("out", text=RECIPE.replace("[toy]", "[tyo]"))[1]
+
+
+def test_options_set_the_entries_that_it_has_and_no_others(distil, tmp_path):
+    code, line = distil("out", "--alpha", 1.0)
+    assert (code, "alpha changes nothing here: what may be set is adam_eps" in line) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_one_method_does_not_go_on_by_another(distil):
+    assert distil("out", "--images", 8)[0] == 0
+    text = RECIPE.replace("[toy]", "[sid]").replace("pull = 0.5", "")
+    code, line = distil("out", text=text)
+    assert (code, "method" in line, "resume it with its own" in line) == (2, True, True), line
