@@ -52,7 +52,7 @@ def save_network(
     metadata: Mapping[str, Any],
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a denoiser's weights with its configuration and `facts` about its origin.
+    """Write a denoiser's weights with its configuration, and `metadata` about its origin.
 
     `weights` are those of a network that is spread over processes, gathered; None takes its own.
     """
@@ -64,7 +64,7 @@ def save_network(
 
 
 def load_network(path: Path) -> tuple[Denoiser, dict[str, Any]]:
-    """Read a denoiser, in eval mode, and the facts saved with it, its licence where it is known.
+    """Read a denoiser, in eval mode, and the metadata saved with it, its licence where it is known.
 
     A released .pkl is read as well, safely, with what can be known of it (`distill.importing`).
 

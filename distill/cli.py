@@ -52,7 +52,8 @@ def main() -> None:
         message = f"{error.filename or 'input or output'}: {error.strerror or error}"
     else:
         return
-    typer.echo(f"error: {message}", err=True)
+    # A file's name, or a name in a file, may hold line breaks.
+    typer.echo(f"error: {' '.join(message.splitlines())}", err=True)
     sys.exit(2)
 
 

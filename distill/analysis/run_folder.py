@@ -8,7 +8,7 @@ from typing import Any
 from distill.checkpoints import load_network, load_state, sha256_of_weights
 from distill.errors import UserError, first_line
 from distill.networks import Denoiser
-from distill.recipe import current_precision
+from distill.training_config import current_precision
 
 NEEDED = ("t_max", "sigma_init")
 

@@ -45,7 +45,7 @@ def export(
 ) -> None:
     """Write a generator as one file, from latents and labels to uint8 pixels.
 
-    It is not judged: 'publish' does that.
+    It is not validated: 'publish' does that.
     """
     from distill.errors import UserError
     from distill.export.onnx import export_onnx

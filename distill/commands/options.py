@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     from distill.data.datasets import Dataset
     from distill.networks import Denoiser
-    from distill.recipe import DistillationConfig, LoopConfig, Recipe
+    from distill.recipe import Recipe
     from distill.training.distributed import DistributedContext
+    from distill.training_config import DistillationConfig, LoopConfig
 
 RecipeOption = Annotated[
     str, typer.Option(help="A shipped recipe's name, or a .toml file: network, length and rates.")
@@ -93,7 +94,7 @@ def read_recipe(name: str) -> "tuple[Recipe, DistillationConfig]":
 
 
 def read_teacher(file: Path) -> "tuple[Denoiser, dict[str, Any]]":
-    """Read a teacher, in eval mode, and the facts of its origin; raise UserError if it is none."""
+    """Read a teacher, in eval mode, and its metadata; raise UserError if it is none."""
     from distill.checkpoints import load_network
 
     network, metadata = load_network(file)

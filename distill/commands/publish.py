@@ -44,7 +44,7 @@ def publish(
         typer.Option(help="A .png of what every graph drew, and its difference from torch."),
     ] = None,
 ) -> None:
-    """Export a generator, judge its graphs against torch and write its bundle to models/NAME/."""
+    """Export a generator, validate its graphs against torch, write its bundle to models/NAME/."""
     from distill.export.publish import publish as publish_bundle
     from service.bundle import load_manifest
 

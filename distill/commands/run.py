@@ -31,8 +31,8 @@ from distill.training.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from distill.networks import Denoiser, NetworkLayout
-    from distill.recipe import DistillationConfig
     from distill.training.distributed import DistributedContext
+    from distill.training_config import DistillationConfig
 
 
 def run(

@@ -1,7 +1,7 @@
 """Non-leaking augmentation: images bent at random, and labels that tell a denoiser how.
 
 EDM (arXiv 2206.00364, appendix F.2, table 6): a denoiser that is told what was done to an image
-learns both, and draws unbent images when the labels are zero.
+learns both, and draws images that are not augmented when the labels are zero.
 """
 
 import math

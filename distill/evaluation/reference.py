@@ -122,7 +122,7 @@ def load_references(
 
     Raises:
         UserError: a file is no reference, was made over another network than those of
-            `detectors`, has other dimensions than its network, or does not say over which
+            `extractors`, has other dimensions than its network, or does not say over which
             network it was made while there are several.
     """
     return dict(_load(path, extractors) for path in paths)

@@ -45,7 +45,7 @@ def _tolerance(
 
 
 # What still counts as the same image. float32 engines add in another order than torch: one level
-# in a few pixels. Fewer bits are a little noise everywhere, which is what the mean judges, but a
+# in a few pixels. Fewer bits are a little noise everywhere, which the mean difference limits, but a
 # pixel at a sharp edge may move far (docs/results.md). Each holds for an image of its own too, as
 # the canary is one. Nor may the distance move by more than other seeds would move it.
 TOLERANCES: dict[Precision, Tolerance] = {
@@ -63,7 +63,7 @@ _LARGEST_BATCH, _ALONE = 32, 8  # both ends of the dynamic batch
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """Float32 torch's images of the first seeds, class i mod classes, and who may judge them.
+    """Float32 torch's images of the first seeds, class i mod classes: what graphs must draw.
 
     Attributes:
         inputs: of the graph, for all images.
@@ -225,7 +225,7 @@ def _openvino(path: Path) -> tuple[str, Draw]:
         import openvino
     except ImportError as error:
         raise UserError(
-            f"{path.name} is judged by OpenVINO: pip install 'sid-serve[openvino]'"
+            f"{path.name} is validated by OpenVINO: pip install 'sid-serve[openvino]'"
         ) from error
     core = openvino.Core()
     hint = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"

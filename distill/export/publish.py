@@ -47,7 +47,7 @@ GOLDEN_IMAGES = 10
 
 
 def load_generator(file: Path) -> tuple[Denoiser, dict[str, Any]]:
-    """Read a network and its facts; raise UserError unless it is a generator."""
+    """Read a network and its metadata; raise UserError unless it is a generator."""
     network, metadata = load_network(file)
     if metadata.get("role") != "generator":
         raise UserError(
@@ -68,9 +68,9 @@ def publish(
 ) -> Path:
     """Export a generator and write its bundle, whole or not at all.
 
-    Every graph is judged against float32 torch first (`distill.export.gate`). The measured quality
-    comes from what `sid-distill evaluate` wrote beside the two networks' files. Publishing a
-    name again writes the next version; the folder is exchanged by two renames, and the version
+    Every graph is validated against float32 torch first (`distill.export.gate`). The measured
+    quality comes from what `sid-distill evaluate` wrote beside the two networks' files. Publishing
+    a name again writes the next version; the folder is exchanged by two renames, and the version
     before stays in it, so that Triton serves both while gateways go over.
 
     Args:
@@ -81,7 +81,7 @@ def publish(
         licence: of the weights; None for the one that the generator's file states.
         models: the catalogue's folder.
         precisions: in which the bundle holds the network besides float32.
-        report: where to save the judged images, as one PNG.
+        report: where to save the validated images, as one PNG.
 
     Returns:
         The bundle's folder.

@@ -1,4 +1,4 @@
-"""A released file as a network with facts about its origin, as `distill.checkpoints` keeps them."""
+"""A released file as a network with metadata of its origin, as `distill.checkpoints` has it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

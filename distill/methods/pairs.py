@@ -18,11 +18,11 @@ from distill.checkpoints import sha256_of_weights
 from distill.data.datasets import one_hot
 from distill.errors import UserError, first_line
 from distill.networks import Denoiser, NetworkLayout
-from distill.recipe import RegressionConfig, current_precision
 from distill.sampling import heun
 from distill.text_files import read_text
 from distill.training.distributed import DistributedContext
 from distill.training.precision import compute_dtype
+from distill.training_config import RegressionConfig, current_precision
 from service.bundle import write_atomically
 
 PAIRS_PER_PART = 64
@@ -75,7 +75,7 @@ def draw_pairs(
     """Draw `config.pairs` pairs into a folder, or what is missing there, and read them all.
 
     Args:
-        teacher: in eval mode, on `world.device`; it is left in `config.precision`.
+        teacher: in eval mode, on `context.device`; it is left in `config.precision`.
         config: how many pairs, from which level, in how many of Heun's steps.
         folder: of the parts; all processes must see it.
         context: its processes share the work.

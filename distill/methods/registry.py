@@ -2,8 +2,9 @@
 
 from distill.errors import UserError
 from distill.methods.sid import Sid
-from distill.recipe import RECIPE_ENTRIES, DistillationConfig, Recipe, checked_section
+from distill.recipe import RECIPE_ENTRIES, Recipe, checked_section
 from distill.training.method import Method
+from distill.training_config import DistillationConfig
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (Sid,)}
 

@@ -15,12 +15,12 @@ from distill.checkpoints import sha256_of_weights
 from distill.methods.losses import regression_loss
 from distill.methods.pairs import Pairs
 from distill.networks import Denoiser
-from distill.recipe import RegressionConfig
 from distill.sampling import one_step, sample_inputs
 from distill.training.distributed import DistributedContext
 from distill.training.learner import Loss
 from distill.training.nonfinite import masked_mean, masked_sum, nonfinite_samples, share
 from distill.training.single_network import SingleNetworkTraining
+from distill.training_config import RegressionConfig
 
 
 class RegressionTraining(SingleNetworkTraining):

@@ -13,7 +13,6 @@ from distill.methods.losses import (
     generator_loss_parts,
     sample_weight,
 )
-from distill.recipe import DistillationConfig
 from distill.schedules import generator_sigmas, training_sigmas
 from distill.training.learner import Loss
 from distill.training.method import HalfStep, Method
@@ -24,6 +23,7 @@ from distill.training.nonfinite import (
     share,
     zero_masked,
 )
+from distill.training_config import DistillationConfig
 
 
 class SidConfig(DistillationConfig):

@@ -9,13 +9,13 @@ from distill.data.augment import augment
 from distill.data.datasets import Dataset
 from distill.methods.losses import fake_score_loss
 from distill.networks import Denoiser, NetworkLayout
-from distill.recipe import TeacherConfig
 from distill.sampling import heun, sample_inputs
 from distill.schedules import training_sigmas
 from distill.training.distributed import DistributedContext
 from distill.training.learner import Loss
 from distill.training.nonfinite import masked_mean, masked_sum, nonfinite_samples, share
 from distill.training.single_network import SingleNetworkTraining
+from distill.training_config import TeacherConfig
 
 
 class TeacherTraining(SingleNetworkTraining):

@@ -17,7 +17,6 @@ from distill.checkpoints import sha256_of_weights
 from distill.data.augment import AUGMENT_DIM
 from distill.errors import UserError
 from distill.networks import Denoiser
-from distill.recipe import DistillationConfig
 from distill.sampling import one_step, sample_inputs
 from distill.training.distributed import DistributedContext
 from distill.training.learner import (
@@ -31,6 +30,7 @@ from distill.training.learner import (
 from distill.training.method import HalfStep, Method
 from distill.training.microbatches import local_microbatches, seed_rng
 from distill.training.prepare import prepared
+from distill.training_config import DistillationConfig
 
 FAKE_SCORE_PHASE, GENERATOR_PHASE = 0, 1
 

@@ -21,7 +21,6 @@ from distill.checkpoints import load_state, save_network, save_state
 from distill.data.images import save_grid, to_pixels
 from distill.errors import UserError, first_line
 from distill.networks import Denoiser
-from distill.recipe import LoopConfig, current_precision
 from distill.training.distributed import DistributedContext
 from distill.training.divergence import (
     Tally,
@@ -31,6 +30,7 @@ from distill.training.divergence import (
     tallies,
 )
 from distill.training.learner import Learner, full_state_dict
+from distill.training_config import LoopConfig, current_precision
 from service.bundle import write_atomically
 
 LOG_EVERY = 50  # steps between two points of the TensorBoard curves
@@ -234,7 +234,8 @@ def _train(
                 for name, tally in shown.items():
                     events.add_scalar(f"skipped steps/{name}", tally.skipped, seen)
                     events.add_scalar(f"samples left out/{name}", tally.samples, seen)
-            if _crosses(before, seen, 500 * math.sqrt(2) ** np.arange(64)):
+            ended = seen >= config.total_images  # measured after the loop, once
+            if not ended and _crosses(before, seen, 500 * math.sqrt(2) ** np.arange(64)):
                 measure()
             due |= before // config.checkpoint_every != seen // config.checkpoint_every
             if due:

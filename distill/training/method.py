@@ -15,9 +15,9 @@ from torch import Tensor
 from distill.data.augment import augment
 from distill.data.datasets import one_hot
 from distill.networks import Denoiser
-from distill.recipe import DistillationConfig
 from distill.sampling import one_step
 from distill.training.learner import Loss
+from distill.training_config import DistillationConfig
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class HalfStep:
 
     def generate(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         """The generator's images of these inputs, float32 [N, C, H, W]."""
-        unbent = self._no_augmentation(len(latents))
-        return one_step(self.generator, latents, labels, self.config.sigma_init, unbent)
+        augmentation = self._no_augmentation(len(latents))
+        return one_step(self.generator, latents, labels, self.config.sigma_init, augmentation)
 
     def augment(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Bend images as `config.augment` says; return the labels that tell psi how, too."""
+        """Augment images as `config.augment` says; also return the labels that tell psi how."""
         if self.config.augment:
             return augment(images, self.config.augment)
         return images, self._no_augmentation(len(images))

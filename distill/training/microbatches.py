@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from distill.errors import UserError
-from distill.recipe import LoopConfig
 from distill.training.distributed import DistributedContext
+from distill.training_config import LoopConfig
 
 
 def local_microbatches(config: LoopConfig, context: DistributedContext) -> range:
-    """The numbers of the micro-batches that this process computes: every `world.size`-th.
+    """The numbers of the micro-batches that this process computes: every `context.size`-th.
 
     Raises:
         UserError: the batch cannot be divided evenly among the processes.

@@ -7,7 +7,7 @@ import torch
 
 from distill.errors import UserError
 from distill.networks import Denoiser
-from distill.recipe import TrainingPrecision
+from distill.training_config import TrainingPrecision
 
 DTYPES: dict[TrainingPrecision, torch.dtype] = {
     "float32": torch.float32,

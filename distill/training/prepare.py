@@ -3,9 +3,9 @@
 import torch
 
 from distill.networks import Denoiser
-from distill.recipe import TrainingPrecision
 from distill.training.distributed import DistributedContext
 from distill.training.precision import compute_dtype
+from distill.training_config import TrainingPrecision
 
 
 def prepared(

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from distill.networks import Denoiser
-from distill.recipe import SingleNetworkConfig
 from distill.training.distributed import DistributedContext
 from distill.training.learner import (
     Learner,
@@ -21,6 +20,7 @@ from distill.training.learner import (
 )
 from distill.training.microbatches import local_microbatches, seed_rng
 from distill.training.prepare import prepared
+from distill.training_config import SingleNetworkConfig
 
 
 class SingleNetworkTraining(ABC):

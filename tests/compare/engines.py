@@ -22,7 +22,8 @@ import torch
 from distill.checkpoints import load_network
 from distill.export.one_step import PixelGenerator
 from distill.export.onnx import example_inputs, export_onnx
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from tests.compare.engine_openers import THREADS, as_served, openvino, ort
 
 SIGMA = 2.5
@@ -34,9 +35,9 @@ def network(which: str) -> Denoiser:
         return load_network(path)[0].eval()
     torch.manual_seed(0)
     if which == "large":
-        config = NetworkConfig(img_resolution=32, img_channels=3, label_dim=10, augment_dim=9)
+        config = EdmConfig(img_resolution=32, img_channels=3, label_dim=10, augment_dim=9)
     else:
-        config = NetworkConfig(
+        config = EdmConfig(
             img_resolution=8, img_channels=1, label_dim=2, model_channels=8, channel_mult=(1,),
             num_blocks=1, attn_resolutions=(),
         )  # fmt: skip

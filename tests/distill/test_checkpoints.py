@@ -11,9 +11,10 @@ import torch
 
 from distill.checkpoints import load_network, load_state, save_network, save_state
 from distill.errors import UserError
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 
-TINY = NetworkConfig(
+TINY = EdmConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=8, channel_mult=(1,),
     num_blocks=1, attn_resolutions=(), dropout=0,
 )  # fmt: skip

@@ -84,6 +84,7 @@ def test_too_little_memory_is_said_in_one_line(asks, monkeypatch, capsys):
         (["teacher", "--out", "run", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
         (["teacher", "--out", "run", "--recipe", "bad.toml"], "network: ddpmpp with 9 channels"),
         (["export", "/proc", "-o", "m.onnx"], "no network at /proc"),
+        (["export", "two\nlines", "-o", "m.onnx"], "no network at two lines"),
     ],
 )
 def test_a_users_mistake_ends_in_one_line(arguments, said, tmp_path, monkeypatch, capsys):

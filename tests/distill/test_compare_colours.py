@@ -8,7 +8,8 @@ from PIL import Image
 
 from distill.checkpoints import save_network
 from distill.evaluation.classifier import save_classifier, train_extractor
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from tests.compare import colour_spread, halved_colours
 from tests.distill.evaluation.test_features import discs
 
@@ -38,7 +39,7 @@ def test_images_that_lost_half_of_their_colours_score_worse(tmp_path, monkeypatc
 def test_the_spread_is_printed_for_teachers_and_generators(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     network = Denoiser(
-        NetworkConfig(
+        EdmConfig(
             img_resolution=8, img_channels=3, label_dim=2, model_channels=8, channel_mult=(1,),
             num_blocks=1, attn_resolutions=(),
         )

@@ -57,6 +57,44 @@ def test_mistakes_in_a_recipe_are_named(tmp_path):
         read_recipe(str(broken))
 
 
+TINY = """
+description = "tiny"
+[network]
+img_resolution = 16
+img_channels = 1
+model_channels = 16
+channel_mult = [1]
+attn_resolutions = []
+[sid]
+total_images = 16
+"""
+WITHOUT_NETWORK = "description = 'tiny'\n[sid]\ntotal_images = 16\n"
+WITHOUT_METHOD = TINY[: TINY.index("[sid]")]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"sid = 'yes'\n{WITHOUT_METHOD}", r"unknown entry sid, and no section \[sid\]: a recipe"),
+        (f"{WITHOUT_METHOD}[[sid]]\nlr = 1\n", r"unknown entry sid, and no section \[sid\]"),
+        (WITHOUT_METHOD, r"no section of a method"),
+        (f"{TINY}[sida]\nlr = 1\n", r"sections \[sid\], \[sida\]"),
+        (f"network = [1]\n{WITHOUT_NETWORK}", r"network is a section: write a line \[network\]"),
+        (f"[[network]]\n{WITHOUT_NETWORK}", r"network is a section: write a line \[network\]"),
+        (f"teacher = 'x'\n{TINY}", r"teacher is a section: write a line \[teacher\]"),
+        (f"regression = []\n{TINY}", r"regression is a section: write a line \[regression\]"),
+        (f"{TINY}precision = 16\n", r"sid\.precision: Input should be 'float32'"),
+        (f"{TINY}precision = ['bf16']\n", r"sid\.precision: Input should be 'float32'"),
+        (TINY.replace("[network]", "[network]\narchitecture = 'vit'"), r"network: .*'vit'.*ddpmpp"),
+    ],
+)
+def test_what_is_no_section_or_not_its_entry_is_refused_by_name(text, reason, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=rf"^{file}.* {reason}"):
+        read_recipe(str(file))
+
+
 def test_an_option_out_of_range_is_named():
     _, sid = read_recipe("fashion")
     assert override(sid, batch=32).images_per_call == 32

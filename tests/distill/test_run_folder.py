@@ -12,12 +12,13 @@ from distill.checkpoints import save_network
 from distill.commands.run import run
 from distill.errors import UserError
 from distill.methods.sid import Sid, SidConfig
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from distill.training.distillation import Distillation
 from distill.training.distributed import DistributedContext
 from distill.training.loop import train
 
-NETWORK = NetworkConfig(
+NETWORK = EdmConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=8, channel_mult=(1,),
     num_blocks=1, attn_resolutions=(), dropout=0.0,
 )  # fmt: skip
@@ -88,3 +89,11 @@ def test_a_lock_that_fails_otherwise_is_not_another_process(tmp_path, monkeypatc
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(UserError, match=r"\.lock cannot be locked: Input/output error"):
         train(make(), tmp_path, {}, progress=False)
+
+
+def test_a_run_that_ends_at_a_point_of_its_curve_is_measured_there_once(tmp_path):
+    training = make(total_images=512, batch=256, checkpoint_every=512)  # the first point: 500
+    metadata = {"role": "generator", "classes": ["a", "b"]}
+    train(training, tmp_path, metadata, lambda _: {"distance": 1.0}, progress=False)
+    curve = (tmp_path / "curve.jsonl").read_text().splitlines()
+    assert [json.loads(line)["images_seen"] for line in curve] == [512]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from distill.data.images import to_pixels
-from distill.networks import NetworkConfig
+from distill.networks.edm import EdmConfig
 from distill.sampling import heun, one_step, sample_inputs
 
 
@@ -59,7 +59,7 @@ def test_pixels_are_truncated_not_rounded_and_channels_come_last():
 
 def test_a_sheet_has_a_row_for_each_class():
     latents, labels = sample_inputs(
-        NetworkConfig(img_resolution=8, img_channels=1, label_dim=3, attn_resolutions=()),
+        EdmConfig(img_resolution=8, img_channels=1, label_dim=3, attn_resolutions=()),
         torch.device("cpu"),
     )
     assert latents.shape == (30, 1, 8, 8)

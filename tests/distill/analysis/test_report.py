@@ -16,7 +16,8 @@ from distill.analysis.image_plots import pair_strip
 from distill.checkpoints import save_network, save_state, sha256_of_weights
 from distill.commands.analyze import analyze
 from distill.errors import UserError
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 
 CLASSES = ["<script>alert(1)</script>", "50 $ or $ less"]
 SETTINGS = {"alpha": 1.0, "t_max": 800.0, "weighting": "sid", "sigma_init": 2.5, "lr": 1e-4}
@@ -24,7 +25,7 @@ SETTINGS = {"alpha": 1.0, "t_max": 800.0, "weighting": "sid", "sigma_init": 2.5,
 
 def network(label_dim, seed):
     torch.manual_seed(seed)
-    config = NetworkConfig(
+    config = EdmConfig(
         img_resolution=8, img_channels=1, label_dim=label_dim, model_channels=8,
         channel_mult=(1,), num_blocks=1, attn_resolutions=(), dropout=0,
     )  # fmt: skip

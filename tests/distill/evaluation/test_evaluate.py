@@ -25,7 +25,8 @@ from distill.evaluation.inception import SHA256
 from distill.evaluation.measurement import Measurement, load_measurement, save_measurement
 from distill.evaluation.protocol import PROTOCOLS, summary
 from distill.evaluation.reference import make_reference
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from service.bundle import latents, sha256_file
 
 BIN = Path(sys.executable).parent
@@ -64,14 +65,14 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     for role, more in (("generator", {"sigma_init": 2.5}), ("teacher", {})):
         metadata = {"role": role, "classes": ["bright", "dark"], "images_seen": 1, **more}
-        network = Denoiser(NetworkConfig(**CONFIG)).eval()
+        network = Denoiser(EdmConfig(**CONFIG)).eval()
         save_network(folder / f"{role}.safetensors", network, metadata)
     return folder
 
 
 @pytest.fixture(scope="module")
 def network():
-    return Denoiser(NetworkConfig(**CONFIG)).eval()
+    return Denoiser(EdmConfig(**CONFIG)).eval()
 
 
 def labels_shine(z, labels):

@@ -15,7 +15,8 @@ from distill.evaluation.feature_extractor import as_rgb
 from distill.evaluation.features import load_extractor, matching_extractor
 from distill.evaluation.frechet import frechet_distance, statistics
 from distill.evaluation.inception import NAME, load_inception
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 
 
 def noise(count, classes=("dark", "bright")):
@@ -29,9 +30,7 @@ def noise(count, classes=("dark", "bright")):
 
 def network(**changes):
     shape = {"img_resolution": 8, "img_channels": 1, "label_dim": 2} | changes
-    return Denoiser(
-        NetworkConfig(model_channels=8, channel_mult=(1,), attn_resolutions=(), **shape)
-    )
+    return Denoiser(EdmConfig(model_channels=8, channel_mult=(1,), attn_resolutions=(), **shape))
 
 
 def test_it_learns_its_classes_and_survives_its_file(tmp_path):

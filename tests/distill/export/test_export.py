@@ -17,13 +17,14 @@ from distill.export.one_step import FoldedGenerator, PixelGenerator
 from distill.export.onnx import example_inputs, export_onnx
 from distill.export.publish import publish
 from distill.export.tensorrt import Builder, build_plan
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from service.bundle import Tolerance, latents, load_bundle, sha256_file
 
 
 def network(label_dim, patch_size=1):
     torch.manual_seed(0)
-    config = NetworkConfig(
+    config = EdmConfig(
         img_resolution=8 * patch_size, img_channels=3, patch_size=patch_size, label_dim=label_dim,
         model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), dropout=0.1,
     )  # fmt: skip
@@ -217,7 +218,7 @@ def test_a_version_of_another_signature_is_not_kept_beside_the_new_one(models, t
 def wide_network():
     """Wide enough for Winograd's convolutions, with every kind of layer."""
     torch.manual_seed(0)
-    config = NetworkConfig(
+    config = EdmConfig(
         img_resolution=16, img_channels=3, label_dim=3, model_channels=128,
         channel_mult=(1, 1), num_blocks=1, attn_resolutions=(8,), dropout=0.1,
     )  # fmt: skip
@@ -234,7 +235,7 @@ def wide_network():
 def test_folding_the_noise_level_changes_no_image(architecture, label_dim):
     """With 40 classes the embedding is the table, with 3 each block's own part is."""
     torch.manual_seed(0)
-    config = NetworkConfig(
+    config = EdmConfig(
         architecture=architecture, img_resolution=8, img_channels=3, label_dim=label_dim,
         augment_dim=9, model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,),
     )  # fmt: skip

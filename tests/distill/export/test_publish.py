@@ -15,7 +15,8 @@ from distill.checkpoints import load_network, save_network
 from distill.cli import app
 from distill.errors import UserError
 from distill.export.onnx import export_onnx
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from distill.recipe import RECIPES, load_recipe
 from service.bundle import load_bundle
 from tests.reference_numbers import FIXTURES
@@ -36,7 +37,7 @@ def sid_distill(*arguments):
 
 def toy():
     torch.manual_seed(0)
-    config = NetworkConfig(
+    config = EdmConfig(
         img_resolution=8, img_channels=1, label_dim=3, augment_dim=9, model_channels=8,
         channel_mult=(1,), num_blocks=1, attn_resolutions=(), dropout=0.1,
     )  # fmt: skip

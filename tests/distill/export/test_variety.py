@@ -10,7 +10,8 @@ from distill.errors import UserError
 from distill.export.one_step import PixelGenerator
 from distill.export.publish import publish
 from distill.export.variety import check_variety
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 
 CLASSES = ["a", "b", "c"]
 
@@ -20,7 +21,7 @@ class Drawn(torch.nn.Module):
 
     def __init__(self, formula, classes):
         super().__init__()
-        self.config = NetworkConfig(
+        self.config = EdmConfig(
             img_resolution=8, img_channels=3, label_dim=len(classes), model_channels=8,
             channel_mult=(1,), num_blocks=1, attn_resolutions=(), dropout=0.0,
         )  # fmt: skip

@@ -14,16 +14,17 @@ from distill.methods.losses import regression_loss
 from distill.methods.pairs import PAIRS_PER_PART, draw_pairs, pair_inputs
 from distill.methods.regression import RegressionTraining
 from distill.methods.sid import Sid, SidConfig
-from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import RegressionConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from distill.sampling import heun, one_step
 from distill.training.distillation import Distillation
 from distill.training.distributed import DistributedContext
 from distill.training.loop import train
+from distill.training_config import RegressionConfig
 
 CPU = DistributedContext(torch.device("cpu"))
 AVATARS_TEACHER = Path(distill.__file__).parent / "pretrained" / "avatars-teacher.safetensors"
-NETWORK = NetworkConfig(
+NETWORK = EdmConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=16, channel_mult=(1, 2),
     num_blocks=1, attn_resolutions=(),
 )  # fmt: skip

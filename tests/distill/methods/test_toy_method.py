@@ -11,13 +11,14 @@ from distill.checkpoints import load_network, load_state, save_network
 from distill.cli import main
 from distill.methods.losses import fake_score_loss
 from distill.methods.registry import METHODS
-from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import DistillationConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from distill.training.learner import Loss
 from distill.training.method import Method
 from distill.training.nonfinite import masked_mean, masked_sum, nonfinite_samples, share
+from distill.training_config import DistillationConfig
 
-NETWORK = NetworkConfig(
+NETWORK = EdmConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=8, channel_mult=(1,),
     num_blocks=1, attn_resolutions=(), dropout=0.1,
 )  # fmt: skip
@@ -155,7 +156,10 @@ def test_a_method_of_ones_own_learns_and_its_checkpoints_are_exact(distil, tmp_p
         (RECIPE.replace("[toy]", "[tyo]"), "unknown section [tyo]: a recipe may hold description"),
         (RECIPE[: RECIPE.index("[toy]")], "has no section of a method of distillation: add one"),
         (RECIPE + "[sid]\n", "sections [toy], [sid]: a recipe may hold "),
-        ("licens = 1\n" + RECIPE, "unknown entry licens: a recipe may hold "),
+        (
+            "licens = 1\n" + RECIPE,
+            "unknown entry licens, and no section [licens]: a recipe may hold ",
+        ),
         (RECIPE.replace("channel_mult", "channels"), "unknown entry network.channels: [network]"),
     ],
 )

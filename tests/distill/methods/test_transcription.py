@@ -8,14 +8,15 @@ import torch
 
 from distill.data.augment import AUGMENT_DIM, augment
 from distill.methods.sid import Sid, SidConfig
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from distill.training.distillation import Distillation
 from distill.training.distributed import DistributedContext
 from distill.training.microbatches import seed_rng
 from tests.compare.transcription import Draws, Settings, Transcription
 
 SEED, STEPS, LR = 5, 4, 1e-3
-NETWORK = NetworkConfig(
+NETWORK = EdmConfig(
     img_resolution=8, img_channels=3, label_dim=3, augment_dim=AUGMENT_DIM, model_channels=16,
     channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), dropout=0.0,
 )  # fmt: skip

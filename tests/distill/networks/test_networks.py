@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.importing import load_network
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from distill.networks.layers import BINOMIAL, Conv2d, self_attention, zeros
 from tests.reference_numbers import FIXTURES
 
@@ -82,7 +83,7 @@ IMAGENET = {
     ids=["cifar", "ffhq", "imagenet"],
 )
 def test_the_released_sizes_have_their_parameters_and_cost(config, million_parameters, gflop):
-    config = NetworkConfig(**config)
+    config = EdmConfig(**config)
     size = config.img_resolution
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         network = Denoiser(config).eval()
@@ -96,7 +97,7 @@ def test_the_released_sizes_have_their_parameters_and_cost(config, million_param
 def test_a_fresh_network_denoises_to_little_and_learns(architecture):
     """Its last layer starts (near) zero, so D is c_skip x; gradients reach it all the same."""
     torch.manual_seed(0)
-    network = Denoiser(NetworkConfig(architecture=architecture, **TINY))
+    network = Denoiser(EdmConfig(architecture=architecture, **TINY))
     x, sigma = torch.randn(4, 2, 8, 8), torch.full((4,), 0.5)
     labels, augment = torch.eye(3)[[0, 1, 2, 0]], torch.randn(4, 9)
     denoised = network(x, sigma, labels, augment)
@@ -194,7 +195,7 @@ def test_the_smooth_filter_resamples_as_its_matrix_does(up, down):
 def test_a_network_that_cannot_be_built_is_refused(changes, said):
     shape = {"img_resolution": 32, "img_channels": 1, "model_channels": 16} | changes
     with pytest.raises(ValidationError, match=said):
-        NetworkConfig(**shape)
+        EdmConfig(**shape)
 
 
 @pytest.mark.parametrize("width", [48, 56, 80, 112])
@@ -202,11 +203,11 @@ def test_the_tutorials_recipe_at_a_width_that_does_not_work_names_those_that_do(
     shape = {"img_resolution": 32, "img_channels": 3, "channel_mult": (1, 2, 2)}
     shape |= {"num_blocks": 1, "attn_resolutions": (8,)}
     with pytest.raises(ValidationError, match="model_channels") as refused:
-        NetworkConfig(model_channels=width, **shape)
+        EdmConfig(model_channels=width, **shape)
     below, above = re.search(r"model_channels (\d+) or (\d+) would do", str(refused.value)).groups()
     assert int(below) < width < int(above)
     for works in (int(below), int(above)):
-        NetworkConfig(model_channels=works, **shape)
+        EdmConfig(model_channels=works, **shape)
 
 
 @settings(max_examples=30, deadline=None)
@@ -232,10 +233,10 @@ def test_what_is_admitted_can_be_built_and_run_and_nothing_else_can(
         "label_dim": classes,
     }
     try:
-        config = NetworkConfig(**shape)
+        config = EdmConfig(**shape)
     except ValidationError:
         with pytest.raises((ValueError, RuntimeError)):
-            Denoiser(NetworkConfig.model_construct(**shape))
+            Denoiser(EdmConfig.model_construct(**shape))
         return
     with torch.no_grad():
         drawn = Denoiser(config).eval()(torch.zeros(1, 1, 8, 8), torch.ones(1))
@@ -255,8 +256,8 @@ def test_trying_a_network_draws_no_random_number_and_loads_no_compiler():
 
 
 def test_a_configuration_written_before_there_were_architectures_is_ddpmpp():
-    assert NetworkConfig.model_validate_json('{"img_resolution": 32, "img_channels": 1}') == (
-        NetworkConfig(architecture="ddpmpp", img_resolution=32, img_channels=1)
+    assert EdmConfig.model_validate_json('{"img_resolution": 32, "img_channels": 1}') == (
+        EdmConfig(architecture="ddpmpp", img_resolution=32, img_channels=1)
     )
 
 
@@ -268,7 +269,7 @@ def test_the_encoder_ends_in_the_lowest_level_and_the_decoder_goes_on_from_there
     """So one pass gives a discriminator its features and the denoiser its image."""
     size = {"architecture": architecture, "img_resolution": 8 * patch_size}
     torch.manual_seed(0)
-    network = NetworkConfig(**TINY | size, patch_size=patch_size).build().eval()
+    network = EdmConfig(**TINY | size, patch_size=patch_size).build().eval()
     with torch.no_grad():
         for parameter in network.parameters():  # the last layer starts (near) zero
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -284,8 +285,8 @@ def test_the_encoder_ends_in_the_lowest_level_and_the_decoder_goes_on_from_there
 def test_patches_are_channels_of_the_same_network_at_a_smaller_size(architecture):
     """Same weights, same names, same numbers: only the pixels lie elsewhere."""
     shape = TINY | {"architecture": architecture, "dropout": 0.0}
-    whole = NetworkConfig(**shape | {"img_resolution": 16, "patch_size": 2})
-    small = NetworkConfig(**shape | {"img_channels": whole.patch_channels})
+    whole = EdmConfig(**shape | {"img_resolution": 16, "patch_size": 2})
+    small = EdmConfig(**shape | {"img_channels": whole.patch_channels})
     assert whole.patch_channels == 8
     torch.manual_seed(0)
     patched, plain = Denoiser(whole).eval(), Denoiser(small).eval()
@@ -303,7 +304,7 @@ def test_patches_are_channels_of_the_same_network_at_a_smaller_size(architecture
 
 def test_a_network_without_patches_is_recorded_as_before_there_were_any():
     """A training's record is compared when it is resumed, also after an upgrade."""
-    config = NetworkConfig(img_resolution=32, img_channels=1)
+    config = EdmConfig(img_resolution=32, img_channels=1)
     assert "patch_size" not in config.model_dump()
-    patched = NetworkConfig(img_resolution=64, img_channels=3, patch_size=2)
-    assert NetworkConfig.model_validate_json(patched.model_dump_json()) == patched
+    patched = EdmConfig(img_resolution=64, img_channels=3, patch_size=2)
+    assert EdmConfig.model_validate_json(patched.model_dump_json()) == patched

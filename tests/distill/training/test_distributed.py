@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from distill.checkpoints import load_network, load_state, save_network
 from distill.errors import UserError
 from distill.methods.sid import SidConfig
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from distill.training.distributed import DistributedContext
 from distill.training.microbatches import local_microbatches
 
@@ -40,7 +41,7 @@ checkpoint_every = 1_000_000
 def arguments(tmp_path):
     """A distillation's command line, but for the folder to write."""
     torch.manual_seed(3)
-    config = NetworkConfig(
+    config = EdmConfig(
         img_resolution=8, img_channels=1, label_dim=2, augment_dim=9, model_channels=8,
         channel_mult=(1, 1), num_blocks=1, attn_resolutions=(), dropout=0.2,
     )  # fmt: skip

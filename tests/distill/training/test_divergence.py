@@ -9,14 +9,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from distill.checkpoints import load_network, load_state
 from distill.errors import UserError
 from distill.methods.sid import Sid, SidConfig
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from distill.training.distillation import Distillation
 from distill.training.distributed import DistributedContext
 from distill.training.divergence import Tally, diagnose_images, diagnose_steps, diagnose_weights
 from distill.training.loop import train
 
 CPU = DistributedContext(torch.device("cpu"))
-NETWORK = NetworkConfig(
+NETWORK = EdmConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=8, channel_mult=(1,),
     num_blocks=1, attn_resolutions=(), dropout=0.0,
 )  # fmt: skip

@@ -10,13 +10,14 @@ from distill.data.datasets import Dataset
 from distill.methods.losses import fake_score_loss, generator_loss
 from distill.methods.sid import Sid, SidConfig
 from distill.methods.teacher import TeacherTraining
-from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import TeacherConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from distill.training.distillation import Distillation
 from distill.training.distributed import DistributedContext
+from distill.training_config import TeacherConfig
 
 CPU = DistributedContext(torch.device("cpu"))
-NETWORK = NetworkConfig(
+NETWORK = EdmConfig(
     img_resolution=8, img_channels=3, label_dim=3, model_channels=16, channel_mult=(1, 2),
     num_blocks=1, attn_resolutions=(4,), dropout=0.0,
 )  # fmt: skip

@@ -9,12 +9,13 @@ from distill.evaluation.feature_extractor import FeatureExtractor, FeatureModule
 from distill.evaluation.frechet import statistics
 from distill.evaluation.reference import Reference
 from distill.methods.sid import Sid, SidConfig
-from distill.networks import Denoiser, NetworkConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from distill.training.distillation import Distillation
 from distill.training.distributed import DistributedContext
 from distill.training.precision import full_float32
 
-NETWORK = NetworkConfig(
+NETWORK = EdmConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=8, channel_mult=(1,),
     num_blocks=1, attn_resolutions=(), dropout=0.0,
 )  # fmt: skip

@@ -11,12 +11,13 @@ import distill.training.distributed
 from distill.data.datasets import Dataset
 from distill.methods.sid import Sid, SidConfig
 from distill.methods.teacher import TeacherTraining
-from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import TeacherConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from distill.training.distillation import GENERATOR_PHASE, Distillation
 from distill.training.distributed import DistributedContext
+from distill.training_config import TeacherConfig
 
-NETWORK = NetworkConfig(
+NETWORK = EdmConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=8, channel_mult=(1, 1),
     num_blocks=1, attn_resolutions=(), dropout=0.0,
 )  # fmt: skip

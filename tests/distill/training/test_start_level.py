@@ -8,7 +8,7 @@ from torch import nn
 
 from distill.checkpoints import load_network
 from distill.errors import UserError
-from distill.networks import NetworkConfig
+from distill.networks.edm import EdmConfig
 from distill.training.start_level import fitting_sigma_init, mean_colour_spread
 from tests.distill.data.test_data import write_images
 from tests.distill.test_cli import RECIPE, sid_distill
@@ -22,7 +22,7 @@ class FlatColours(nn.Module):
     def __init__(self, spread, classes):
         super().__init__()
         self.spread = nn.Parameter(torch.tensor(spread))
-        self.config = NetworkConfig(
+        self.config = EdmConfig(
             img_resolution=SIDE, img_channels=3, label_dim=classes, attn_resolutions=(),
             channel_mult=(1,),
         )  # fmt: skip

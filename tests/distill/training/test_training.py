@@ -15,17 +15,18 @@ from distill.errors import UserError
 from distill.evaluation.frechet import frechet_distance, statistics
 from distill.methods.sid import Sid, SidConfig
 from distill.methods.teacher import TeacherTraining
-from distill.networks import Denoiser, NetworkConfig
-from distill.recipe import TeacherConfig
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
 from distill.sampling import heun, one_step
 from distill.training.distillation import Distillation, learning_rate_share
 from distill.training.distributed import DistributedContext
 from distill.training.learner import ema_beta
 from distill.training.loop import train
 from distill.training.single_network import learning_rate
+from distill.training_config import TeacherConfig
 
 CPU = DistributedContext(torch.device("cpu"))
-NETWORK = NetworkConfig(
+NETWORK = EdmConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=16, channel_mult=(1, 2),
     num_blocks=1, attn_resolutions=(), dropout=0.1,
 )  # fmt: skip
