@@ -134,6 +134,14 @@ def generate(
             "killed, the same command goes on."
         ),
     ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="A label or vector of the model, NAME=3 or 'NAME=[0.2, 0.8]' (GET /models/NAME "
+            "lists them); repeat it for more. Left out: the default.",
+        ),
+    ] = None,
     form: Annotated[
         str | None, typer.Option(help="With --seeds: png (the default), webp or jpeg.")
     ] = None,
@@ -166,6 +174,7 @@ def generate(
             class_label=class_label,
             seed=seed,
             seeds=seeds,
+            inputs=inputs or [],
             form=form,
             output=output,
         )

@@ -1,12 +1,14 @@
 """What `sid generate` does: one image or many, in this process or by a server."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from service.bulk import one, run
 from service.bulk.embedded import open_embedded
 from service.bulk.errors import BulkError
-from service.bulk.plan import parse_seeds
+from service.bulk.plan import parse_inputs, parse_seeds
 from service.bulk.run import StoppedError
 from service.bulk.server import open_server
 from service.settings import Settings
@@ -25,6 +27,7 @@ def generate(
     class_label: str | None,
     seed: int | None,
     seeds: str | None,
+    inputs: Sequence[str],
     form: str | None,
     output: Path | None,
 ) -> None:
@@ -37,6 +40,7 @@ def generate(
         class_label: index or name, for many images `all` too; None: by seed.
         seed: of one image; None: random.
         seeds: of many images; None: draw one.
+        inputs: labels and vectors of the model, as `parse_inputs` reads them.
         form: of many images: png, webp or jpeg; None: png.
         output: where to.
 
@@ -45,10 +49,11 @@ def generate(
         StoppedError: the user stopped a bulk run.
         ClientError, EngineError and others: they cannot be drawn.
     """
+    named = parse_inputs(inputs)
     if seeds is None:
         if form is not None:
             raise BulkError("--form goes with --seeds: one image's form is its name's suffix")
-        one.run(place, key, model, class_label, seed, output or _IMAGE)
+        one.run(place, key, model, class_label, seed, named, output or _IMAGE)
         return
     if seed is not None:
         raise BulkError("--seed draws one image and --seeds many: leave one of the two out")
@@ -56,7 +61,8 @@ def generate(
         raise BulkError("--seeds draws many images: say where to with -o, a folder or a .zip")
     if form not in (None, *_FORMS):
         raise BulkError(f"--form is {', '.join(_FORMS)}, not {form}")
-    asyncio.run(_bulk(place, key, model, class_label, parse_seeds(seeds), form or "png", output))
+    parts = parse_seeds(seeds)
+    asyncio.run(_bulk(place, key, model, class_label, parts, named, form or "png", output))
 
 
 async def _bulk(
@@ -65,13 +71,14 @@ async def _bulk(
     model: str | None,
     class_label: str | None,
     seeds: tuple[range, ...],
+    inputs: Mapping[str, Any],
     form: str,
     output: Path,
 ) -> None:
     source = (
-        open_server(place, key, model, form)
+        open_server(place, key, model, form, inputs)
         if isinstance(place, str)
-        else open_embedded(place, model, form)
+        else open_embedded(place, model, form, inputs)
     )
     async with source as drawing:
         await run.run(drawing, seeds, class_label, form, output)

@@ -1,7 +1,8 @@
 """Images drawn in this process, by the engine that `sid serve` would serve them with."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 from service.bulk.errors import PostponedError
 from service.bulk.plan import Drawn, Piece
@@ -22,11 +23,18 @@ class EmbeddedSource:
         model: which is open.
         form: png, webp or jpeg.
         piece: the engine's largest batch.
+        inputs: labels and vectors of the model that all images have.
+
+    Raises:
+        InputError: the model does not take them.
     """
 
-    def __init__(self, model: ServedModel, form: str, piece: int) -> None:
+    def __init__(
+        self, model: ServedModel, form: str, piece: int, inputs: Mapping[str, Any]
+    ) -> None:
+        model.bundle.manifest.resolve_inputs(inputs)
         self.model, self.classes = model.tag, len(model.bundle.manifest.classes)
-        self.piece = piece
+        self.piece, self.inputs = piece, inputs
         self._model = model
         self._media_type = f"image/{form}"
 
@@ -52,6 +60,7 @@ class EmbeddedSource:
             piece.first,
             piece.count,
             self._media_type,
+            inputs=self.inputs,
         )
         try:
             images = await self._model.submit(jobs)
@@ -62,18 +71,19 @@ class EmbeddedSource:
 
 @asynccontextmanager
 async def open_embedded(
-    settings: Settings, name: str | None, form: str
+    settings: Settings, name: str | None, form: str, inputs: Mapping[str, Any]
 ) -> AsyncIterator[EmbeddedSource]:
     """A source for a model of the folder, which is open for as long as the context.
 
     Raises:
         BundleError, UnknownModelError, ModelRequiredError, EngineError: it cannot be opened.
         DefaultModelError: the default was asked for, and it is not there.
+        InputError: the model does not take these inputs.
     """
     # The limit protects a server's clients from each other; here is but one.
     settings = settings.model_copy(update={"queue_size": 2**31})
     async with _open_model(settings, name) as model:
-        yield EmbeddedSource(model, form, settings.max_batch_size)
+        yield EmbeddedSource(model, form, settings.max_batch_size, inputs)
 
 
 async def draw_one(
@@ -82,11 +92,12 @@ async def draw_one(
     class_label: str | None,
     seed: int | None,
     form: str,
+    inputs: Mapping[str, Any],
 ) -> Drawn:
     """One image; raises what `open_embedded` raises."""
     async with _open_model(settings, name) as model:
         manifest = model.bundle.manifest
-        jobs = resolve_jobs(manifest, class_label, seed, 1, f"image/{form}")
+        jobs = resolve_jobs(manifest, class_label, seed, 1, f"image/{form}", inputs=inputs)
         (image,) = await model.submit(jobs)
     job = image.job
     return Drawn(image.file, job.seed, job.class_label, image.class_name, model.tag)

@@ -1,7 +1,9 @@
 """One image, drawn in this process or by a server, to a file."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from service.bulk import embedded, server
 from service.bulk.errors import BulkError
@@ -17,6 +19,7 @@ def run(
     model: str | None,
     class_label: str | None,
     seed: int | None,
+    inputs: Mapping[str, Any],
     path: Path,
 ) -> None:
     """Draw an image, write it and say what it is.
@@ -27,6 +30,7 @@ def run(
         model: its name; None: the default.
         class_label: index or name; None: the seed modulo the number of classes.
         seed: None: a random one.
+        inputs: labels and vectors of the model; what is not named has its default.
         path: the file.
 
     Raises:
@@ -38,9 +42,9 @@ def run(
     if not path.parent.is_dir():
         raise BulkError(f"{path.parent}: there is no such folder")
     drawn = asyncio.run(
-        server.draw_one(place, key, model, class_label, seed, form)
+        server.draw_one(place, key, model, class_label, seed, form, inputs)
         if isinstance(place, str)
-        else embedded.draw_one(place, model, class_label, seed, form)
+        else embedded.draw_one(place, model, class_label, seed, form, inputs)
     )
     try:
         path.write_bytes(drawn.content)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.bulk.errors import BulkError
-from service.bulk.plan import Plan
+from service.bulk.plan import DEFAULTS, Plan
 from service.bundle import add_to_zip, write_atomically
 
 RECORD = "sid-generate.json"
@@ -123,7 +123,8 @@ def _compare(path: Path, recorded: bytes, plan: Plan) -> None:
     """Raise BulkError unless the record says the same as the plan."""
     wanted = plan.record()
     try:
-        previous = json.loads(recorded)
+        # A run of before there were inputs has none in its record.
+        previous = {"inputs": DEFAULTS} | json.loads(recorded)
         differing = [name for name in wanted if previous[name] != wanted[name]]
     except (ValueError, KeyError, TypeError):
         raise BulkError(f"{path}: its {RECORD} is not of this command: {_ELSE}") from None

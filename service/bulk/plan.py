@@ -1,14 +1,17 @@
 """Which images a bulk run draws, in which order, and what their files are called."""
 
+import json
 import re
-from collections.abc import Iterator, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from service.bulk.errors import BulkError
 from service.bundle.seeds import SEED_MAX
 
 ALL_CLASSES = "all"
+DEFAULTS = "defaults"
+"""What a record says of a run that names no inputs."""
 _SHORTEST_CLASS, _SHORTEST_SEED = 2, 7  # digits
 
 
@@ -53,6 +56,7 @@ class Plan:
         labels: class indices; (None,): each seed modulo the number of classes, or no class.
         seeds: as `parse_seeds` returns them.
         form: png, webp or jpeg.
+        inputs: labels and vectors of the model that are named.
     """
 
     model: str
@@ -60,6 +64,7 @@ class Plan:
     labels: tuple[int | None, ...]
     seeds: tuple[range, ...]
     form: str
+    inputs: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -105,7 +110,32 @@ class Plan:
             f"{part.start}-{part.stop - 1}" if part.stop - part.start > 1 else f"{part.start}"
             for part in self.seeds
         )
-        return {"model": self.model, "classes": labels, "seeds": seeds, "form": self.form}
+        named = json.dumps(self.inputs, sort_keys=True) if self.inputs else DEFAULTS
+        return {
+            "model": self.model,
+            "classes": labels,
+            "seeds": seeds,
+            "form": self.form,
+            "inputs": named,
+        }
+
+
+def parse_inputs(texts: Sequence[str]) -> dict[str, object]:
+    """Read `style=3` and `mix=[0.2, 0.8]`; what the model takes of them is asked later.
+
+    Raises:
+        BulkError: one is nothing of the kind.
+    """
+    inputs: dict[str, object] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            inputs[name] = json.loads(value)
+        except ValueError:
+            raise BulkError(
+                f"--input {text}: inputs are written as style=3 or 'mix=[0.2, 0.8]'"
+            ) from None
+    return inputs
 
 
 def parse_seeds(text: str) -> tuple[range, ...]:

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -36,11 +36,13 @@ class Source(Protocol):
         model: name:version:digest:graph.
         classes: how many the model has.
         piece: how many images to ask for together.
+        inputs: labels and vectors of the model that all images have.
     """
 
     model: str
     classes: int
     piece: int
+    inputs: Mapping[str, Any]
 
     @property
     def slots(self) -> int:
@@ -83,7 +85,7 @@ async def run(
         ClientError, ClassLabelError: there is no such class.
     """
     labels = await _labels(source, class_label)
-    plan = Plan(source.model, source.classes, labels, seeds, form)
+    plan = Plan(source.model, source.classes, labels, seeds, form, source.inputs)
     output = open_output(path, plan)
     try:
         done = output.begin()

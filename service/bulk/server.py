@@ -1,9 +1,9 @@
 """Images of a bulk run from a server, as fast as it draws them and without crowding others."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from time import monotonic
-from typing import cast
+from typing import Any, cast
 
 from service.bulk.errors import BulkError, PostponedError
 from service.bulk.plan import Drawn, Piece
@@ -35,14 +35,21 @@ class ServerSource:
         patient: which does, for questions before the run.
         card: of the model.
         form: png, webp or jpeg.
+        inputs: labels and vectors of the model that all images have.
     """
 
     piece = _PIECE
 
     def __init__(
-        self, client: AsyncClient, patient: AsyncClient, card: ModelCard, form: str
+        self,
+        client: AsyncClient,
+        patient: AsyncClient,
+        card: ModelCard,
+        form: str,
+        inputs: Mapping[str, Any],
     ) -> None:
         self.model, self.classes = card.tag, len(card.classes)
+        self.inputs = inputs
         self._client, self._patient = client, patient
         self._form = cast(Form, form)
         self._most = _PIECE if form == "png" else 1  # a .zip holds PNG files only
@@ -88,8 +95,13 @@ class ServerSource:
 
     async def _request(self, label: int | None, first: int, count: int) -> list[GeneratedImage]:
         if count > 1:
-            return await self._client.batch(first, count, label, model=self.model)
-        return [await self._client.generate(label, first, model=self.model, form=self._form)]
+            return await self._client.batch(
+                first, count, label, model=self.model, inputs=self.inputs
+            )
+        image = await self._client.generate(
+            label, first, model=self.model, inputs=self.inputs, form=self._form
+        )
+        return [image]
 
     def _postponed(self, error: ClientError) -> Exception:
         """When to try again, or the error itself."""
@@ -101,7 +113,7 @@ class ServerSource:
 
 @asynccontextmanager
 async def open_server(
-    url: str, key: str | None, model: str | None, form: str
+    url: str, key: str | None, model: str | None, form: str, inputs: Mapping[str, Any]
 ) -> AsyncIterator[ServerSource]:
     """A source for one of a server's models, whose very weights all requests name.
 
@@ -114,7 +126,7 @@ async def open_server(
         AsyncClient(url, key=key, timeout=_TIMEOUT, patience=0) as client,
         AsyncClient(url, key=key) as patient,
     ):
-        yield ServerSource(client, patient, card, form)
+        yield ServerSource(client, patient, card, form, inputs)
 
 
 async def find_model(url: str, key: str | None, wanted: str | None) -> ModelCard:
@@ -136,11 +148,14 @@ async def draw_one(
     class_label: ClassLabel | None,
     seed: int | None,
     form: str,
+    inputs: Mapping[str, Any],
 ) -> Drawn:
     """One image; raises what `open_server` raises."""
     card = await find_model(url, key, model)
     async with AsyncClient(url, key=key) as client:
-        image = await client.generate(class_label, seed, model=card.tag, form=cast(Form, form))
+        image = await client.generate(
+            class_label, seed, model=card.tag, inputs=inputs, form=cast(Form, form)
+        )
     label = image.class_label
     name = None if label is None else card.classes[label]
     return Drawn(image.content, image.seed, label, name, image.model)

@@ -12,7 +12,7 @@ import warnings
 
 from service.client.asynchronous import AsyncClient
 from service.client.errors import AnswerError, ClientError, UnreachableError
-from service.client.messages import ClassLabel, Form, GeneratedImage, ModelCard
+from service.client.messages import ClassLabel, Form, GeneratedImage, Inputs, ModelCard
 from service.client.synchronous import Client
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "ClientError",
     "Form",
     "GeneratedImage",
+    "Inputs",
     "ModelCard",
     "UnreachableError",
 ]

@@ -14,6 +14,7 @@ from service.client.messages import (
     ClassLabel,
     Form,
     GeneratedImage,
+    Inputs,
     ModelCard,
     check_url,
     headers_for,
@@ -93,6 +94,7 @@ class AsyncClient:
         model: str | None = None,
         toward: int | None = None,
         mix: float | None = None,
+        inputs: Inputs | None = None,
         form: Form = "png",
     ) -> GeneratedImage:
         """Draw one image; the same model, class and seed give the same bytes.
@@ -104,6 +106,7 @@ class AsyncClient:
                 image names it, which is this very graph or an error.
             toward: a second seed, to draw a step of the walk there.
             mix: how far along that walk, 0 to 1; None: halfway.
+            inputs: labels and vectors of the model by name; None: their defaults.
             form: what file.
         """
         body = {
@@ -112,6 +115,7 @@ class AsyncClient:
             "model": model,
             "toward": toward,
             "mix": mix,
+            "inputs": inputs or None,
         }
         return read_image(await self._draw(body, f"image/{form}"))
 
@@ -122,12 +126,19 @@ class AsyncClient:
         class_label: ClassLabel | None = None,
         *,
         model: str | None = None,
+        inputs: Inputs | None = None,
     ) -> list[GeneratedImage]:
         """Draw `count` images in one request, as PNG: their seeds are `seed`, `seed` + 1, ...
 
         A server bounds how many (64 by default): AnswerError 413 says so.
         """
-        body = {"class_label": class_label, "seed": seed, "n": count, "model": model}
+        body = {
+            "class_label": class_label,
+            "seed": seed,
+            "n": count,
+            "model": model,
+            "inputs": inputs or None,
+        }
         return read_images(await self._draw(body, "application/zip"))
 
     async def stream(
@@ -136,6 +147,7 @@ class AsyncClient:
         class_label: ClassLabel | None = None,
         *,
         model: str | None = None,
+        inputs: Inputs | None = None,
         form: Form = "png",
         concurrency: int = 8,
     ) -> AsyncGenerator[GeneratedImage]:
@@ -151,7 +163,9 @@ class AsyncClient:
         try:
             while True:
                 for seed in islice(upcoming, concurrency - len(window)):
-                    drawing = self.generate(class_label, seed, model=model, form=form)
+                    drawing = self.generate(
+                        class_label, seed, model=model, inputs=inputs, form=form
+                    )
                     window.append(asyncio.create_task(drawing))
                 if not window:
                     return

@@ -1,10 +1,11 @@
 """What is sent and what comes back: requests to bodies, answers to images. No I/O here."""
 
 import io
+import json
 import re
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 ClassLabel = int | str
 """A class's index, or its name in any case."""
+Inputs = Mapping[str, int | Sequence[float]]
+"""A model's labels and vectors by name: {"style": 3, "mix": [0.2, 0.8]}."""
 Form = Literal["png", "webp", "jpeg"]
 """PNG and WebP hold the exact pixels; JPEG is smaller and does not."""
 
@@ -42,6 +45,7 @@ class GeneratedImage:
             form and precision of their graph.
         timings: milliseconds that it took in the server, by stage: queue, latents, engine,
             encode. Of several images in one request the longest of each stage.
+        inputs: the values of the model's labels and vectors; empty: it has none.
     """
 
     content: bytes
@@ -50,6 +54,7 @@ class GeneratedImage:
     class_label: int | None
     model: str
     timings: Mapping[str, float]
+    inputs: Inputs = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Write the file, as it came, whatever the name's suffix. Raises OSError."""
@@ -108,6 +113,7 @@ def read_image(response: httpx.Response) -> GeneratedImage:
         class_label=None if label is None else int(label),
         model=response.headers.get("x-model", ""),
         timings=_timings(response),
+        inputs=_inputs(response),
     )
 
 
@@ -121,12 +127,14 @@ def read_images(response: httpx.Response) -> list[GeneratedImage]:
     except zipfile.BadZipFile:
         raise _unexpected(response) from None
     timings, model = _timings(response), response.headers.get("x-model", "")
+    inputs = _inputs(response)
     images = []
     for name, content in files:
         if name is None:
             raise _unexpected(response)
         label = None if name[1] is None else int(name[1])
-        images.append(GeneratedImage(content, "image/png", int(name[2]), label, model, timings))
+        image = GeneratedImage(content, "image/png", int(name[2]), label, model, timings, inputs)
+        images.append(image)
     if not images:
         raise _unexpected(response)
     return images
@@ -134,7 +142,7 @@ def read_images(response: httpx.Response) -> list[GeneratedImage]:
 
 def read_models(response: httpx.Response) -> list[ModelCard]:
     """The catalogue of a good answer; raises AnswerError if it is none."""
-    field_names = [field.name for field in fields(ModelCard)]
+    field_names = [one.name for one in fields(ModelCard)]
     try:
         cards = [
             {name: card[name] for name in field_names if name in card}
@@ -238,3 +246,12 @@ def _retry_after(response: httpx.Response) -> float | None:
 def _timings(response: httpx.Response) -> dict[str, float]:
     header = response.headers.get("server-timing", "")
     return {stage: float(duration) for stage, duration in _STAGE.findall(header)}
+
+
+def _inputs(response: httpx.Response) -> Inputs:
+    """Of all images of an answer: they were asked for together."""
+    try:
+        values = json.loads(response.headers.get("x-inputs", "{}"))
+    except ValueError:
+        raise _unexpected(response) from None
+    return dict(values)

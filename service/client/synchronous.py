@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from service.client.asynchronous import AsyncClient
-from service.client.messages import ClassLabel, Form, GeneratedImage, ModelCard
+from service.client.messages import ClassLabel, Form, GeneratedImage, Inputs, ModelCard
 
 T = TypeVar("T")
 
@@ -64,11 +64,12 @@ class Client:
         model: str | None = None,
         toward: int | None = None,
         mix: float | None = None,
+        inputs: Inputs | None = None,
         form: Form = "png",
     ) -> GeneratedImage:
         """Draw one image, as AsyncClient.generate does."""
         drawing = self._client.generate(
-            class_label, seed, model=model, toward=toward, mix=mix, form=form
+            class_label, seed, model=model, toward=toward, mix=mix, inputs=inputs, form=form
         )
         return self._run(drawing)
 
@@ -79,9 +80,10 @@ class Client:
         class_label: ClassLabel | None = None,
         *,
         model: str | None = None,
+        inputs: Inputs | None = None,
     ) -> list[GeneratedImage]:
         """Draw several images in one request, as AsyncClient.batch does."""
-        return self._run(self._client.batch(seed, count, class_label, model=model))
+        return self._run(self._client.batch(seed, count, class_label, model=model, inputs=inputs))
 
     def stream(
         self,
@@ -89,6 +91,7 @@ class Client:
         class_label: ClassLabel | None = None,
         *,
         model: str | None = None,
+        inputs: Inputs | None = None,
         form: Form = "png",
         concurrency: int = 8,
     ) -> Iterator[GeneratedImage]:
@@ -98,7 +101,12 @@ class Client:
         does sooner or later, cancels them. Seeds are taken in the client's thread.
         """
         images = self._client.stream(
-            seeds, class_label, model=model, form=form, concurrency=concurrency
+            seeds,
+            class_label,
+            model=model,
+            inputs=inputs,
+            form=form,
+            concurrency=concurrency,
         )
         try:
             while (image := self._run(_next(images))) is not None:

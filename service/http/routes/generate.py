@@ -71,9 +71,12 @@ async def generate_cacheable(
 ) -> Response:
     """Draw the images that these parameters name.
 
-    The same as POST, with the seed required. The answer carries an ETag and may be kept for an
-    hour, or for ever if `model` is `name:version:digest:graph`; If-None-Match answers 304 without
-    drawing, and requests for the same images at the same time draw them once.
+    The same as POST, with the seed required. A label of the model's `inputs` is a parameter of
+    its own, `input.style=3`; a vector has no place in an address: POST takes it.
+
+    The answer carries an ETag and may be kept for an hour, or for ever if `model` is
+    `name:version:digest:graph`; If-None-Match answers 304 without drawing, and requests for the
+    same images at the same time draw them once.
     """
     deadline = deadline_of(request)
     form = choose_form(request, query.n)

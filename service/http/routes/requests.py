@@ -3,7 +3,6 @@
 import re
 from typing import Annotated, Any
 
-from fastapi import Query
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -12,10 +11,11 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StrictStr,
+    ValidationError,
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from service.bundle import SEED_MAX
 
@@ -121,9 +121,13 @@ class GenerateRequest(BaseModel):
 
 
 class GenerateQuery(BaseModel):
-    """What to draw, as a query; the seed is required, so that the answer is a pure function."""
+    """What to draw, as a query; the seed is required, so that the answer is a pure function.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Labels of the model's `inputs` are parameters of their own, `input.style=3`.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Label]
 
     model: str | None = Field(default=None, description="As in POST.")
     class_label: str | None = Field(default=None, description="Class index or name, as in POST.")
@@ -137,17 +141,23 @@ class GenerateQuery(BaseModel):
         json_schema_extra={"minimum": 0, "maximum": SEED_MAX},
     )
     mix: Decimal | None = Field(default=None, ge=0, le=1, description="As in POST.")
-    # Not in the OpenAPI document, which has no way to say that a name begins so.
-    inputs: Annotated[dict[str, Label], Query(include_in_schema=False)] = {}
 
     @model_validator(mode="before")
     @classmethod
-    def _gather_inputs(cls, query: Any) -> Any:
-        """Take `input.style=3` as the label `style` of `inputs`."""
-        if not isinstance(query, dict):
-            return query
-        named = {key for key in query if key.startswith(_INPUT)}
-        if not named:
-            return query
-        inputs = {key.removeprefix(_INPUT): query[key] for key in sorted(named)}
-        return {"inputs": inputs} | {key: query[key] for key in query if key not in named}
+    def _extra_names_inputs(cls, query: Any) -> Any:
+        """Refuse parameters that are neither a field nor `input.NAME`."""
+        names = query if isinstance(query, dict) else ()
+        unknown = [x for x in names if x not in cls.model_fields and not x.startswith(_INPUT)]
+        if unknown:
+            errors = [
+                InitErrorDetails(type="extra_forbidden", loc=(name,), input=query[name])
+                for name in unknown
+            ]
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return query
+
+    @property
+    def inputs(self) -> dict[str, int]:
+        """The labels that `input.NAME` names. No field: OpenAPI has no word for such a name."""
+        named = self.__pydantic_extra__ or {}
+        return {name.removeprefix(_INPUT): value for name, value in named.items()}

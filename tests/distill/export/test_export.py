@@ -1,5 +1,6 @@
 """Export and publish: the graph draws what torch draws, and the gateway serves the bundle."""
 
+import json
 import shutil
 
 import numpy as np
@@ -117,6 +118,12 @@ def test_a_published_bundle_verifies_and_states_its_quality(models, tmp_path):
     kept = {"2", "3", "config.pbtxt", "configs", "manifest.json"}
     assert {path.name for path in folder.iterdir()} == kept
     assert manifest.classes == ["a", "b", "c"]
+    written = json.loads((folder / "manifest.json").read_text())
+    assert (written["format"], written["images"]) == (2, [8, 8, 3])
+    assert written["inputs"] == [
+        {"name": "latents", "kind": "noise", "dtype": "float32", "shape": [3, 8, 8]},
+        {"name": "class_labels", "kind": "class", "dtype": "int64", "shape": []},
+    ]
     assert manifest.quality is not None
     assert (manifest.quality.generator, manifest.quality.teacher) == (1.5, 2.5)
     assert manifest.quality.teacher_evaluations == 35
