@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,6 +15,7 @@ from service.http.cors import CrossOrigin
 from service.http.fast_route import FastRoute, FastRoutes
 from service.http.middleware import ApiKeys, BodyLimit, RequestMetrics
 from service.http.routes import generate, health, models, openai, playground
+from service.http.routes.requests import without_inputs
 from service.http.security import TokenBuckets, load_keys
 from service.observability.metrics import Metrics
 from service.observability.tracing import open_tracing
@@ -73,6 +75,10 @@ def create_app(settings: Settings) -> FastAPI:
 
 class _Application(FastAPI):
     """FastAPI behind our own middleware, and behind a short cut for the fast routes."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document."""
+        return without_inputs(super().openapi())
 
     def build_middleware_stack(self) -> ASGIApp:
         """From the inside out: every answer is counted and has a request id."""

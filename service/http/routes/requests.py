@@ -3,7 +3,6 @@
 import re
 from typing import Annotated, Any
 
-from fastapi import Query
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -46,6 +45,8 @@ def _decimal(value: object) -> object:
 
 def _label(value: object) -> object:
     """Take digits only, as `_digits`; what else there may be of an input needs a body."""
+    if isinstance(value, list):
+        raise PydanticCustomError("label", "an input is named once, and here it is named twice")
     if isinstance(value, str) and not re.fullmatch(r"[0-9]{1,9}", value, re.ASCII):
         raise PydanticCustomError(
             "label", "GET takes labels only, in digits (input.NAME=3); POST takes vectors too"
@@ -137,8 +138,8 @@ class GenerateQuery(BaseModel):
         json_schema_extra={"minimum": 0, "maximum": SEED_MAX},
     )
     mix: Decimal | None = Field(default=None, ge=0, le=1, description="As in POST.")
-    # Not in the OpenAPI document, which has no way to say that a name begins so.
-    inputs: Annotated[dict[str, Label], Query(include_in_schema=False)] = {}
+    # Of a query's single field FastAPI heeds no `include_in_schema`; see `without_inputs`.
+    inputs: dict[str, Label] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -151,3 +152,15 @@ class GenerateQuery(BaseModel):
             return query
         inputs = {key.removeprefix(_INPUT): query[key] for key in sorted(named)}
         return {"inputs": inputs} | {key: query[key] for key in query if key not in named}
+
+
+def without_inputs(document: dict[str, Any]) -> dict[str, Any]:
+    """Take `inputs` of a GenerateQuery out of an OpenAPI document, which cannot say `input.NAME`.
+
+    A client that is made from the document would send `inputs=` or `style=`, and be refused.
+    """
+    operation = document["paths"]["/generate"]["get"]
+    operation["parameters"] = [
+        parameter for parameter in operation["parameters"] if parameter["name"] != "inputs"
+    ]
+    return document
