@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from service.bundle.schema import ManifestPart
+from service.bundle.validation import shown
 from service.exceptions import RefusedError
 
 LATENTS, CLASS_LABELS, IMAGES = "latents", "class_labels", "images"
@@ -22,7 +23,7 @@ Value = int | tuple[float, ...]
 """What an image has of a label, or of a vector."""
 
 _LARGEST = float(np.finfo(np.float32).max)
-_SHOWN = 40  # characters of a value that is refused
+_LABELS = int(np.iinfo(np.int64).max)
 
 InputName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
 # A list in JSON; inside, the numbers are as strict as everywhere.
@@ -60,7 +61,7 @@ class LabelInput(ManifestPart):
     kind: Literal["label"] = "label"
     dtype: Literal["int64"] = "int64"
     shape: Shape = Field(default=(), max_length=0, description="One number an image: [].")
-    count: int = Field(ge=1, description="How many there are: 0 to count - 1.")
+    count: int = Field(ge=1, le=_LABELS, description="How many there are: 0 to count - 1.")
     default: int = Field(default=0, ge=0, description="For requests that do not name it.")
 
     @model_validator(mode="after")
@@ -79,7 +80,7 @@ class LabelInput(ManifestPart):
         number = int(value) if isinstance(value, float) and value.is_integer() else value
         if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < self.count:
             return number
-        raise InputError(f"{self.name} takes {self.takes}, not {_shown(value)}")
+        raise InputError(f"{self.name} takes {self.takes}, not {shown(value)}")
 
 
 class VectorInput(ManifestPart):
@@ -104,13 +105,13 @@ class VectorInput(ManifestPart):
     @property
     def takes(self) -> str:
         """What it takes, in words."""
-        return f"a list of {self.shape[0]} numbers (default {list(self.default)})"
+        return f"a list of {self.shape[0]} numbers (default {shown(list(self.default))})"
 
     def check(self, value: object) -> tuple[float, ...]:
         """Return `value` as floats; raises InputError unless it is so many, finite in float32."""
         numbers = value if isinstance(value, list | tuple) else ()
         if len(numbers) != self.shape[0] or not all(map(_is_float32, numbers)):
-            raise InputError(f"{self.name} takes {self.takes}, not {_shown(value)}")
+            raise InputError(f"{self.name} takes {self.takes}, not {shown(value)}")
         return tuple(map(float, numbers))
 
 
@@ -134,8 +135,3 @@ def _is_float32(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) <= _LARGEST
-
-
-def _shown(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

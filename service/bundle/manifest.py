@@ -28,6 +28,7 @@ from service.bundle.inputs import (
 )
 from service.bundle.schema import ManifestPart, field_paths
 from service.bundle.seeds import SEED_CONTRACT
+from service.bundle.validation import shown
 from service.exceptions import RefusedError
 
 MANIFEST_NAME = "manifest.json"
@@ -104,23 +105,27 @@ class Manifest(ManifestPart):
         """Refuse what cannot be understood before the rest is looked at; lift format 1 to 2."""
         if not isinstance(fields, dict):
             return fields
-        if (stated := fields.get("format", 2)) not in (1, 2):
+        stated = fields.get("format", 2)
+        # By its type too: to Python true and 1.0 are equal to 1, and neither is a format.
+        if type(stated) is not int or stated not in (1, 2):
             raise PydanticCustomError(
                 "format",
                 "format {stated}: this release reads 1 and 2; take a later one",
-                {"stated": str(stated)},
+                {"stated": shown(stated)},
             )
         required = fields.get("requires")
         known = set(field_paths(cls))
         unknown = (
-            [path for path in required if path not in known] if isinstance(required, list) else []
+            [path for path in required if not isinstance(path, str) or path not in known]
+            if isinstance(required, list)
+            else []
         )
         if unknown:
             raise PydanticCustomError(
                 "requires",
                 "it requires whoever reads it to understand {unknown}, and this release does not: "
                 "take a later one",
-                {"unknown": ", ".join(map(str, unknown))},
+                {"unknown": ", ".join(map(shown, unknown))},
             )
         return format1.to_format_2(fields) if stated == 1 else fields
 
@@ -228,7 +233,7 @@ class Manifest(ManifestPart):
             if name not in extra:
                 takes = "; ".join(f"{one.name}, {one.takes}" for one in extra.values())
                 raise InputError(
-                    f"{self.name} has no input {name!r} that a request can name: it has "
+                    f"{self.name} has no input {shown(name)!r} that a request can name: it has "
                     f"{takes or 'none'}"
                 )
         return {

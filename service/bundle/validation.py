@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+_SHOWN = 64  # characters of a value; a name of an input is no longer
+
 
 class FirstError(NamedTuple):
     """The first of the errors; as text "place: message".
@@ -27,3 +29,9 @@ def first_error(error: ValidationError) -> FirstError:
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ")  # pydantic's, before our own words
     return FirstError(".".join(map(str, first["loc"])), message, first["input"])
+
+
+def shown(value: object) -> str:
+    """A value that is refused, as a message quotes it: at most so long that it stays one line."""
+    text = str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -46,6 +46,8 @@ def _decimal(value: object) -> object:
 
 def _label(value: object) -> object:
     """Take digits only, as `_digits`; what else there may be of an input needs a body."""
+    if isinstance(value, list):
+        raise PydanticCustomError("label", "an input is named once, and here it is named twice")
     if isinstance(value, str) and not re.fullmatch(r"[0-9]{1,9}", value, re.ASCII):
         raise PydanticCustomError(
             "label", "GET takes labels only, in digits (input.NAME=3); POST takes vectors too"

@@ -81,6 +81,14 @@ def test_a_format_of_a_later_release_is_refused_with_what_is_read(tiny):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("stated", [True, 1.0, 2.0, "2", None, [2], 10**400])
+def test_a_format_is_1_or_2_as_a_whole_number(tiny, stated):
+    edit(tiny, lambda fields: fields.update(format=stated))
+    with pytest.raises(BundleError, match="this release reads 1 and 2") as refused:
+        load_manifest(tiny)
+    assert len(str(refused.value)) < len(str(tiny)) + 200
+
+
 def add_everywhere(fields: object) -> None:
     """Add a field to every object of a manifest but the mappings whose keys are data."""
     if isinstance(fields, list):
@@ -112,6 +120,14 @@ def test_a_field_that_is_required_and_not_known_is_refused_by_name(tiny, path):
     edit(tiny, lambda fields: fields.update(requires=["inputs.kind", path]))
     with pytest.raises(BundleError, match=rf"requires .* understand {path}, and this release does"):
         load_manifest(tiny)
+
+
+@pytest.mark.parametrize("path", [["name"], {"name": 1}, None, 1, "later." * 1000])
+def test_what_is_required_and_no_path_is_refused_in_one_short_line(tiny, path):
+    edit(tiny, lambda fields: fields.update(requires=[path]))
+    with pytest.raises(BundleError, match=r"requires .* and this release does not") as refused:
+        load_manifest(tiny)
+    assert len(str(refused.value)) < len(str(tiny)) + 250
 
 
 def test_it_is_refused_before_what_else_the_later_release_has_changed(tiny):

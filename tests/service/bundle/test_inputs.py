@@ -63,6 +63,7 @@ def test_the_signature_is_the_graphs(folder):
         ),
         ([NOISE, CLASS, LABEL | {"default": 5}], "the default 5 is not below the count 5"),
         ([NOISE, CLASS, LABEL | {"count": "5"}], r"inputs\.2\.label\.count"),
+        ([NOISE, CLASS, LABEL | {"count": 2**63}], r"inputs\.2\.label\.count"),
         ([NOISE, CLASS, LABEL | {"shape": [1]}], r"inputs\.2\.label\.shape"),
         ([NOISE, CLASS, LABEL | {"dtype": "int32"}], r"inputs\.2\.label\.dtype"),
         ([NOISE, CLASS, VECTOR | {"default": [1]}], "the default is none: mix takes a list of 2"),
@@ -109,8 +110,9 @@ def test_what_is_not_named_has_its_default(folder):
         ({"mix": [1, float("nan")]}, "mix takes"),
         ({"mix": [1, 1e39]}, "mix takes"),
         ({"mix": [1, 10**400]}, "mix takes"),
-        ({"mix": [0.1] * 1000}, r"not \[0\.1, .{,40}\.\.\.$"),
+        ({"mix": [0.1] * 1000}, r"not \[0\.1, .{,64}\.\.\.$"),
         ({"colour": 1}, "no input 'colour' .* it has style, a whole .*; mix, a list of 2 numbers"),
+        ({"a" * 1000: 1}, r"no input 'a{,64}\.\.\.' that"),
         ({"latents": 1}, "no input 'latents' that a request can name"),
         ({"class_labels": 1}, "no input 'class_labels'"),
     ],
@@ -118,6 +120,13 @@ def test_what_is_not_named_has_its_default(folder):
 def test_what_an_input_does_not_take_is_told_what_it_takes(folder, values, says):
     with pytest.raises(InputError, match=says):
         load_manifest(folder).resolve_inputs(values)
+
+
+def test_a_long_default_is_not_told_in_full(folder):
+    with_inputs(folder, [NOISE, CLASS, VECTOR | {"shape": [1000], "default": [0.1] * 1000}])
+    with pytest.raises(InputError, match=r"list of 1000 numbers \(default \[0\.1") as refused:
+        load_manifest(folder).resolve_inputs({"mix": [1]})
+    assert len(str(refused.value)) < 200
 
 
 def test_a_model_without_further_inputs_says_so(tmp_path):

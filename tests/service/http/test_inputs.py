@@ -165,6 +165,7 @@ def test_an_address_names_a_label_and_draws_what_post_draws(embedded):
         ("input.mix=1", "mix takes a list of 2 numbers"),
         ("input.colour=1", "styled has no input 'colour'"),
         ("input.=1", "styled has no input ''"),
+        ("input.style=1&input.style=2", "an input is named once, and here it is named twice"),
         ("inputs=1", "inputs: no such field"),
         ("inputs=1&input.style=1&style=1", "inputs: no such field; style: no such field"),
         ("input=1", "input: no such field"),
@@ -175,6 +176,13 @@ def test_an_address_that_names_no_label_is_refused(embedded, query, says):
     refused = embedded.get(f"{URL}&{query}")
     assert refused.status_code == 422
     assert says in refused.json()["detail"]
+
+
+def test_the_document_names_no_parameter_that_the_address_does_not_take(embedded):
+    """It cannot say `input.NAME`, and `inputs=` would be refused."""
+    operation = embedded.app.openapi()["paths"]["/generate"]["get"]
+    names = {parameter["name"] for parameter in operation["parameters"]}
+    assert names == {"model", "class_label", "seed", "n", "toward", "mix"}
 
 
 def test_the_same_address_at_the_same_time_is_drawn_once_and_another_is_not(tmp_path, monkeypatch):
