@@ -69,6 +69,9 @@ TOY = [
     (r"(bare_onnx\.py)", r"\1 --slice 0.01 --repeats 1"),
     (r"over_triton\.py.*", "over_triton.py --rounds 1 --duration 0.3 --warmup 0.1 --connections 1"),
     (r"compare\.engines .*", "compare.engines tiny --batches 1 --rounds 1 --seconds 0.01"),
+    # An older checkout is not at hand: this one takes both places.
+    (r"git worktree add .*", "true"),
+    (r"two_gateways\.py .*", "two_gateways.py . . --rounds 1 --seconds 0.2"),
     (r"training_speed\.py --network.*", "training_speed.py --batch 2 --rounds 1 --steps 1"),
     (r"waiting\.py.*", "waiting.py --beside 1 --ways PASSIVE --rounds 1 --seconds 0 --batch 2"),
     (r"(colour_spread\.py)", r"\1 --images-per-class 2"),
