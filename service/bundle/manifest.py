@@ -28,7 +28,7 @@ from service.bundle.inputs import (
 )
 from service.bundle.schema import ManifestPart, field_paths
 from service.bundle.seeds import SEED_CONTRACT
-from service.bundle.validation import shown
+from service.bundle.validation import shown, shown_as_json
 from service.exceptions import RefusedError
 
 MANIFEST_NAME = "manifest.json"
@@ -112,7 +112,7 @@ class Manifest(ManifestPart):
             raise PydanticCustomError(
                 "format",
                 "format {stated}: this release reads 1 and 2; take a later one",
-                {"stated": shown(stated)},
+                {"stated": shown_as_json(stated)},
             )
         required = fields.get("requires")
         known = set(field_paths(cls))
