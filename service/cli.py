@@ -227,7 +227,7 @@ def bench(
     rate: Annotated[
         list[float] | None,
         typer.Option(
-            "--rate", "-r", help="Open loop: requests a second; repeat it for more loads."
+            "--rate", "-r", help="Open loop: requests per second; repeat it for more loads."
         ),
     ] = None,
     arrivals: Annotated[

@@ -58,14 +58,14 @@ def open_loop(
     duration: float = 5.0,
     timeout: float = 10.0,
 ) -> Report:
-    """Send `rate` requests a second on a schedule: what would users feel?
+    """Send `rate` requests per second on a schedule: what would users feel?
 
     Latency counts from the time a request was due, not from when it could be sent: a server that
     stalls delays what comes after, too, and waiting for it must not hide that.
 
     Args:
         target: what is sent, and where.
-        rate: requests a second.
+        rate: requests per second.
         arrivals: "poisson" (as independent users send, the same times in every run) or "even".
         max_connections: how many connections may be opened; an arrival that finds all of them
             busy is reported as not sent.

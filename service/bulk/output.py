@@ -23,7 +23,7 @@ _ELSE = "name another with -o, or remove this one"
 
 
 class Folder:
-    """A folder of images, one sub-folder a class.
+    """A folder of images, one sub-folder per class.
 
     Args:
         path: the folder.

@@ -124,14 +124,18 @@ def parse_inputs(texts: Sequence[str]) -> dict[str, object]:
     """Read `style=3` and `mix=[0.2, 0.8]`; what the model takes of them is asked later.
 
     Raises:
-        BulkError: one is nothing of the kind.
+        BulkError: one is nothing of the kind, or names an input that another names too.
     """
     inputs: dict[str, object] = {}
     for text in texts:
         name, _, value = text.partition("=")
+        if name in inputs:
+            raise BulkError(f"--input {text}: {name} is named twice")
         try:
             inputs[name] = json.loads(value)
-        except ValueError:
+            # A request cannot hold NaN, infinity or an unpaired surrogate.
+            json.dumps(inputs, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError):
             raise BulkError(
                 f"--input {text}: inputs are written as style=3 or 'mix=[0.2, 0.8]'"
             ) from None

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from service.bundle.schema import ManifestPart
-from service.bundle.validation import shown
+from service.bundle.validation import shown_as_json
 from service.exceptions import RefusedError
 
 LATENTS, CLASS_LABELS, IMAGES = "latents", "class_labels", "images"
@@ -51,7 +51,7 @@ class ClassInput(ManifestPart):
     name: InputName
     kind: Literal["class"] = "class"
     dtype: Literal["int64"] = "int64"
-    shape: Shape = Field(default=(), max_length=0, description="One number an image: [].")
+    shape: Shape = Field(default=(), max_length=0, description="One number per image: [].")
 
 
 class LabelInput(ManifestPart):
@@ -60,7 +60,7 @@ class LabelInput(ManifestPart):
     name: InputName
     kind: Literal["label"] = "label"
     dtype: Literal["int64"] = "int64"
-    shape: Shape = Field(default=(), max_length=0, description="One number an image: [].")
+    shape: Shape = Field(default=(), max_length=0, description="One number per image: [].")
     count: int = Field(ge=1, le=_LABELS, description="How many there are: 0 to count - 1.")
     default: int = Field(default=0, ge=0, description="For requests that do not name it.")
 
@@ -80,7 +80,7 @@ class LabelInput(ManifestPart):
         number = int(value) if isinstance(value, float) and value.is_integer() else value
         if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < self.count:
             return number
-        raise InputError(f"{self.name} takes {self.takes}, not {shown(value)}")
+        raise InputError(f"{self.name} takes {self.takes}, not {shown_as_json(value)}")
 
 
 class VectorInput(ManifestPart):
@@ -89,7 +89,7 @@ class VectorInput(ManifestPart):
     name: InputName
     kind: Literal["vector"] = "vector"
     dtype: Literal["float32"] = "float32"
-    shape: Shape = Field(min_length=1, max_length=1, description="[D]: how many numbers an image.")
+    shape: Shape = Field(min_length=1, max_length=1, description="[D]: how many numbers per image.")
     default: Annotated[tuple[float, ...], Field(strict=False)] = Field(
         description="For requests that do not name it."
     )
@@ -105,13 +105,13 @@ class VectorInput(ManifestPart):
     @property
     def takes(self) -> str:
         """What it takes, in words."""
-        return f"a list of {self.shape[0]} numbers (default {shown(list(self.default))})"
+        return f"a list of {self.shape[0]} numbers (default {shown_as_json(self.default)})"
 
     def check(self, value: object) -> tuple[float, ...]:
         """Return `value` as floats; raises InputError unless it is so many, finite in float32."""
         numbers = value if isinstance(value, list | tuple) else ()
         if len(numbers) != self.shape[0] or not all(map(_is_float32, numbers)):
-            raise InputError(f"{self.name} takes {self.takes}, not {shown(value)}")
+            raise InputError(f"{self.name} takes {self.takes}, not {shown_as_json(value)}")
         return tuple(map(float, numbers))
 
 

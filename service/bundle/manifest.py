@@ -28,11 +28,12 @@ from service.bundle.inputs import (
 )
 from service.bundle.schema import ManifestPart, field_paths
 from service.bundle.seeds import SEED_CONTRACT
-from service.bundle.validation import shown
+from service.bundle.validation import shown, shown_as_json
 from service.exceptions import RefusedError
 
 MANIFEST_NAME = "manifest.json"
 _NAMES_SHOWN = 20
+_NOT_PLAIN = set("\\\0")  # Windows' separator, and what no file name can hold
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -111,7 +112,7 @@ class Manifest(ManifestPart):
             raise PydanticCustomError(
                 "format",
                 "format {stated}: this release reads 1 and 2; take a later one",
-                {"stated": shown(stated)},
+                {"stated": shown_as_json(stated)},
             )
         required = fields.get("requires")
         known = set(field_paths(cls))
@@ -175,7 +176,8 @@ class Manifest(ManifestPart):
     def _inside_the_folder(cls, files: dict[str, str]) -> dict[str, str]:
         for path in files:
             pure = PurePosixPath(path)
-            if pure.is_absolute() or ".." in pure.parts or "\\" in path or str(pure) != path:
+            odd = pure.is_absolute() or ".." in pure.parts or str(pure) != path
+            if odd or _NOT_PLAIN & set(path):
                 raise ValueError(f"{path!r} is not a plain path relative to the bundle")
             if path == MANIFEST_NAME:
                 raise ValueError("the manifest cannot hold its own digest")

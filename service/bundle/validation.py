@@ -1,5 +1,6 @@
 """What pydantic finds wrong, as one line for a person: of manifests, recipes and settings alike."""
 
+import json
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -35,3 +36,8 @@ def shown(value: object) -> str:
     """A value that is refused, as a message quotes it: at most so long that it stays one line."""
     text = str(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def shown_as_json(value: object) -> str:
+    """The same in JSON, so that "3" and 3 differ in the message, and null is not called None."""
+    return shown(json.dumps(value, ensure_ascii=False, default=str))

@@ -16,7 +16,7 @@ class AnswerError(ClientError):
         kind: last part of the problem's type, such as `queue-full`; empty if what answered does
             not speak as SiD Serve does (a proxy, another server).
         detail: what was wrong; the exception's message.
-        members: the whole problem: some kinds say more, such as `most` images a request.
+        members: the whole problem: some kinds say more, such as `most` images per request.
         retry_after: seconds after which the server says it is worth another try; None: unsaid.
     """
 

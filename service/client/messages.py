@@ -253,5 +253,7 @@ def _inputs(response: httpx.Response) -> Inputs:
     try:
         values = json.loads(response.headers.get("x-inputs", "{}"))
     except ValueError:
-        raise _unexpected(response) from None
-    return dict(values)
+        values = None
+    if not isinstance(values, dict):
+        raise _unexpected(response)
+    return values

@@ -26,7 +26,7 @@ class Run(Protocol):
 
 
 class EmbeddedEngine:
-    """An engine in this process (see `engines.Engine`); what is left to it is its library.
+    """An engine in this process (see `engines.Engine`); a subclass adds its library.
 
     Attributes:
         reads: the graphs it can compute, of each precision the best first.

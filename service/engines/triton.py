@@ -291,7 +291,7 @@ def _packed(prepared: Prepared) -> tuple[list[Any], str | None]:
 
 
 def _input(name: str, array: npt.NDArray[Any]) -> Any:
-    if array.ndim == 1:  # one number an image: [N, 1] for Triton, see config.pbtxt
+    if array.ndim == 1:  # one number per image: [N, 1] for Triton, see config.pbtxt
         array = array[:, None]
     tensor = tritonclient.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
     tensor.set_data_from_numpy(array)

@@ -338,7 +338,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._check_later()
 
     def _overflow(self) -> None:
-        """More arrived than a head may have: end what is too large by the measure of its phase."""
+        """More arrived than a head may have: refuse it by the limit of the part being read."""
         if self._phase is _HEAD:
             self._refuse(self._head_too_large())
         elif self._size > self.rest_bytes:

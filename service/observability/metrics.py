@@ -148,7 +148,7 @@ class Metrics:
         )
         self.tasks = Gauge(
             "sid_tasks",
-            "Tasks of the event loop: a handful when idle, one or two a request. A number that "
+            "Tasks of the event loop: a handful when idle, one or two per request. A number that "
             "only grows is a leak.",
             registry=registry,
         )

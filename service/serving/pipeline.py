@@ -62,7 +62,7 @@ def graph_inputs(jobs: Sequence[ImageJob], manifest: Manifest) -> Inputs:
 
 
 def _rows(one: Input, jobs: Sequence[ImageJob]) -> npt.NDArray[Any]:
-    """One input of the graph: a row a job, in the input's own type."""
+    """One input of the graph: one row per job, in the input's own type."""
     if isinstance(one, NoiseInput):
         return _noise(jobs, one.shape)
     if isinstance(one, ClassInput):

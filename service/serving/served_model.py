@@ -1,4 +1,4 @@
-"""One served model: what is asked (class, seed) to images, through the queue and the engine."""
+"""One served model: makes images of jobs (class, seed), through the queue and the engine."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence

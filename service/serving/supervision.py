@@ -200,7 +200,7 @@ class Supervisor:
             self._start_recovery(reason)
 
     def _record_lost(self, started: float) -> None:
-        """A batch that was started then ended without images, by nobody's fault so far."""
+        """Note a batch, started at that time, that ended without images; nothing failed in it."""
         self._good_until = -inf
         if self._lost_since is None:
             self._lost_since = started

@@ -296,6 +296,10 @@ def test_nothing_else_is_tried_again(connect, status):
         ((502, PAGE, b"<html>\n<h1>Bad gateway</h1>"), "answered 502 Bad Gateway with text/html"),
         ((200, PAGE, b"<html>\nWelcome"), "answered 200 OK with text/html"),
         ((301, {"Location": "/"}, b""), "answered 301 Moved Permanently with nothing"),
+        (
+            (200, {"Content-Type": "image/png", "X-Seed": "1", "X-Inputs": "[1]"}, b""),
+            "answered 200 OK with image/png",
+        ),
         ((200, {"Content-Type": "application/json"}, b"[]"), "answered 200 OK with application/js"),
         ((404, {"Content-Type": "application/json"}, b'["no"]'), "answered 404 Not Found with app"),
     ],

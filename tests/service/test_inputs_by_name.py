@@ -103,3 +103,18 @@ def test_a_run_of_before_there_were_inputs_goes_on(sid, place, tmp_path):
 @pytest.mark.parametrize("many", [[], ["--seeds", "0-2", "-o", "out"]])
 def test_what_the_model_does_not_take_is_one_line(sid, models, many, text, says):
     assert_user_error(sid("generate", "--models", models, *many, "--input", text), says)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["NaN", "1e999", "[Infinity, 1]", r'"\ud800"', "[" * 3000],
+    ids=lambda value: value[:12],
+)
+def test_what_no_request_can_hold_is_one_line_here_and_for_a_server(sid, place, value):
+    text = f"style={value}"
+    assert_user_error(sid("generate", *place, "--input", text), "inputs are written as style=3 or")
+
+
+def test_an_input_that_is_named_twice_is_refused(sid, models):
+    twice = ("--input", "style=3", "--input", "style=4")
+    assert_user_error(sid("generate", "--models", models, *twice), "style is named twice")

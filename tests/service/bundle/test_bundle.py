@@ -98,6 +98,7 @@ def test_a_manifest_that_is_no_manifest_is_refused_in_one_line(tiny, content):
         ("files", {"../x": "0" * 64, "1/model.onnx": "0" * 64}),
         ("files", {"/etc/passwd": "0" * 64}),
         ("files", {"1\\model.onnx": "0" * 64}),
+        ("files", {"1/model\0.onnx": "0" * 64, "1/model.onnx": "0" * 64}),
         ("files", {"manifest.json": "0" * 64}),
         ("files", {"1/model.onnx": "abc"}),
         ("licence", ""),

@@ -121,8 +121,10 @@ def test_the_models_card_lists_them(embedded):
     [
         ({"style": 5}, "style takes a whole number from 0 to 4 (default 1), not 5"),
         ({"style": [1]}, "style takes a whole number from 0 to 4"),
+        ({"style": "3"}, 'style takes a whole number from 0 to 4 (default 1), not "3"'),
+        ({"style": True}, "(default 1), not true"),
         ({"mix": [1]}, "mix takes a list of 2 numbers (default [0.5, 0.5]), not [1]"),
-        ({"mix": None}, "mix takes a list of 2 numbers"),
+        ({"mix": None}, "mix takes a list of 2 numbers (default [0.5, 0.5]), not null"),
         ({"colour": 1}, "styled has no input 'colour' that a request can name: it has style"),
         ({"latents": [1]}, "no input 'latents' that a request can name"),
         ([], "inputs: "),
