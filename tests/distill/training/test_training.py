@@ -286,22 +286,20 @@ def test_a_run_that_began_before_a_setting_existed_goes_on_with_its_default(tmp_
     assert train(make_sid(longer), tmp_path, {}, progress=False) == 192
 
 
-def test_a_distillation_from_before_methods_had_names_is_sids_and_goes_on(tmp_path):
+@pytest.mark.parametrize(
+    "as_before",
+    [
+        pytest.param(lambda settings: settings.pop("method"), id="methods had names"),
+        pytest.param(lambda settings: settings.update(precision="fp32"), id="float32 was the word"),
+    ],
+)
+def test_a_run_from_before_goes_on(as_before, tmp_path):
     config = SID.model_copy(update={"total_images": 64})
     train(make_sid(config), tmp_path, {}, progress=False)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     settings = json.loads(state["settings"])
-    assert settings.pop("method") == "sid"
-    torch.save(state | {"settings": json.dumps(settings)}, tmp_path / "state.pt")
-    longer = config.model_copy(update={"total_images": 128})
-    assert train(make_sid(longer), tmp_path, {}, progress=False) == 128
-
-
-def test_a_run_that_was_begun_with_a_former_word_for_its_precision_goes_on(tmp_path):
-    config = SID.model_copy(update={"total_images": 64})
-    train(make_sid(config), tmp_path, {}, progress=False)
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    settings = json.loads(state["settings"]) | {"precision": "fp32"}
+    assert (settings["method"], settings["precision"]) == ("sid", "float32")
+    as_before(settings)
     torch.save(state | {"settings": json.dumps(settings)}, tmp_path / "state.pt")
     longer = config.model_copy(update={"total_images": 128})
     assert train(make_sid(longer), tmp_path, {}, progress=False) == 128
