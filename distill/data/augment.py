@@ -81,7 +81,8 @@ def _transform(images: Tensor, inverse: Tensor) -> Tensor:
 
 def _matrix(like: Tensor, *entries: Tensor | float) -> Tensor:
     """Stack nine numbers or tensors [N], row by row, to [N, 3, 3]."""
-    columns = [torch.as_tensor(e, device=like.device).expand_as(like) for e in entries]
+    # Filled on the device: a number copied from the host would have to wait for a CUDA card.
+    columns = [e if isinstance(e, Tensor) else torch.full_like(like, e) for e in entries]
     return torch.stack(columns, dim=-1).view(-1, 3, 3)
 
 

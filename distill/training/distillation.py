@@ -65,7 +65,7 @@ class Distillation:
         config = method.config
         self.method, self.config, self.context = method, config, context
         self.microbatches = local_microbatches(config, context)
-        frequencies = _frequencies(config, teacher.config.label_dim, context.device)
+        frequencies = _cumulated_frequencies(config, teacher.config.label_dim, context.device)
         _check_augmentation(config, teacher)
         self._identity = {"method": method.name, "teacher": sha256_of_weights(teacher)}
         if start is not None:
@@ -166,8 +166,10 @@ def learning_rate_share(config: DistillationConfig, images_seen: int) -> float:
     return min(1.0, max(0.0, (config.total_images - images_seen) / config.cooldown))
 
 
-def _frequencies(config: DistillationConfig, classes: int, device: torch.device) -> Tensor | None:
-    """The frequencies of the classes, checked against a network that has `classes`."""
+def _cumulated_frequencies(
+    config: DistillationConfig, classes: int, device: torch.device
+) -> Tensor | None:
+    """See `HalfStep`; the frequencies are checked against a network that has `classes`."""
     given = config.class_frequencies
     if given is None:
         return None
@@ -176,7 +178,9 @@ def _frequencies(config: DistillationConfig, classes: int, device: torch.device)
             f"class_frequencies has {len(given)} numbers, the teacher {classes} classes: one "
             "number a class is needed, not all 0"
         )
-    return torch.tensor(given, device=device)
+    # What stands at the end is divided by itself, so it is 1 to the bit: no draw lies beyond it.
+    cumulated = torch.tensor(given, dtype=torch.float64).cumsum(dim=0)
+    return (cumulated / cumulated[-1]).to(device)
 
 
 def _check_augmentation(config: DistillationConfig, teacher: Denoiser) -> None:

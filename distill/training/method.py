@@ -35,7 +35,8 @@ class HalfStep:
             fake score's in eval mode and frozen.
         config: how many images a micro-batch has, and what else is set.
         device: where all of them compute.
-        frequencies: how often each class is drawn, float [classes]; None: all alike.
+        cumulated_frequencies: how often a class up to each is drawn, float64 [classes], the last
+            1; None: all alike.
     """
 
     teacher: Denoiser
@@ -43,7 +44,7 @@ class HalfStep:
     generator: Callable[..., Tensor]
     config: DistillationConfig
     device: torch.device
-    frequencies: Tensor | None
+    cumulated_frequencies: Tensor | None
 
     def draw_inputs(self) -> tuple[Tensor, Tensor | None]:
         """Fresh latents of one micro-batch [N, C, H, W], and one-hot labels (None: no classes)."""
@@ -53,10 +54,11 @@ class HalfStep:
         latents = latents.contiguous(memory_format=torch.channels_last)
         if not network.label_dim:
             return latents, None
-        if self.frequencies is None:
+        if self.cumulated_frequencies is None:
             labels = torch.randint(network.label_dim, (count,), device=self.device)
-        else:
-            labels = torch.multinomial(self.frequencies, count, replacement=True)
+        else:  # torch.multinomial may wait for a CUDA card to check its frequencies
+            u = torch.rand(count, dtype=torch.float64, device=self.device)
+            labels = torch.searchsorted(self.cumulated_frequencies, u, right=True)
         return latents, one_hot(labels, network.label_dim)
 
     def generate(self, latents: Tensor, labels: Tensor | None) -> Tensor:
