@@ -1,4 +1,4 @@
-"""Pixels: from a network's output to uint8, and grids of many images."""
+"""Pixels: uint8 as a network takes and makes them, and grids of many images."""
 
 from pathlib import Path
 
@@ -8,6 +8,11 @@ from PIL import Image
 from torch import Tensor
 
 from service.bundle import write_atomically
+
+
+def from_pixels(pixels: Tensor) -> Tensor:
+    """Map uint8 [N, C, H, W] to float32 in [-1, 1], laid out as channels_last."""
+    return pixels.to(torch.float32, memory_format=torch.channels_last) / 127.5 - 1
 
 
 def to_pixels(images: Tensor) -> Tensor:

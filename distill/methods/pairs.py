@@ -46,23 +46,18 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, numbers: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Latents [n, C, H, W], one-hot labels (None without classes), images in [-1, 1]."""
-        z, labels = pair_inputs(self.network, self.seed, numbers.tolist())
-        return z, labels, self.images[numbers].float() / 127.5 - 1
 
-
-def pair_inputs(
-    network: NetworkLayout, seed: int, numbers: list[int]
-) -> tuple[Tensor, Tensor | None]:
-    """The standard normal latents and one-hot labels of pairs: class i mod classes for pair i."""
+def pair_latents(network: NetworkLayout, seed: int, numbers: list[int]) -> Tensor:
+    """The standard normal latents [n, C, H, W] of pairs, on the host."""
     words = (np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0] for i in numbers)
     generators = (torch.Generator().manual_seed(int(word) >> 1) for word in words)
     shape = network.latent_shape
-    z = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    if not network.label_dim:
-        return z, None
-    return z, one_hot(torch.tensor(numbers) % network.label_dim, network.label_dim)
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def pair_labels(network: NetworkLayout, numbers: Tensor) -> Tensor | None:
+    """The one-hot labels of pairs int64 [n], class i mod classes for pair i; None without."""
+    return one_hot(numbers % network.label_dim, network.label_dim) if network.label_dim else None
 
 
 def draw_pairs(
@@ -110,9 +105,9 @@ def draw_pairs(
 
 def _draw(teacher: Denoiser, config: RegressionConfig, numbers: list[int]) -> Tensor:
     device = next(teacher.parameters()).device
-    z, labels = pair_inputs(teacher.config, config.seed, numbers)
+    z = pair_latents(teacher.config, config.seed, numbers)
     z = z.to(device, memory_format=torch.channels_last)
-    labels = None if labels is None else labels.to(device)
+    labels = pair_labels(teacher.config, torch.tensor(numbers, device=device))
     images = heun(teacher, z, labels, config.steps, config.sigma_init)
     return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from distill.data.augment import augment
-from distill.data.datasets import Dataset
+from distill.data.datasets import Dataset, one_hot
+from distill.data.images import from_pixels
 from distill.methods.losses import fake_score_loss
 from distill.networks import Denoiser, NetworkLayout
 from distill.sampling import heun, sample_inputs
 from distill.schedules import training_sigmas
 from distill.training.distributed import DistributedContext
+from distill.training.examples import Examples
 from distill.training.learner import Loss
 from distill.training.nonfinite import masked_mean, masked_sum, nonfinite_samples, share
 from distill.training.single_network import SingleNetworkTraining
@@ -31,18 +33,23 @@ class TeacherTraining(SingleNetworkTraining):
         self.dataset = dataset
         torch.manual_seed(config.seed)
         super().__init__("teacher", Denoiser(network), config, context)
+        tensors = [dataset.images, dataset.labels]
+        self.examples = Examples(tensors, config.images_per_call, context.device)
 
     def identity(self) -> dict[str, Any]:
         """The network's shape and the data set."""
         return {"network": self.ema.config.model_dump(mode="json"), "data": self.dataset.digest()}
 
+    def load_inputs(self) -> None:
+        """Pick images at random: by the host's stream, so alike on every device."""
+        self.examples.load(torch.randint(len(self.dataset), (self.config.images_per_call,)))
+
     def loss(self) -> Loss:
         """EDM's denoising loss."""
         config, device = self.config, self.context.device
-        picked = torch.randint(len(self.dataset), (config.images_per_call,))
-        images, labels = self.dataset.batch(picked)
-        images = images.to(device, memory_format=torch.channels_last)
-        labels = None if labels is None else labels.to(device)
+        pixels, classes = self.examples.batch
+        images = from_pixels(pixels)
+        labels = one_hot(classes, len(self.dataset.classes)) if self.dataset.classes else None
         augmentation = None
         if config.augment:
             images, augmentation = augment(images, config.augment)

@@ -58,11 +58,19 @@ class SingleNetworkTraining(ABC):
     def identity(self) -> dict[str, Any]:
         """What a resumed run must share besides its configuration, as JSON values."""
 
+    def load_inputs(self) -> None:  # noqa: B027
+        """Bring what `loss` needs of the host to the device, into memory that stays the same.
+
+        It is called before each `loss`, when torch's random streams are seeded for that
+        micro-batch, and waits for nothing on the device. Here it does nothing.
+        """
+
     @abstractmethod
     def loss(self) -> Loss:
         """What the network descends, over one micro-batch: its share of the batch's loss.
 
-        torch's random streams are seeded for that micro-batch.
+        torch's random streams are seeded for that micro-batch, and its inputs are loaded. It
+        computes on the device alone.
         """
 
     @abstractmethod
@@ -84,6 +92,7 @@ class SingleNetworkTraining(ABC):
 
     def _loss_of(self, images_seen: int, microbatch: int) -> Loss:
         seed_rng(self.config.seed, images_seen, 0, microbatch)
+        self.load_inputs()
         return self.loss()
 
     def state(self) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import torch
 import distill
 from distill.checkpoints import load_network, save_network
 from distill.cli import main
+from distill.data.images import from_pixels
 from distill.errors import UserError
 from distill.methods.losses import regression_loss
-from distill.methods.pairs import PAIRS_PER_PART, draw_pairs, pair_inputs
+from distill.methods.pairs import PAIRS_PER_PART, draw_pairs, pair_labels, pair_latents
 from distill.methods.regression import RegressionTraining
 from distill.methods.sid import Sid, SidConfig
 from distill.networks import Denoiser
@@ -55,16 +56,18 @@ def teacher_file(teacher, tmp_path):
 def test_a_pair_is_what_the_teacher_makes_of_the_noise_of_that_number(teacher, tmp_path):
     pairs = draw_pairs(teacher, CONFIG, tmp_path, CPU, progress=False)
     assert len(pairs) == 300
-    z, labels, images = pairs.batch(torch.tensor([299, 4]))
-    assert torch.equal(z, torch.cat([pair_inputs(NETWORK, 0, [i])[0] for i in (299, 4)]))
+    z = pair_latents(NETWORK, 0, [299, 4])
+    assert torch.equal(z, torch.cat([pair_latents(NETWORK, 0, [i]) for i in (299, 4)]))
+    labels = pair_labels(NETWORK, torch.tensor([299, 4]))
     assert labels.tolist() == [[0, 1], [1, 0]]
+    images = from_pixels(pairs.images[[299, 4]])
     drawn = heun(teacher, z, labels, CONFIG.steps, sigma_max=20.0).clamp(-1, 1)
     assert (drawn - images).abs().max() <= 1 / 127.5
 
 
 def test_noises_differ_by_number_and_seed_and_are_normal():
-    z, _ = pair_inputs(NETWORK, 0, list(range(200)))
-    others, _ = pair_inputs(NETWORK, 2**63, list(range(200)))
+    z = pair_latents(NETWORK, 0, list(range(200)))
+    others = pair_latents(NETWORK, 2**63, list(range(200)))
     assert len(torch.cat([z, others]).flatten(1).unique(dim=0)) == 400
     assert abs(z.mean()) < 0.05
     assert abs(z.std() - 1) < 0.05
@@ -114,7 +117,8 @@ def test_what_a_regression_does_not_do_is_refused_in_its_recipe(name):
 def test_one_step_learns_what_the_teacher_draws_in_many(teacher, tmp_path):
     pairs = draw_pairs(teacher, CONFIG, tmp_path / "pairs", CPU, progress=False)
     training = RegressionTraining(teacher, pairs, CONFIG, CPU)
-    z, labels = pair_inputs(NETWORK, 0, list(range(1000, 1200)))  # none of the pairs
+    numbers = torch.arange(1000, 1200)  # none of the pairs
+    z, labels = pair_latents(NETWORK, 0, numbers.tolist()), pair_labels(NETWORK, numbers)
     real = heun(teacher, z, labels, CONFIG.steps, sigma_max=20.0).clamp(-1, 1)
 
     def error(network):
