@@ -13,6 +13,7 @@ from distill.data.datasets import one_hot
 from distill.data.images import to_pixels
 from distill.evaluation.feature_extractor import FeatureExtractor
 from distill.sampling import heun, one_step
+from distill.training.precision import full_float32
 from service.bundle import latents
 
 
@@ -61,6 +62,7 @@ def seeded_inputs(
     return z, labels, one_hot(labels, config.label_dim).to(device)
 
 
+@full_float32()
 @torch.no_grad()
 def generate(networks: Networks, z: Tensor, labels: Tensor | None, batch: int = 125) -> Tensor:
     """The generator's images [N, C, H, W] for given latents, a batch at a time."""
@@ -74,6 +76,7 @@ def generate(networks: Networks, z: Tensor, labels: Tensor | None, batch: int = 
     )
 
 
+@full_float32()
 def draw_paired_images(
     networks: Networks, count: int, device: torch.device, steps: int = 18, batch: int = 125
 ) -> PairedImages:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from distill.methods.losses import fake_score_loss, sample_weight
 from distill.schedules import generator_sigmas
+from distill.training.precision import full_float32
 
 Array = NDArray[np.float64]
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -66,6 +67,7 @@ def noise_levels(t_max: float, count: int = 12) -> Levels:
     return Levels(sigmas.numpy(), u < 1)
 
 
+@full_float32()
 @torch.no_grad()
 def probe(
     teacher: Denoise,

@@ -21,6 +21,7 @@ from distill.export.triton import triton_config
 from distill.export.variety import check_variety
 from distill.licences import checked_licence
 from distill.networks import Denoiser
+from distill.training.precision import full_float32
 from service.bundle import (
     BASELINE,
     CPU,
@@ -56,6 +57,7 @@ def load_generator(file: Path) -> tuple[Denoiser, dict[str, Any]]:
     return network, metadata
 
 
+@full_float32()
 def publish(
     generator_file: Path,
     teacher_file: Path | None,

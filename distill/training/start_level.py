@@ -13,6 +13,7 @@ from distill.data.datasets import one_hot
 from distill.errors import UserError
 from distill.networks import Denoiser
 from distill.sampling import heun
+from distill.training.precision import full_float32
 
 CLASSES = 16  # at most so many are looked at
 PER_CLASS = 8
@@ -36,6 +37,7 @@ def mean_colour_spread(images: Tensor, labels: Tensor) -> float:
     return float((squares / degrees) ** 0.5)
 
 
+@full_float32()
 @torch.no_grad()
 def fitting_sigma_init(teacher: Denoiser) -> tuple[float, float]:
     """Look at some images of a teacher's: as many evaluations as 270 images of distillation.
