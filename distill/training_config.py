@@ -37,7 +37,8 @@ class LoopConfig(Section):
         batch: images a step, of all processes together.
         microbatch: images a network call, at most; gradients add up over as many calls as the
             batch takes. It decides the random draws, the number of processes does not.
-        precision: see `distill.training.precision`.
+        precision: see `distill.training.precision`. For a recipe that names none the commands put
+            bfloat16 on CUDA cards that have it.
         lr: Adam's learning rate.
         betas: Adam's decay rates of the two moments.
         adam_eps: added to the root of the second moment; None means 1e-8, with float16 1e-6.

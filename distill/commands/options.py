@@ -1,8 +1,9 @@
 """Options that several commands share, and what they come to."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from distill.networks import Denoiser
     from distill.recipe import Recipe
     from distill.training.distributed import DistributedContext
-    from distill.training_config import DistillationConfig, LoopConfig
+    from distill.training_config import DistillationConfig, LoopConfig, TrainingPrecision
+
+Config = TypeVar("Config", bound="LoopConfig")
 
 RecipeOption = Annotated[
     str, typer.Option(help="A shipped recipe's name, or a .toml file: network, length and rates.")
@@ -62,8 +65,11 @@ MicrobatchOption = Annotated[
 ]
 PrecisionOption = Annotated[
     str | None,
-    default_from_recipe(
-        "float32, tf32 (CUDA), bfloat16 or float16 (CUDA, with the paper's scaling)."
+    typer.Option(
+        help="float32, tf32 (CUDA), bfloat16 or float16 (CUDA, with the paper's scaling). Left "
+        "out: the recipe's. Of a recipe that names none: that of the run that is resumed; for a "
+        "new one bfloat16 on CUDA cards that have it, float32 elsewhere.",
+        show_default=False,
     ),
 ]
 AugmentOption = Annotated[
@@ -136,6 +142,53 @@ def chosen_device(name: str) -> "torch.device":
             f"device {name!r} cannot be used here ({first_line(error)}): try cpu"
         ) from None
     return device
+
+
+def with_precision(
+    config: Config,
+    named: bool,
+    context: "DistributedContext",
+    kept: "Callable[[], TrainingPrecision | None]",
+) -> Config:
+    """Choose the precision of a run for which none was named. Process 0 chooses, for all.
+
+    Args:
+        config: of the run.
+        named: whether --precision or the recipe named the one that `config` has.
+        context: the processes of the run, and their device.
+        kept: looks up in which precision a run that is resumed began; None for a new run.
+
+    Raises:
+        UserError: this device cannot go on in the precision of the run that is resumed.
+    """
+    from distill.recipe import override
+    from distill.training.precision import default_precision, explain_lacking
+
+    begun = context.broadcast_from_main(kept() if context.is_main else None)
+    chosen = config.precision if named else begun
+    if chosen is None:
+        chosen = context.broadcast_from_main(default_precision(context.device))
+        if context.is_main and chosen != "float32":
+            typer.echo(f"precision {chosen}: this card has it, and nobody named another")
+    if chosen == begun and (lacking := explain_lacking(chosen, context.device)):
+        raise UserError(
+            f"this run began in {begun}, which {lacking}: go on with it on such a device, or begin "
+            "another with --precision float32 and another --out"
+        )
+    return override(config, precision=chosen)
+
+
+def begun_precision(out: Path) -> "TrainingPrecision | None":
+    """The precision of the run in a folder, as its state has it; None where there is none."""
+    from distill.checkpoints import load_settings
+    from distill.training_config import LoopConfig, current_precision
+
+    state = out / "state.pt"
+    if not state.is_file():
+        return None
+    word = load_settings(state).get("precision", LoopConfig.model_fields["precision"].default)
+    begun: TrainingPrecision = current_precision(word)
+    return begun
 
 
 def report(seen: int, config: "LoopConfig", out: Path, context: "DistributedContext") -> None:

@@ -14,11 +14,13 @@ from distill.commands.options import (
     RecipeOption,
     SeedOption,
     TeacherOption,
+    begun_precision,
     chosen_device,
     default_from_recipe,
     read_recipe,
     read_teacher,
     report,
+    with_precision,
 )
 from distill.errors import UserError
 from distill.training.allocator import keep_freed_memory
@@ -53,7 +55,7 @@ def regress(
     is OUT/network.safetensors: blurred, but of the teacher's whole variety.
     """
     keep_freed_memory()
-    from distill.methods.pairs import draw_pairs
+    from distill.methods.pairs import draw_pairs, drawn_precision
     from distill.methods.regression import RegressionTraining
     from distill.recipe import override
     from distill.training.distributed import join_process_group
@@ -87,7 +89,13 @@ def regress(
         "sigma_init": config.sigma_init,
         "teacher_images_seen": origin.get("images_seen"),
     }
+    folder = out / "pairs"
+    named = precision is not None or "precision" in chosen.regression.model_fields_set
     with join_process_group(chosen_device(device)) as context:
-        drawn = draw_pairs(network.to(context.device), config, out / "pairs", context)
+        config = with_precision(
+            config, named, context, lambda: begun_precision(out) or drawn_precision(folder)
+        )
+        metadata["precision"] = config.precision
+        drawn = draw_pairs(network.to(context.device), config, folder, context)
         seen = train(RegressionTraining(network, drawn, config, context), out, metadata)
         report(seen, config, out, context)

@@ -20,11 +20,13 @@ from distill.commands.options import (
     SeedOption,
     ShardOption,
     TeacherOption,
+    begun_precision,
     chosen_device,
     default_from_recipe,
     read_recipe,
     read_teacher,
     report,
+    with_precision,
 )
 from distill.errors import UserError
 from distill.training.allocator import keep_freed_memory
@@ -165,9 +167,12 @@ def run(
         checked_reference(extractor.name, real, ())
 
     fixed = sigma_init is not None or "sigma_init" in section.model_fields_set
+    named = precision is not None or "precision" in section.model_fields_set
     with join_process_group(chosen_device(device), shard) as context:
         started_from = _origin(teacher, extractor_name, recipe)
-        config = given if fixed else _with_fitting_level(given, network, out, started_from, context)
+        config = with_precision(given, named, context, lambda: begun_precision(out))
+        if not fixed:
+            config = _with_fitting_level(config, network, out, started_from, context)
         metadata = (
             origin
             | config.model_dump(exclude_none=True, exclude={"betas", "checkpoint_every"})

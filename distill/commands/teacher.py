@@ -17,10 +17,12 @@ from distill.commands.options import (
     RecipeOption,
     SeedOption,
     ShardOption,
+    begun_precision,
     chosen_device,
     read_images,
     read_recipe,
     report,
+    with_precision,
 )
 from distill.errors import UserError
 from distill.training.allocator import keep_freed_memory
@@ -92,6 +94,9 @@ def teacher(
     }
     if licence := chosen.licence_for(dataset.name):
         metadata["licence"] = licence
+    named = precision is not None or "precision" in chosen.teacher.model_fields_set
     with join_process_group(computes_on, shard) as context:
+        config = with_precision(config, named, context, lambda: begun_precision(out))
+        metadata["precision"] = config.precision
         seen = train(TeacherTraining(network, config, dataset, context), out, metadata)
         report(seen, config, out, context)

@@ -22,7 +22,7 @@ from distill.sampling import heun
 from distill.text_files import read_text
 from distill.training.distributed import DistributedContext
 from distill.training.precision import compute_dtype
-from distill.training_config import RegressionConfig, current_precision
+from distill.training_config import RegressionConfig, TrainingPrecision, current_precision
 from service.bundle import write_atomically
 
 PAIRS_PER_PART = 64
@@ -101,6 +101,15 @@ def draw_pairs(
     context.any(False)  # wait for the others' parts
     images = torch.from_numpy(np.concatenate([_read(file) for file in files]))[: config.pairs]
     return Pairs(teacher.config, config.seed, images)
+
+
+def drawn_precision(folder: Path) -> TrainingPrecision | None:
+    """In which precision the pairs in a folder were drawn; None where there are none."""
+    file = folder / _ABOUT
+    drawn: TrainingPrecision | None = None
+    if file.is_file():
+        drawn = current_precision(_held(file).get("precision"))
+    return drawn
 
 
 def _draw(teacher: Denoiser, config: RegressionConfig, numbers: list[int]) -> Tensor:
