@@ -45,7 +45,7 @@ class Examples:
                 torch.index_select(rows, 0, here, out=batch)
             return
         for rows, batch in zip(self._rows, self.batch, strict=True):
-            picked = torch.empty_like(batch, device="cpu", pin_memory=batch.is_cuda)
+            picked = torch.empty(batch.shape, dtype=batch.dtype, pin_memory=batch.is_cuda)
             send(torch.index_select(rows, 0, indices, out=picked), batch)
 
 
