@@ -74,7 +74,7 @@ class DistributedContext:
         """Whether any process says so; every process must ask."""
         if self.size == 1:
             return flag
-        flags = torch.tensor(float(flag), device=self.device)
+        flags = torch.tensor(float(flag))  # on the host: the card need not have come so far
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags.item())
 
@@ -123,7 +123,8 @@ def join_process_group(device: torch.device, shard: bool = False) -> Iterator[Di
         if device.index is None:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backends, timeout=PATIENCE)
     try:
         yield DistributedContext(device, dist.get_rank(), dist.get_world_size(), shard)
     finally:
