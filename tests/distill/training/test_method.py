@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from distill.methods.sid import Sid, SidConfig
+from distill.methods.sid import SidConfig
 from distill.networks import Denoiser
 from distill.networks.edm import EdmConfig
-from distill.training.distillation import FAKE_SCORE_PHASE, Distillation
-from distill.training.distributed import DistributedContext
+from distill.training.distillation import _cumulated_frequencies
+from distill.training.method import HalfStep
 
 DRAWS = 40_000
 
@@ -21,8 +21,9 @@ def half_step(classes, frequencies, images=8):
         total_images=images, batch=images, microbatch=images, checkpoint_every=images,
         class_frequencies=frequencies,
     )  # fmt: skip
-    context = DistributedContext(torch.device("cpu"))
-    return Distillation(Sid(config), Denoiser(network), context)._halves[FAKE_SCORE_PHASE]
+    network, device = Denoiser(network), torch.device("cpu")
+    table = _cumulated_frequencies(config, classes, device)
+    return HalfStep(network, network, network, config, device, table)
 
 
 @pytest.mark.parametrize(
