@@ -199,8 +199,8 @@ def explain(message: str) -> str:
         return f"{missing[1]} is missing: {_INSTALL}"
     if failure := _FAILURE.search(message):
         number, text = failure.groups()
-        said = f"CUDA failure {number}: {text}"
-        return f"{said}: {_ADVICE[number]}" if number in _ADVICE else said
+        line = f"CUDA failure {number}: {text}"
+        return f"{line}: {_ADVICE[number]}" if number in _ADVICE else line
     return first_line(message)
 
 
