@@ -97,12 +97,13 @@ class Settings(BaseSettings):
         "gRPC front end, commas between them (then IPv4); or one name for all of a set that "
         "changes. Needs the package's extra `triton`.",
     )
-    max_batch_size: int = Field(
-        default=8,
+    max_batch_size: int | None = Field(
+        default=None,
         ge=1,
         le=4096,
-        description="Largest batch. On processors larger ones only wait longer (docs/notebook.md); "
-        "raise it where they gain throughput.",
+        description="Largest batch. Default: the engine's own, 64 on a GPU, and 8 on processors, "
+        "where larger ones only wait longer (docs/notebook.md), and over Triton, which joins "
+        "them. Raise it where larger ones gain throughput.",
     )
     queue_size: int = Field(
         default=256,

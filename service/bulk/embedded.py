@@ -17,24 +17,22 @@ from service.settings import Settings
 
 
 class EmbeddedSource:
-    """Draws pieces by a model of this process. `piece` is how many images make one batch.
+    """Draws pieces by a model of this process. `piece` is how many images make one batch: the
+    engine's largest.
 
     Args:
         model: which is open.
         form: png, webp or jpeg.
-        piece: the engine's largest batch.
         inputs: labels and vectors of the model that all images have.
 
     Raises:
         InputError: the model does not take them.
     """
 
-    def __init__(
-        self, model: ServedModel, form: str, piece: int, inputs: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, model: ServedModel, form: str, inputs: Mapping[str, Any]) -> None:
         model.bundle.manifest.resolve_inputs(inputs)
         self.model, self.classes = model.tag, len(model.bundle.manifest.classes)
-        self.piece, self.inputs = piece, inputs
+        self.piece, self.inputs = model.engine.max_batch_size, inputs
         self._model = model
         self._media_type = f"image/{form}"
 
@@ -83,7 +81,7 @@ async def open_embedded(
     # The limit protects a server's clients from each other; here is but one.
     settings = settings.model_copy(update={"queue_size": 2**31})
     async with _open_model(settings, name) as model:
-        yield EmbeddedSource(model, form, settings.max_batch_size, inputs)
+        yield EmbeddedSource(model, form, inputs)
 
 
 async def draw_one(

@@ -47,7 +47,8 @@ class Engine(Protocol):
         version: the version of the library or server that computes; "" until it is known.
         filename: the graph of the bundle that it computes (see `service.bundle.graphs`).
         precision: in which that graph computes.
-        concurrency: how many batches it computes at a time.
+        concurrency: how many batches it is given at a time.
+        max_batch_size: the largest batch that it is given.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Engine(Protocol):
     filename: str
     precision: Precision
     concurrency: int
+    max_batch_size: int
 
     async def open(self) -> None:
         """Load the graph and check its signature against the manifest.

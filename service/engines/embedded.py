@@ -30,12 +30,15 @@ class EmbeddedEngine:
 
     Attributes:
         reads: the graphs it can compute, of each precision the best first.
+        largest_batch: the largest batch that it gains from: its `max_batch_size` if none is asked
+            for.
 
     Args:
         bundle: a verified bundle.
         precision: in which to compute.
         threads: threads of one inference.
         concurrency: batches computed at a time, each on `threads` threads.
+        max_batch_size: the largest batch that it will be given; None: `largest_batch`.
 
     Raises:
         EngineError: it reads no graph that the bundle holds in that precision.
@@ -44,9 +47,16 @@ class EmbeddedEngine:
     name: str
     version: str
     reads: ClassVar[Sequence[str]]
+    largest_batch: ClassVar[int] = 8  # more only wait longer on processors (docs/notebook.md)
 
     def __init__(
-        self, bundle: Bundle, *, precision: Precision = "float32", threads: int, concurrency: int
+        self,
+        bundle: Bundle,
+        *,
+        precision: Precision = "float32",
+        threads: int,
+        concurrency: int,
+        max_batch_size: int | None = None,
     ) -> None:
         held = [name for name in self.reads if bundle.holds(name)]
         fitting = [name for name in held if FILENAMES[name] == precision]
@@ -59,6 +69,7 @@ class EmbeddedEngine:
         self.precision = precision
         self.version = ""
         self.concurrency = concurrency
+        self.max_batch_size = max_batch_size or self.largest_batch
         self._bundle = bundle
         self._threads = threads
         self._session: Any = None

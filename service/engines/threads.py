@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from queue import SimpleQueue
 from time import monotonic
 from typing import Any, TypeVar
@@ -45,6 +46,8 @@ class DaemonThreads:
 
     def __init__(self, count: int, name: str) -> None:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._ending = threading.Lock()
+        self._ended = False
         self._threads = [
             _DaemonThread(target=self._work, name=f"{name}-{number}", daemon=True)
             for number in range(count)
@@ -82,10 +85,36 @@ class DaemonThreads:
         self._calls.put(call)
         return await future
 
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The same for another thread than an event loop's, which waits.
+
+        Raises:
+            EngineError: the threads were told to end.
+        """
+        future: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(function(*arguments))
+            except BaseException as error:
+                future.set_exception(error)
+
+        with self._ending:  # or the call would come behind the end, and be waited for for ever
+            if self._ended:
+                raise EngineError("the engine was closed")
+            self._calls.put(call)
+        return future.result()
+
+    def end(self) -> None:
+        """Have the threads end after the calls that they were given."""
+        with self._ending:
+            self._ended = True
+            for _ in self._threads:
+                self._calls.put(None)
+
     async def stop(self) -> None:
-        """Have the threads end after their present calls; one that hangs is left behind."""
-        for _ in self._threads:
-            self._calls.put(None)
+        """`end` them and wait a moment for it; one that hangs is left behind."""
+        self.end()
         until = monotonic() + _LAST_CALL_SECONDS
         for thread in self._threads:
             await asyncio.to_thread(thread.join, max(0, until - monotonic()))

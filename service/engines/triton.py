@@ -82,6 +82,7 @@ class TritonEngine:
     """
 
     name = "triton"
+    largest_batch = 8  # where the settings say nothing: Triton joins them to larger ones
 
     def __init__(
         self, bundle: Bundle, *, addresses: Sequence[str], max_batch_size: int, concurrency: int
@@ -93,7 +94,7 @@ class TritonEngine:
         self.concurrency = concurrency
         self._bundle = bundle
         self._addresses = addresses
-        self._max_batch_size = max_batch_size
+        self.max_batch_size = max_batch_size
         self._clients: list[Any] = []
         self._next: Any = None
         self._examined = False
@@ -187,10 +188,10 @@ class TritonEngine:
         server = await client.get_server_metadata(client_timeout=_CHECK_SECONDS)
         answer = await client.get_model_config(model, version, client_timeout=_CHECK_SECONDS)
         largest = answer.config.max_batch_size
-        if largest < self._max_batch_size:
+        if largest < self.max_batch_size:
             raise EngineError(
                 f"{model}: Triton takes batches of {largest} at most and the gateway may send "
-                f"{self._max_batch_size}: lower SID_MAX_BATCH_SIZE"
+                f"{self.max_batch_size}: lower SID_MAX_BATCH_SIZE"
             )
         self.version, self._examined = server.version, True
 

@@ -220,7 +220,6 @@ async def open_catalogue(
         model = ServedModel(
             bundle,
             await make_engine(bundle, settings),
-            max_batch_size=settings.max_batch_size,
             queue_size=settings.queue_size,
             engine_seconds=settings.engine_seconds,
             metrics=ModelMetrics(metrics, bundle.manifest.name),

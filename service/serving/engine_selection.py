@@ -12,8 +12,9 @@ import structlog
 
 from service.bundle import Bundle, Precision
 from service.engines import Engine, EngineError, Images, Prepared
+from service.engines.cuda import CudaEngine
 from service.engines.embedded import EmbeddedEngine
-from service.engines.onnx import CudaEngine, OnnxEngine
+from service.engines.onnx import OnnxEngine
 from service.engines.openvino import OpenVinoEngine
 from service.serving.canary import Canary
 from service.serving.encoding import PIXELS
@@ -61,6 +62,7 @@ def _embedded(
         precision=precision,
         threads=settings.threads,
         concurrency=settings.batches_at_a_time(name),
+        max_batch_size=settings.max_batch_size,
     )
 
 
@@ -74,7 +76,7 @@ def _over_triton(bundle: Bundle, settings: Settings) -> Engine:
     engine = TritonEngine(
         bundle,
         addresses=settings.triton_addresses,
-        max_batch_size=settings.max_batch_size,
+        max_batch_size=settings.max_batch_size or TritonEngine.largest_batch,
         concurrency=settings.batches_at_a_time("triton"),
     )
     if settings.precision not in (None, "any", engine.precision):
@@ -134,7 +136,7 @@ async def _images_per_second(engine: Engine, bundle: Bundle, settings: Settings)
     Raises:
         EngineError: it does not open, compute or answer, or draws another image.
     """
-    manifest, size = bundle.manifest, settings.max_batch_size
+    manifest, size = bundle.manifest, engine.max_batch_size
     jobs = resolve_jobs(manifest, None, 0, size, PIXELS)
     batch = Prepared(await asyncio.to_thread(graph_inputs, jobs, manifest))
 

@@ -58,7 +58,6 @@ class ServedModel:
     Args:
         bundle: what is served.
         engine: what computes it.
-        max_batch_size: largest batch.
         queue_size: images that may wait.
         engine_seconds: how long a batch may take before the engine counts as hanging.
         metrics: where this model's figures go.
@@ -69,7 +68,6 @@ class ServedModel:
         bundle: Bundle,
         engine: Engine,
         *,
-        max_batch_size: int,
         queue_size: int,
         engine_seconds: float,
         metrics: ModelMetrics,
@@ -89,7 +87,7 @@ class ServedModel:
         self.in_flight: SingleFlight[list[ImageResult]] = SingleFlight()
         self._batcher: Batcher[_Accepted, ImageResult] = Batcher(
             self._draw,
-            max_batch_size=max_batch_size,
+            max_batch_size=engine.max_batch_size,
             queue_size=queue_size,
             concurrency=engine.concurrency,
         )

@@ -15,6 +15,7 @@ from service.engines.triton import TritonEngine
 from service.serving.supervision import Supervisor
 from tests.bundles import compute, graph_inputs
 from tests.service.engines.numpy_engine import NumpyEngine
+from tests.service.engines.padded_engine import PaddedEngine
 from tests.service.triton import Repository
 
 CONCURRENCY = 2
@@ -23,11 +24,16 @@ CONCURRENCY = 2
 TRITON = pytest.param("triton", marks=pytest.mark.slow)
 
 
-# numpy stands for the next engine, which is not written yet.
-@pytest.fixture(params=["onnxruntime", "openvino", "numpy", TRITON])
+# numpy stands for the next engine, which is not written yet; padded is the one for GPUs.
+@pytest.fixture(params=["onnxruntime", "openvino", "padded", "numpy", TRITON])
 def make(request):
     """Makes an engine for a bundle of `repository`."""
-    embedded = {"onnxruntime": OnnxEngine, "openvino": OpenVinoEngine, "numpy": NumpyEngine}
+    embedded = {
+        "onnxruntime": OnnxEngine,
+        "openvino": OpenVinoEngine,
+        "padded": PaddedEngine,
+        "numpy": NumpyEngine,
+    }
 
     def in_process(bundle):
         return embedded[request.param](bundle, threads=1, concurrency=CONCURRENCY)
@@ -182,7 +188,7 @@ def test_a_batch_that_cannot_be_computed_is_an_engine_error_and_the_next_one_wor
 
 
 # OpenVINO takes any index, and draws something: the manifest is asked before (`resolve_jobs`).
-@pytest.mark.parametrize("make", ["onnxruntime", TRITON], indirect=True)
+@pytest.mark.parametrize("make", ["onnxruntime", "padded", TRITON], indirect=True)
 def test_a_node_that_fails_is_named(repository: Repository, make):
     async def scenario():
         bundle = repository.bundle("grey")

@@ -8,7 +8,7 @@ import pytest
 
 from service.bundle import Bundle, Precision, latents, load_bundle
 from service.engines import Engine, EngineError
-from service.engines.onnx import CudaEngine, OnnxEngine
+from service.engines.onnx import OnnxEngine
 from tests.bundles import compute, republished, write_bundle, write_graph
 
 
@@ -67,40 +67,10 @@ def test_it_takes_the_graph_that_is_written_for_processors_where_there_is_one(tm
     bundle = load_bundle(write_bundle(tmp_path, graphs=["model.cpu.onnx"]))
     engine = OnnxEngine(bundle, threads=1, concurrency=1)
     assert (engine.filename, engine.precision) == ("model.cpu.onnx", "float32")
-    # Which a GPU has no use for.
-    assert CudaEngine(bundle, threads=1, concurrency=1).filename == "model.onnx"
 
 
-@pytest.mark.parametrize(
-    ("engine", "precision", "has"),
-    [
-        (OnnxEngine, "bfloat16", "float32"),
-        (CudaEngine, "bfloat16", "float32, float16"),
-    ],
-)
-def test_a_precision_that_cannot_be_is_refused_saying_which_can(tmp_path, engine, precision, has):
+def test_a_precision_that_cannot_be_is_refused_saying_which_can(tmp_path):
     graphs = ["model.float16.onnx", "model.bfloat16.onnx"]
     bundle = load_bundle(write_bundle(tmp_path, graphs=graphs))
-    with pytest.raises(EngineError, match=f"cannot compute it in {precision}; .* reads {has}$"):
-        engine(bundle, precision=precision, threads=1, concurrency=1)
-
-
-def test_cuda_is_refused_where_this_onnx_runtime_has_none(models):
-    engine = CudaEngine(load_bundle(models / "tiny"), threads=1, concurrency=1)
-    with pytest.raises(EngineError, match=r"1/model\.onnx: .* no CUDAExecutionProvider.*gpu"):
-        asyncio.run(opening(engine))
-
-
-@pytest.mark.filterwarnings("ignore:Specified provider")
-def test_cuda_is_refused_where_onnx_runtime_silently_computes_without_it(models, monkeypatch):
-    monkeypatch.setattr(CudaEngine, "installed", lambda _: True)
-    engine = CudaEngine(load_bundle(models / "tiny"), threads=1, concurrency=1)
-    with pytest.raises(EngineError, match=r"1/model\.onnx: .* fell back to CPUExecutionProvider"):
-        asyncio.run(opening(engine))
-
-
-async def opening(engine):
-    try:
-        await engine.open()
-    finally:
-        await engine.close()
+    with pytest.raises(EngineError, match=r"cannot compute it in bfloat16; .* reads float32$"):
+        OnnxEngine(bundle, precision="bfloat16", threads=1, concurrency=1)

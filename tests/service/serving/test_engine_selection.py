@@ -3,6 +3,7 @@
 import asyncio
 import re
 import threading
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -48,6 +49,47 @@ def test_a_name_that_no_engine_has_is_told_those_that_there_are(tmp_path):
     bundle = load_bundle(write_bundle(tmp_path, "tiny"))
     with pytest.raises(EngineError, match=r"SID_ENGINE: .*'auto', .*'triton', got 'tensorrt'"):
         asyncio.run(make_engine(bundle, Settings(engine="tensorrt")))
+
+
+@pytest.mark.parametrize(
+    ("asked", "largest"),
+    [
+        ({}, 8),
+        ({"engine": "openvino"}, 8),
+        ({"engine": "cuda"}, 64),
+        ({"triton": "nowhere:8001"}, 8),
+    ],
+)
+def test_the_largest_batch_is_the_engines_own_unless_one_is_asked_for(tmp_path, asked, largest):
+    bundle = load_bundle(write_bundle(tmp_path, "tiny"))
+    engine = asyncio.run(make_engine(bundle, Settings(**asked)))
+    assert engine.max_batch_size == largest
+    engine = asyncio.run(make_engine(bundle, Settings(max_batch_size=5, **asked)))
+    assert engine.max_batch_size == 5
+
+
+class Small(NumpyEngine):
+    name, largest_batch = "small", 2
+    sizes: ClassVar[list[int]] = []
+
+    def _compute(self, run, prepare, finish):
+        self.sizes.append(len(prepare().inputs["latents"]))
+        return super()._compute(run, prepare, finish)
+
+
+def test_each_engine_is_timed_and_served_in_batches_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_selection, "ENGINES", {"small": Small})
+    monkeypatch.setattr(Small, "sizes", [])
+    engine, _ = chosen(load_bundle(write_bundle(tmp_path, "tiny")))
+    canary, *timed = engine.sizes
+    assert canary == 1
+    assert set(timed) == {2}
+    engine.sizes.clear()
+    with Client(create_app(Settings(models=tmp_path, engine="small"))) as client:
+        engine.sizes.clear()  # but for the canary
+        assert client.generate({"class_label": 1, "seed": 0, "n": 7}).status_code == 200
+    assert sum(engine.sizes) == 7
+    assert max(engine.sizes) == 2
 
 
 def test_it_says_which_engine_it_took_and_how_fast_each_was(tmp_path):
