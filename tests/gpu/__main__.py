@@ -16,17 +16,19 @@ a check failed or a section broke; an aim that is missed is shown in the table a
 import argparse
 import importlib
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.gpu.carry import carry
 from tests.gpu.child import work
 from tests.gpu.report import as_json, as_markdown
 from tests.gpu.runner import Outcome, run_section
 
 # A process of its own looks for the card: in this one CUDA is never started.
 _LOOK = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+
+_TOY_PATIENCE = 5  # times the limits: nothing is measured, and the machine may be busy
 
 
 def main() -> None:
@@ -44,6 +46,8 @@ def main() -> None:
     parser.add_argument("results", nargs="?", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.carry:
+        from tests.gpu.carry import carry  # here: a bare machine lacks what it needs
+
         carry(given.carry, given.python)
         return
     sections = {one.name: one for one in importlib.import_module(given.sections).SECTIONS}
@@ -54,11 +58,14 @@ def main() -> None:
         parser.error(f"no section {', '.join(sorted(unknown))}: there are {', '.join(sections)}")
     card = "toy size on the CPU" if given.toy else find_card()
     given.out.mkdir(parents=True, exist_ok=True)
+    # As an exception, so that the section that runs is ended too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     outcomes: list[Outcome] = []
     command = [sys.executable, "-m", "tests.gpu", "--sections", given.sections]
+    command += ["--toy"] if given.toy else []
     for name in given.only or sections:
-        toy = ["--toy"] if given.toy else []
-        outcomes.append(run_section(sections[name], [*command, *toy, "--child", name]))
+        limit = sections[name].seconds * (_TOY_PATIENCE if given.toy else 1)
+        outcomes.append(run_section(sections[name], [*command, "--child", name], limit))
         # After each, so that whoever ends the kit early has what was measured so far.
         write(given.out, card, outcomes)
     for outcome in outcomes:
@@ -68,7 +75,9 @@ def main() -> None:
 
 def find_card() -> str:
     """The name of the card; ends the program with one line where there is none."""
-    found = subprocess.run([sys.executable, "-c", _LOOK], capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-c", _LOOK], capture_output=True, text=True, timeout=120
+    )
     if found.returncode:
         reason = (found.stderr.strip().splitlines() or ["no message"])[-1]
         sys.exit(f"torch cannot be asked for a card: {reason}")

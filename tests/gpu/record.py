@@ -1,10 +1,11 @@
 """What a section writes down while it runs, so that nothing is lost when it is killed."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.gpu.section import Section
+from tests.gpu.section import Row, Section
 
 
 class Skipped(Exception):
@@ -30,8 +31,7 @@ class Record:
         """Write down the value of a row, with whatever else belongs to it; and say it."""
         row = self._rows[key]
         self._write({"row": key, "value": value, "details": details})
-        more = "".join(f", {name} {shown(one)}" for name, one in details.items())
-        print(f"{self._section.name}: {row.title}: {shown(value)} {row.unit}{more}", flush=True)
+        print(f"{self._section.name}: {row.title}: {measured(row, value, details)}", flush=True)
 
     def note(self, text: str) -> None:
         """Write down what a reader has to know, such as why a row is missing; and say it."""
@@ -51,6 +51,12 @@ def read_record(path: Path) -> list[dict[str, Any]]:
     """What a section has written; a last line that it could not finish is left out."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def measured(row: Row, value: float, details: Mapping[str, Any]) -> str:
+    """The value of a row for people, with its unit and what else belongs to it."""
+    more = [f"{name.replace('_', ' ')} {shown(one)}" for name, one in details.items()]
+    return ", ".join([f"{shown(value)} {row.unit}".strip(), *more])
 
 
 def shown(value: Any) -> str:

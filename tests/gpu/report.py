@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.gpu.record import shown
+from tests.gpu.record import measured, shown
 from tests.gpu.runner import Outcome
 from tests.gpu.section import Row, Section
 from tests.gpu.sections import AIMS_FOR, BEFORE
@@ -68,8 +68,7 @@ def table(card: str, section: Section, outcome: Outcome | None = None) -> str:
 def _measured(row: Row, line: dict[str, Any] | None) -> str:
     if line is None:
         return "not measured"
-    more = "".join(f", {name} {shown(value)}" for name, value in line["details"].items())
-    return _cell(f"{shown(line['value'])} {row.unit}".strip() + more)
+    return _cell(measured(row, line["value"], line["details"]))
 
 
 def _aim(row: Row) -> str:

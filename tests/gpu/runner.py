@@ -79,12 +79,13 @@ class Outcome:
         return bool(self.broken or self.problem)
 
 
-def run_section(section: Section, command: Sequence[str]) -> Outcome:
+def run_section(section: Section, command: Sequence[str], limit: float) -> Outcome:
     """Run one section to its end or its limit.
 
     Args:
         section: which.
         command: starts its process, but for the file to record in, which comes last.
+        limit: seconds after which it is killed.
     """
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.jsonl"
@@ -95,10 +96,10 @@ def run_section(section: Section, command: Sequence[str]) -> Outcome:
                 [*command, str(results)], cwd=ROOT, stderr=errors, start_new_session=True
             )
             try:
-                status = process.wait(timeout=section.seconds)
+                status = process.wait(timeout=limit)
                 problem = _reason(status, log)
             except subprocess.TimeoutExpired:
-                status, problem = None, f"killed at its limit of {section.seconds:g} s"
+                status, problem = None, f"killed at its limit of {limit:g} s"
             finally:
                 # What it started goes with it, whether it ended or not: nothing may use the card
                 # while the next section measures.
@@ -108,9 +109,7 @@ def run_section(section: Section, command: Sequence[str]) -> Outcome:
         if problem:
             print(log.read_text(errors="replace"), file=sys.stderr)
         lines = read_record(results)
-        return Outcome(
-            section, lines, time.monotonic() - began, problem, skipped=status == SKIPPED
-        )
+        return Outcome(section, lines, time.monotonic() - began, problem, skipped=status == SKIPPED)
 
 
 def _reason(status: int, log: Path) -> str | None:

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 
@@ -52,14 +53,14 @@ def _times(call: Callable[[], object], device: torch.device, repeats: int) -> li
         for _ in range(repeats):
             call()
             times.append(time.perf_counter())
-        return [end - start for start, end in zip(times, times[1:], strict=False)]
+        return [end - start for start, end in pairwise(times)]
     events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     events[0].record()
     for event in events[1:]:
         call()
         event.record()
     torch.cuda.synchronize(device)
-    milliseconds = (start.elapsed_time(end) for start, end in zip(events, events[1:], strict=False))
+    milliseconds = (start.elapsed_time(end) for start, end in pairwise(events))
     return [one / 1000 for one in milliseconds]
 
 

@@ -26,8 +26,8 @@ from tests.gpu.networks import (
 from tests.gpu.record import Record
 from tests.gpu.timing import on, seconds_per_call, synchronize
 
-# A step of SiD, in forward passes: psi's phase generates, and learns in three; theta's generates
-# and passes phi and psi forward, and back through both to their inputs and through theta.
+# A step of SiD in forward passes; a backward pass is two, one where only the input's gradient is
+# wanted. psi's phase: generate 1, psi 1 + 2. theta's: theta 1 + 2, phi 1 + 1, psi 1 + 1.
 _FORWARDS = 11
 _SETTLED = 6  # steps after which a training has done what it does once
 
