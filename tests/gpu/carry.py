@@ -14,7 +14,7 @@ WANTED = (
     "rich", "safetensors", "structlog", "typer", "uvicorn", "uvloop",
 )  # fmt: skip
 # Not onnxruntime-gpu: it is larger than all the others together. Name it to pip in the same way.
-THERE_ALREADY = ("numpy", "onnx", "protobuf", "torch")
+THERE_ALREADY = ("numpy", "onnx", "protobuf", "sympy", "torch")
 
 
 def carry(folder: Path, python: str) -> None:
@@ -24,7 +24,7 @@ def carry(folder: Path, python: str) -> None:
     """
     command = [
         sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), "--upgrade",
-        "--no-deps", "--only-binary=:all:", "--python-version", python,
+        "--no-deps", "--no-compile", "--only-binary=:all:", "--python-version", python,
         "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64",
     ]  # fmt: skip
     pinned = [f"{name}=={version(name)}" for name in with_requirements(WANTED)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from service.engines.onnx import CudaEngine
+from tests.gpu.cuda_engine import engine_missing
 from tests.gpu.record import Record, Skipped
 from tests.gpu.runner import ROOT
 
@@ -25,8 +25,8 @@ _SAMPLE_MS = 200
 
 def run(record: Record) -> None:
     """Fill the table: in float16, then as the gateway computes by default."""
-    if not record.toy and not CudaEngine.installed():
-        raise Skipped("this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)")
+    if why := engine_missing(toy=record.toy):
+        raise Skipped(why)
     for key, precision in (("float16", "float16"), ("float32", "float32")):
         images, busy, p99 = measure(precision, toy=record.toy)
         record.row(key, images, p99_ms=1000 * p99)

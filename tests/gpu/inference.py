@@ -29,7 +29,7 @@ from service.bundle import (
     write_manifest,
 )
 from service.engines import Engine, Prepared
-from service.engines.onnx import CudaEngine, OnnxEngine
+from tests.gpu.cuda_engine import engine_missing, make_engine
 from tests.gpu.networks import network
 from tests.gpu.record import Record
 from tests.gpu.runner import ROOT
@@ -43,30 +43,12 @@ _SECONDS = 4.0  # of one batch size
 
 def run(record: Record) -> None:
     """Fill the table, the rows with aims first."""
-    if why := engine_missing(record.toy):
+    if why := engine_missing(toy=record.toy):
         record.note(f"{why}: the rows of the CUDA engine are left out")
     else:
         asyncio.run(fashion(record))
         asyncio.run(cifar(record))
     eager(record)
-
-
-def engine_missing(toy: bool) -> str | None:
-    """Why the engine cannot be measured here; None: it can."""
-    try:
-        import onnxruntime  # noqa: F401
-    except ModuleNotFoundError:
-        return "ONNX Runtime is not installed"
-    if toy or CudaEngine.installed():
-        return None
-    return "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
-
-
-def make_engine(bundle: Bundle, *, toy: bool) -> Engine:
-    """The engine as the gateway makes it for SID_ENGINE=cuda and SID_PRECISION=float16."""
-    if toy:
-        return OnnxEngine(bundle, threads=1, concurrency=1)
-    return CudaEngine(bundle, precision="float16", threads=1, concurrency=2)
 
 
 async def fashion(record: Record) -> None:

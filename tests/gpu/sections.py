@@ -12,7 +12,7 @@ AIMS_FOR = ("H100", "H200")
 
 _NETWORKS = ("torch", "numpy", "pydantic", "safetensors", "PIL")
 _GATEWAY = (
-    "fastapi", "fastapi_swagger", "httptools", "httpx", "numpy", "onnxruntime", "orjson", "PIL",
+    "fastapi", "fastapi_swagger", "httptools", "httpx", "numpy", "orjson", "PIL",
     "prometheus_client", "pydantic", "pydantic_settings", "rich", "structlog", "typer", "uvicorn",
     "uvloop",
 )  # fmt: skip
