@@ -2,7 +2,8 @@
 
 from service.bundle import Bundle
 from service.engines import Engine
-from service.engines.onnx import CudaEngine, OnnxEngine
+from service.serving import engine_selection
+from service.settings import Settings
 
 
 def engine_missing(*, toy: bool) -> str | None:
@@ -11,13 +12,14 @@ def engine_missing(*, toy: bool) -> str | None:
         import onnxruntime  # noqa: F401
     except ModuleNotFoundError:
         return "ONNX Runtime is not installed (onnxruntime-gpu is what a card needs)"
-    if toy or CudaEngine.installed():
+    if toy or engine_selection.ENGINES["cuda"].installed():
         return None
     return "this ONNX Runtime has no CUDA provider (onnxruntime-gpu has)"
 
 
-def make_engine(bundle: Bundle, *, toy: bool) -> Engine:
+async def make_engine(bundle: Bundle, *, largest_batch: int, toy: bool) -> Engine:
     """The engine as the gateway makes it for SID_ENGINE=cuda and SID_PRECISION=float16."""
+    settings = Settings(engine="cuda", precision="float16", max_batch_size=largest_batch)
     if toy:
-        return OnnxEngine(bundle, threads=1, concurrency=1)
-    return CudaEngine(bundle, precision="float16", threads=1, concurrency=2)
+        settings = Settings(engine="onnxruntime", threads=1, concurrency=1)
+    return await engine_selection.make_engine(bundle, settings)

@@ -105,7 +105,7 @@ def write_bundle(folder: Path, denoiser: Denoiser, export: Callable[..., None]) 
 
 async def ladder(record: Record, key: str, bundle: Bundle, batches: tuple[int, ...]) -> None:
     """Open the engine and measure one batch size after the other."""
-    engine = make_engine(bundle, toy=record.toy)
+    engine = await make_engine(bundle, largest_batch=max(batches), toy=record.toy)
     await engine.open()
     try:
         for batch in batches:

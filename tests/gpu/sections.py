@@ -125,7 +125,7 @@ SECTIONS = (
         "tests.gpu.inference",
         "One-step inference",
         120,
-        _NETWORKS,
+        (*_NETWORKS, "pydantic_settings", "structlog"),
         (
             *_batches("fashion", "models/fashion, float16, CUDA engine",
                       ("197", "1,431", "3,959", "15,618"), {32: 20_000}),
