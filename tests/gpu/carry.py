@@ -30,7 +30,16 @@ def carry(folder: Path, python: str) -> None:
     pinned = [f"{name}=={version(name)}" for name in with_requirements(WANTED)]
     if status := subprocess.run([*command, *pinned]).returncode:
         sys.exit(status)
+    name_the_checkout(folder)
     print(f"on the other machine: PYTHONPATH={folder} python -m tests.gpu")
+
+
+def name_the_checkout(folder: Path) -> None:
+    """Say there which version the checkout is of: it is not installed, and the gateway asks."""
+    metadata = folder / f"sid_serve-{version('sid-serve')}.dist-info" / "METADATA"
+    metadata.parent.mkdir(exist_ok=True)
+    lines = ("Metadata-Version: 2.1", "Name: sid-serve", f"Version: {version('sid-serve')}")
+    metadata.write_text("\n".join(lines) + "\n")
 
 
 def with_requirements(names: tuple[str, ...]) -> list[str]:

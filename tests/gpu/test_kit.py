@@ -6,10 +6,13 @@ import re
 import signal
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
+from tests.gpu.carry import THERE_ALREADY, WANTED, with_requirements
 from tests.gpu.report import as_json, as_markdown, table
 from tests.gpu.runner import ROOT, Outcome
 from tests.gpu.section import Row, Section
@@ -219,3 +222,10 @@ def test_the_page_of_the_results_has_every_row(section):
     for row in section.rows:
         assert f"| {row.title} |" in text
     assert all(card in text for card in AIMS_FOR)
+
+
+def test_what_is_carried_has_all_that_the_sections_need():
+    carried = {*with_requirements(WANTED), *THERE_ALREADY}
+    distributions = packages_distributions()
+    for name in {name for section in SECTIONS for name in section.needs}:
+        assert carried & {canonicalize_name(one) for one in distributions[name]}, name
