@@ -5,7 +5,7 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := $(VENV)-newest
-.PHONY: help setup setup-dev run run-triton test test-fast test-newest soak lint docs
+.PHONY: help setup setup-dev run run-triton test test-fast test-newest soak gpu lint docs
 
 # The names of the packages that the base needs.
 define DEPENDENCIES
@@ -56,6 +56,10 @@ test-newest:
 # Have misbehaving clients storm a real server for three minutes (SECONDS=... to change)
 soak: setup-dev
 	SOAK_SECONDS=$(or $(SECONDS),180) $(BIN)/pytest -s tests/service/test_storm.py
+
+# Check and measure on an NVIDIA card, in eight minutes (TOY=1: on the CPU; ONLY=training: a part)
+gpu: setup-dev
+	$(BIN)/python -m tests.gpu $(if $(TOY),--toy) $(addprefix --only ,$(ONLY))
 
 # Check style, types, and which part imports which
 lint: setup-dev

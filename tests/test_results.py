@@ -59,6 +59,8 @@ TOY = [
     # Building a plan takes as long at any size, and tests/distill/export does it.
     (r"sid-distill export .* --engine tensorrt-rtx .*", "sid-distill export --help"),
     (r"make soak", "make -n soak"),  # the suite runs it for eight seconds
+    # All of it at toy size: tests/gpu. There is no stamp of setup-dev here, and nothing to set up.
+    (r"make gpu", "make --old-file=setup-dev gpu TOY=1 ONLY=ceilings"),
     # Load: one server of the comparison, for those of others are not installed.
     (r"--seeds 0-4999", "--seeds 0-9"),
     (r"(sid bench .*?)(--duration \d+|$)", r"\1 --warmup 0.1 --duration 0.2 "),

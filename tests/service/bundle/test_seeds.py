@@ -94,6 +94,18 @@ def test_seed_0_gives_the_noise_of_the_papers_sampler():
     np.testing.assert_allclose(noise.ravel(), CUDA_SEED_0, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 256, 256)])
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**32 + 7, SEED_MAX])
+def test_a_seed_gives_what_torch_draws_on_a_card(seed, shape):
+    """Up to the card's logarithms and sines, which are float32."""
+    import torch
+
+    generator = torch.Generator("cuda").manual_seed(seed % 2**32)
+    drawn = torch.randn(shape, device="cuda", generator=generator).cpu().numpy()
+    np.testing.assert_allclose(latents([seed], shape)[0], drawn, rtol=0, atol=5e-5)
+
+
 @given(
     st.lists(st.integers(0, SEED_MAX), max_size=12),
     st.lists(st.integers(0, 40), min_size=1, max_size=3),
