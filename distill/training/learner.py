@@ -98,6 +98,7 @@ class Learner:
     def begin_step(self, rate: float) -> None:
         """Set the learning rate of the next step, and its gradient to zero."""
         self.rate.fill_(rate)
+        self.norm.zero_()
         torch._foreach_zero_(self._gradients())
 
     @contextmanager

@@ -1,0 +1,253 @@
+"""A step that is captured and replayed is the step that it was, whatever changes between steps.
+
+CUDA graphs need a card; here `AtenRecorder` freezes a step in the same way.
+"""
+
+import math
+
+import pytest
+import torch
+
+from distill.data.datasets import Dataset
+from distill.methods.pairs import Pairs
+from distill.methods.regression import RegressionTraining
+from distill.methods.sid import Sid, SidConfig
+from distill.methods.teacher import TeacherTraining
+from distill.networks import Denoiser
+from distill.networks.edm import EdmConfig
+from distill.training import cuda_graph
+from distill.training.cuda_graph import EAGER_STEPS, StepGraphs, step_graphs
+from distill.training.distillation import Distillation
+from distill.training.distributed import DistributedContext, join_process_group
+from distill.training.learner import Learner
+from distill.training_config import RegressionConfig, TeacherConfig
+from tests.distill.training.aten_recorder import AtenRecorder
+
+CPU = DistributedContext(torch.device("cpu"))
+NETWORK = EdmConfig(
+    img_resolution=8, img_channels=1, label_dim=3, augment_dim=9, model_channels=8,
+    channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), dropout=0.2,
+)  # fmt: skip
+BATCH, STEPS = 8, 10
+LOOP = {
+    "total_images": STEPS * BATCH, "batch": BATCH, "microbatch": 4, "lr": 3e-3,
+    "ema_halflife": 20, "checkpoint_every": 10_000,
+}  # fmt: skip
+
+
+def network():
+    torch.manual_seed(0)
+    made = Denoiser(NETWORK)
+    for weight in made.parameters():
+        if weight.dim() > 1:  # the last layers begin near 0 and would hide the others
+            torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+    return made
+
+
+def make_sid(**changes):
+    """With micro-batches, dropout, classes, augmentation, and rates that fall to nothing."""
+    config = SidConfig(
+        **LOOP | {"augment": 0.3, "cooldown": 60, "class_frequencies": (1, 2, 1)} | changes
+    )
+    return Distillation(Sid(config), network(), CPU)
+
+
+def make_teacher(**changes):
+    pixels = torch.randint(
+        256, (30, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
+    dataset = Dataset("noise", pixels, torch.arange(30) % 3, ("a", "b", "c"))
+    config = TeacherConfig(**LOOP | {"augment": 0.3, "warmup": 30} | changes)
+    training = TeacherTraining(NETWORK, config, dataset, CPU)
+    training.learner.network.load_state_dict(network().state_dict())
+    return training
+
+
+def make_regression(**changes):
+    pixels = torch.arange(30 * 64).remainder(255).to(torch.uint8).view(30, 1, 8, 8)
+    config = RegressionConfig(**LOOP | {"pairs": 30, "warmup": 30} | changes)
+    return RegressionTraining(network(), Pairs(NETWORK, 0, pixels), config, CPU)
+
+
+def graphed(training, recorder=None):
+    """The same training, as it is on CUDA."""
+    recorder = recorder or AtenRecorder()
+    training.graphs = StepGraphs(recorder)
+    return training, recorder
+
+
+def run(training, steps=STEPS, spoiled=(), between=lambda _step: None):
+    """Take steps; in those of `spoiled` the learning networks draw or see NaN. Return all."""
+    factor = torch.ones(())
+    for learner in training.learners.values():
+        learner.network.register_forward_hook(lambda _m, _i, output: output * factor)
+    logged = []
+    for step in range(steps):
+        between(step)
+        factor.fill_(math.nan if step in spoiled else 1)
+        logged.append(training.step(step * BATCH))
+    counts = [(one.left_out, one.skipped, one.consecutive_skips) for one in learners(training)]
+    return {"logged": logged, "state": training.state(), "counts": counts}
+
+
+def learners(training):
+    return training.learners.values()
+
+
+def equal(a, b):
+    """Whether two nests of tensors and numbers are the same to the bit, NaN among them."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a.nan_to_num(12345), b.nan_to_num(12345))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[name], b[name]) for name in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def graphs_of(training):
+    return 2 * len(training.learners)
+
+
+@pytest.mark.parametrize("changes", [{}, {"precision": "bfloat16"}], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("make", [make_sid, make_teacher, make_regression])
+def test_replayed_steps_are_the_eager_ones_to_the_bit(make, changes):
+    """Two of them are skipped: their average moves, their weights, moments and counts do not.
+
+    In bfloat16 weights are cast in each replay: a cast that was kept from the capture would be
+    of old weights.
+    """
+    training, recorder = graphed(make(**changes))
+    found = run(training, spoiled=(6, 7))
+    assert equal(found, run(make(**changes), spoiled=(6, 7)))
+    assert recorder.recorded == graphs_of(training)
+    replays_a_step = 3 * len(training.learners)  # two micro-batches and the end
+    assert recorder.replayed == (STEPS - EAGER_STEPS) * replays_a_step
+    for learner in learners(training):
+        assert learner.skipped.item() == 2
+
+
+def test_a_step_that_is_skipped_is_not_what_a_capture_is_compared_on():
+    training, recorder = graphed(make_sid())
+    found = run(training, spoiled=(EAGER_STEPS,))
+    assert equal(found, run(make_sid(), spoiled=(EAGER_STEPS,)))
+    assert recorder.replayed == (STEPS - EAGER_STEPS - 1) * 6
+
+
+@pytest.mark.parametrize("make", [make_sid, make_teacher])
+def test_a_rate_that_is_a_python_number_would_be_found(make, monkeypatch):
+    """This file's first test can fail: here is what it guards against."""
+    whole = Learner.begin_step
+
+    def begin_step(self, rate):
+        whole(self, rate)
+        self.optimizer.param_groups[0]["lr"] = rate
+
+    monkeypatch.setattr(Learner, "begin_step", begin_step)
+    training, recorder = graphed(make())
+    found = run(training)
+    assert recorder.replayed
+    expected = run(make())
+    assert not equal(found["state"], expected["state"])
+
+
+def test_a_phase_whose_tensors_were_moved_is_captured_anew():
+    """Weights of another network that it reads, and moments that a state brought."""
+    training, recorder = graphed(make_sid())
+
+    def move(step, training=training):
+        if step == 5:
+            for parameter in training.teacher.parameters():
+                parameter.data = parameter.data.clone()
+        if step == 6:
+            training.load_state(training.state())
+
+    found = run(training, steps=14, between=move)
+    assert equal(found, run(make_sid(), steps=14))
+    assert recorder.recorded == 2 * graphs_of(training)
+
+
+class WrongSeed(AtenRecorder):
+    """Replays with other draws than those that it was seeded for."""
+
+    def record(self, work):
+        replay = super().record(work)
+
+        def otherwise():
+            torch.manual_seed(torch.initial_seed() + 1)
+            replay()
+
+        return otherwise
+
+
+class BreaksOff(AtenRecorder):
+    """A capture that fails after it did some of its work."""
+
+    def record(self, work):
+        super().record(work)
+        try:
+            raise RuntimeError("the graph has too many nodes\nand more")
+        except RuntimeError:
+            raise RuntimeError("capture was invalidated") from None
+
+
+@pytest.mark.parametrize(
+    ("recorder", "said"),
+    [
+        (WrongSeed, "the gradients of a replayed step are"),
+        (BreaksOff, "without CUDA graphs: the graph has too many nodes\n"),
+    ],
+)
+@pytest.mark.parametrize("make", [make_sid, make_teacher])
+def test_where_a_capture_does_not_do_training_goes_on_eagerly(make, recorder, said, capsys):
+    training, recorder = graphed(make(), recorder())
+    found = run(training)
+    assert equal(found, run(make()))
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("note: the training goes on without CUDA graphs") == 1
+    assert output.err.count("\n") == 1
+    assert said in output.err
+    assert recorder.recorded <= 2, "the other phases do not try"
+    assert recorder.cleaned_up == 1
+
+
+def test_a_loss_that_waits_for_the_device_is_computed_eagerly(capsys):
+    training, _ = graphed(make_teacher())
+    training.learner.network.register_forward_hook(
+        lambda _m, _i, output: output.sum().item() and None
+    )
+    found = run(training)
+    assert equal(found, run(make_teacher()))
+    assert "waits for the device" in capsys.readouterr().err
+
+
+def test_a_replay_may_differ_by_what_sums_in_another_order_do():
+    """And by no more: a gradient off by a hundredth of itself passes, by a twentieth does not."""
+    generator = torch.Generator().manual_seed(0)
+    gradient, noise = (torch.randn(1000, generator=generator) for _ in range(2))
+    before = {"gradients": [torch.zeros(1000)], "counts": [torch.tensor(3)]}
+    eager = {"gradients": [gradient], "counts": [torch.tensor(4)]}
+
+    def fault(share, count=4):
+        replayed = {"gradients": [gradient + share * noise], "counts": [torch.tensor(count)]}
+        return cuda_graph._difference(before, eager, replayed)
+
+    assert fault(0) is fault(0.01) is None
+    assert fault(0.05).startswith("the gradients of a replayed step are")
+    assert fault(math.nan).startswith("the gradients")
+    assert fault(0, count=3).startswith("the counts")
+
+
+def test_where_steps_are_not_captured(capsys):
+    """On a CPU, where it was not wanted, and among several processes, which is said once."""
+    cuda = torch.device("cuda")
+    assert make_teacher().graphs is None
+    assert step_graphs(DistributedContext(cuda, cuda_graph=False)) is None
+    assert step_graphs(DistributedContext(cuda, rank=1, size=2)) is None
+    assert capsys.readouterr().err == ""
+    assert step_graphs(DistributedContext(cuda, rank=0, size=2)) is None
+    assert step_graphs(DistributedContext(cuda, shard=True)) is None
+    assert capsys.readouterr().err.count("note: steps are not captured as CUDA graphs") == 2
+    with join_process_group(torch.device("cpu"), cuda_graph=False) as context:
+        assert not context.cuda_graph
