@@ -148,6 +148,7 @@ class StepGraphs:
             recorder.clean_up()
             tqdm.write(f"note: the training goes on without CUDA graphs: {fault}", file=sys.stderr)
             _restore(phase, before)
+            del before  # the eager step may need the memory
             run_eagerly(phase, prepares)
 
 
@@ -211,6 +212,7 @@ def _addresses(phase: Phase) -> list[int]:
     return [tensor.data_ptr() for tensor in (*changing, *phase.reading())]
 
 
+@torch.no_grad()
 def _copies(tensors: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
     return {name: [tensor.clone() for tensor in group] for name, group in tensors.items()}
 
@@ -222,6 +224,7 @@ def _restore(phase: Phase, copies: dict[str, list[Tensor]]) -> None:
             tensor.copy_(copied)
 
 
+@torch.no_grad()
 def _difference(
     before: dict[str, list[Tensor]],
     eager: dict[str, list[Tensor]],

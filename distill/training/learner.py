@@ -53,6 +53,7 @@ class Learner:
     Attributes:
         network: the bare network: for forward passes without gradients, and its weights.
         call: the same, wrapped so that gradients reach every process: for the others.
+        parameters: the network's, this process's share of them.
         rate: Adam's learning rate, a scalar.
         scale: what losses are scaled by; None: they are not.
         norm: the norm of the last step's gradient over all parameters, as it came.
@@ -72,11 +73,12 @@ class Learner:
     ) -> None:
         self.network, self.context = network, context
         self.call = context.prepare_trainable(network)
+        self.parameters = list(network.parameters())
         device, on_cuda = context.device, context.device.type == "cuda"
         # On a CPU the kernel computes with Python's number, of 64 bits; on CUDA it wants 32.
         self.rate = torch.zeros((), dtype=torch.float32 if on_cuda else torch.float64).to(device)
         self.optimizer = torch.optim.Adam(
-            network.parameters(), self.rate, betas, eps, fused=True, capturable=on_cuda
+            self.parameters, self.rate, betas, eps, fused=True, capturable=on_cuda
         )
         self.scale = GradientScale(device) if scaled else None
         # On the device, so that no step waits to learn whether it was taken.
@@ -90,7 +92,7 @@ class Learner:
 
     def _place_gradients_and_moments(self) -> None:
         """Make them, zero and laid out like the weights, where they then stay."""
-        for parameter in self.network.parameters():
+        for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()  # which `skip` makes a skipped one
         self.skip.zero_()
@@ -145,7 +147,7 @@ class Learner:
 
     def _gradients(self) -> list[Tensor]:
         """This process's share of each parameter's gradient."""
-        return [local(p.grad) for p in self.network.parameters() if p.grad is not None]
+        return [local(p.grad) for p in self.parameters if p.grad is not None]
 
     def _norm(self, gradients: list[Tensor]) -> Tensor:
         """The norm of the whole gradient, of which this process has `gradients`."""
@@ -156,14 +158,14 @@ class Learner:
 
     def changing(self) -> dict[str, list[Tensor]]:
         """Every tensor that a step changes, by what it is."""
-        moments = [self.optimizer.state[p] for p in self.network.parameters()]
+        moments = [self.optimizer.state[p] for p in self.parameters]
         counts = [self.skip, self.left_out, self.skipped, self.consecutive_skips]
         if self.scale is not None:
             counts += [self.scale.factor, self.scale.good_steps]
         return {
             "gradients": [*self._gradients(), self.norm],
-            "weights": [local(p.detach()) for p in self.network.parameters()],
-            "moments": [local(m[name]) for m in moments for name in ("exp_avg", "exp_avg_sq")],
+            "weights": list(self.parameters),
+            "moments": [m[name] for m in moments for name in ("exp_avg", "exp_avg_sq")],
             "counts": counts + [m["step"] for m in moments],
         }
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from distill.networks import Denoiser
 from distill.training.cuda_graph import StepGraphs, run_eagerly
-from distill.training.distributed import local
 from distill.training.learner import Learner, Loss, update_ema
 
 
@@ -37,7 +36,9 @@ class Phase:
         average: Denoiser | None = None,
     ) -> None:
         self.learner, self.average = learner, average
-        self._loss, self._microbatches, self._networks = loss, microbatches, networks
+        self._loss, self._microbatches = loss, microbatches
+        self._weights = [p for network in networks for p in network.parameters()]
+        self._averages: list[Tensor] = [] if average is None else list(average.parameters())
         self._average_weight = torch.zeros((), device=learner.context.device)
         self._names: list[str] = []
         self._sums: Tensor | None = None  # of left_out and of what is logged, once it is known
@@ -102,11 +103,10 @@ class Phase:
         """Every tensor that `compute` and `end` change, by what it is."""
         assert self._sums is not None
         changing = self.learner.changing() | {"losses": [self._sums]}
-        if self.average is not None:
-            changing["average"] = [local(p.detach()) for p in self.average.parameters()]
+        if self._averages:
+            changing["average"] = self._averages
         return changing
 
     def reading(self) -> list[Tensor]:
         """The weights that `compute` reads, and the rates."""
-        weights = [p for network in self._networks for p in network.parameters()]
-        return [*weights, self.learner.rate, self._average_weight]
+        return [*self._weights, self.learner.rate, self._average_weight]

@@ -121,8 +121,8 @@ def test_replayed_steps_are_the_eager_ones_to_the_bit(make, changes):
     found = run(training, spoiled=(6, 7))
     assert equal(found, run(make(**changes), spoiled=(6, 7)))
     assert recorder.recorded == graphs_of(training)
-    replays_a_step = 3 * len(training.learners)  # two micro-batches and the end
-    assert recorder.replayed == (STEPS - EAGER_STEPS) * replays_a_step
+    replays_per_step = 3 * len(training.learners)  # two micro-batches and the end
+    assert recorder.replayed == (STEPS - EAGER_STEPS) * replays_per_step
     for learner in learners(training):
         assert learner.skipped.item() == 2
 
