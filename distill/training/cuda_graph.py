@@ -231,11 +231,16 @@ def _difference(
     replayed: dict[str, list[Tensor]],
 ) -> str | None:
     """Say in what a replayed phase differs from the eager one, if in anything; waits for both."""
-    rows = []
-    for name, group in eager.items():
-        apart = [a - b for a, b in zip(replayed[name], group, strict=True)]
-        moved = [a - b for a, b in zip(group, before[name], strict=True)]
-        rows.append(torch.stack([_norm(apart), _norm(moved), _norm(group)]))
+    rows = [
+        torch.stack(
+            [
+                _distance(replayed[name], group),
+                _distance(group, before[name]),
+                torch.stack([tensor.double().norm() for tensor in group]).norm(),
+            ]
+        )
+        for name, group in eager.items()
+    ]
     for name, (apart, moved, size) in zip(eager, torch.stack(rows).tolist(), strict=True):
         # "not" finds a NaN too; what has no bound must be equal.
         if not apart <= BOUNDS.get(name, 0) * moved + ROUNDING * size:
@@ -246,8 +251,9 @@ def _difference(
     return None
 
 
-def _norm(tensors: list[Tensor]) -> Tensor:
-    return torch.stack([tensor.double().norm() for tensor in tensors]).norm()
+def _distance(some: list[Tensor], others: list[Tensor]) -> Tensor:
+    pairs = zip(some, others, strict=True)
+    return torch.stack([(a - b).double().norm() for a, b in pairs]).norm()
 
 
 def _cause(error: Exception) -> Exception:
@@ -290,6 +296,7 @@ class CudaRecorder:
         device = self._stream.device
         fresh = torch.Generator(device).graphsafe_get_state()
         torch.cuda.default_generators[device.index].graphsafe_set_state(fresh)
-        with suppress(RuntimeError):  # the capture did end
+        with suppress(RuntimeError):  # said by the first of these where the capture did end
             torch._C._cuda_endAllocateToPool(device.index, self._pool)
+            torch._C._cuda_releasePool(device.index, self._pool)
         torch.cuda.empty_cache()

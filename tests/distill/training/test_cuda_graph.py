@@ -7,7 +7,10 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
+from distill.checkpoints import save_network
+from distill.cli import app
 from distill.data.datasets import Dataset
 from distill.methods.pairs import Pairs
 from distill.methods.regression import RegressionTraining
@@ -18,8 +21,9 @@ from distill.networks.edm import EdmConfig
 from distill.training import cuda_graph
 from distill.training.cuda_graph import EAGER_STEPS, StepGraphs, step_graphs
 from distill.training.distillation import Distillation
-from distill.training.distributed import DistributedContext, join_process_group
+from distill.training.distributed import DistributedContext
 from distill.training.learner import Learner
+from distill.training.phase import Phase
 from distill.training_config import RegressionConfig, TeacherConfig
 from tests.distill.training.aten_recorder import AtenRecorder
 
@@ -134,9 +138,8 @@ def test_a_step_that_is_skipped_is_not_what_a_capture_is_compared_on():
     assert recorder.replayed == (STEPS - EAGER_STEPS - 1) * 6
 
 
-@pytest.mark.parametrize("make", [make_sid, make_teacher])
-def test_a_rate_that_is_a_python_number_would_be_found(make, monkeypatch):
-    """This file's first test can fail: here is what it guards against."""
+def number_for_a_rate(monkeypatch):
+    """Adam is given its rate as a number."""
     whole = Learner.begin_step
 
     def begin_step(self, rate):
@@ -144,11 +147,34 @@ def test_a_rate_that_is_a_python_number_would_be_found(make, monkeypatch):
         self.optimizer.param_groups[0]["lr"] = rate
 
     monkeypatch.setattr(Learner, "begin_step", begin_step)
+
+
+def number_for_a_weight(monkeypatch):
+    """The average is given its weight as a number."""
+    whole, kept = Phase.run, []
+
+    def run(self, graphs, prepares, rate, ema_beta=1.0):
+        kept.append(ema_beta)
+        return whole(self, graphs, prepares, rate, ema_beta)
+
+    def update_ema(ema, network, _weight):
+        with torch.no_grad():
+            averages, weights = list(ema.parameters()), list(network.parameters())
+            torch._foreach_lerp_(averages, weights, 1 - kept[-1])
+
+    monkeypatch.setattr(Phase, "run", run)
+    monkeypatch.setattr("distill.training.phase.update_ema", update_ema)
+
+
+@pytest.mark.parametrize("mistake", [number_for_a_rate, number_for_a_weight])
+@pytest.mark.parametrize("make", [make_sid, make_teacher])
+def test_a_number_that_changes_would_be_found(make, mistake, monkeypatch):
+    """The first test of this file can fail: here is what it guards against."""
+    mistake(monkeypatch)
     training, recorder = graphed(make())
     found = run(training)
-    assert recorder.replayed
-    expected = run(make())
-    assert not equal(found["state"], expected["state"])
+    assert recorder.replayed > STEPS, "it does not fall back, for both are alike in one step"
+    assert not equal(found["state"], run(make())["state"])
 
 
 def test_a_phase_whose_tensors_were_moved_is_captured_anew():
@@ -249,5 +275,69 @@ def test_where_steps_are_not_captured(capsys):
     assert step_graphs(DistributedContext(cuda, rank=0, size=2)) is None
     assert step_graphs(DistributedContext(cuda, shard=True)) is None
     assert capsys.readouterr().err.count("note: steps are not captured as CUDA graphs") == 2
-    with join_process_group(torch.device("cpu"), cuda_graph=False) as context:
-        assert not context.cuda_graph
+
+
+@pytest.mark.parametrize("command", ["teacher", "run", "regress"])
+@pytest.mark.parametrize("options", [[], ["--no-cuda-graph"]])
+def test_every_training_command_can_do_without(command, options, monkeypatch, tmp_path):
+    """The option reaches the place where the process joins, which is where it is kept."""
+    asked = []
+
+    class JoinedError(Exception):
+        pass
+
+    def join(device, shard=False, cuda_graph=True):  # noqa: ARG001
+        asked.append(cuda_graph)
+        raise JoinedError
+
+    monkeypatch.setattr("distill.training.distributed.join_process_group", join)
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(RECIPE)
+    if command == "teacher":
+        given = ["--data", folder_of_images(tmp_path)]
+    else:
+        metadata = {"role": "teacher", "classes": ["a", "b", "c"], "images_seen": 0}
+        save_network(tmp_path / "teacher.safetensors", network(), metadata)
+        given = ["--teacher", tmp_path / "teacher.safetensors"]
+    arguments = [command, "--out", tmp_path / "out", "--recipe", recipe, "--device", "cpu", *given]
+    with pytest.raises(JoinedError):
+        app([*map(str, arguments), *options], standalone_mode=False)
+    assert asked == [not options]
+
+
+RECIPE = """
+description = "tiny"
+[network]
+img_resolution = 8
+img_channels = 1
+model_channels = 8
+channel_mult = [1]
+num_blocks = 1
+attn_resolutions = []
+[teacher]
+total_images = 64
+batch = 32
+lr = 1e-3
+ema_halflife = 500
+checkpoint_every = 500
+[regression]
+total_images = 64
+batch = 32
+lr = 1e-3
+ema_halflife = 500
+checkpoint_every = 500
+[sid]
+total_images = 64
+batch = 32
+lr = 1e-4
+ema_halflife = 500
+checkpoint_every = 500
+"""
+
+
+def folder_of_images(tmp_path):
+    folder = tmp_path / "images" / "a"
+    folder.mkdir(parents=True)
+    for number in range(2):
+        Image.new("L", (8, 8), 100 * number).save(folder / f"{number}.png")
+    return folder.parent
