@@ -275,9 +275,11 @@ class CudaRecorder:
         """See `Recorder`: what torch makes anew for each stream is there when a capture begins."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            yield
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            current.wait_stream(self._stream)
 
     def record(self, work: Callable[[], None]) -> Replay:
         """See `Recorder`: nothing is computed."""

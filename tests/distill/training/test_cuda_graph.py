@@ -32,6 +32,7 @@ NETWORK = EdmConfig(
     img_resolution=8, img_channels=1, label_dim=3, augment_dim=9, model_channels=8,
     channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), dropout=0.2,
 )  # fmt: skip
+ON_A_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 BATCH, STEPS = 8, 10
 LOOP = {
     "total_images": STEPS * BATCH, "batch": BATCH, "microbatch": 4, "lr": 3e-3,
@@ -48,29 +49,29 @@ def network():
     return made
 
 
-def make_sid(**changes):
+def make_sid(context=CPU, **changes):
     """With micro-batches, dropout, classes, augmentation, and rates that fall to nothing."""
     config = SidConfig(
         **LOOP | {"augment": 0.3, "cooldown": 60, "class_frequencies": (1, 2, 1)} | changes
     )
-    return Distillation(Sid(config), network(), CPU)
+    return Distillation(Sid(config), network(), context)
 
 
-def make_teacher(**changes):
+def make_teacher(context=CPU, **changes):
     pixels = torch.randint(
         256, (30, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
     )
     dataset = Dataset("noise", pixels, torch.arange(30) % 3, ("a", "b", "c"))
     config = TeacherConfig(**LOOP | {"augment": 0.3, "warmup": 30} | changes)
-    training = TeacherTraining(NETWORK, config, dataset, CPU)
+    training = TeacherTraining(NETWORK, config, dataset, context)
     training.learner.network.load_state_dict(network().state_dict())
     return training
 
 
-def make_regression(**changes):
+def make_regression(context=CPU, **changes):
     pixels = torch.arange(30 * 64).remainder(255).to(torch.uint8).view(30, 1, 8, 8)
     config = RegressionConfig(**LOOP | {"pairs": 30, "warmup": 30} | changes)
-    return RegressionTraining(network(), Pairs(NETWORK, 0, pixels), config, CPU)
+    return RegressionTraining(network(), Pairs(NETWORK, 0, pixels), config, context)
 
 
 def graphed(training, recorder=None):
@@ -82,7 +83,7 @@ def graphed(training, recorder=None):
 
 def run(training, steps=STEPS, spoiled=(), between=lambda _step: None):
     """Take steps; in those of `spoiled` the learning networks draw or see NaN. Return all."""
-    factor = torch.ones(())
+    factor = torch.ones((), device=training.context.device)
     for learner in training.learners.values():
         learner.network.register_forward_hook(lambda _m, _i, output: output * factor)
     logged = []
@@ -238,11 +239,14 @@ def test_where_a_capture_does_not_do_training_goes_on_eagerly(make, recorder, sa
     assert recorder.cleaned_up == 1
 
 
+def wait(_module, _inputs, output):
+    """A hook that reads a value back."""
+    output.sum().item()
+
+
 def test_a_loss_that_waits_for_the_device_is_computed_eagerly(capsys):
     training, _ = graphed(make_teacher())
-    training.learner.network.register_forward_hook(
-        lambda _m, _i, output: output.sum().item() and None
-    )
+    training.learner.network.register_forward_hook(wait)
     found = run(training)
     assert equal(found, run(make_teacher()))
     assert "waits for the device" in capsys.readouterr().err
@@ -275,6 +279,33 @@ def test_where_steps_are_not_captured(capsys):
     assert step_graphs(DistributedContext(cuda, rank=0, size=2)) is None
     assert step_graphs(DistributedContext(cuda, shard=True)) is None
     assert capsys.readouterr().err.count("note: steps are not captured as CUDA graphs") == 2
+
+
+@ON_A_CARD
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("make", [make_sid, make_teacher, make_regression])
+def test_on_a_card_replayed_steps_are_the_eager_ones(make, precision, capsys):
+    """But for the order of sums: the losses of all steps, and that it did not fall back."""
+    cuda = torch.device("cuda")
+    found = run(make(DistributedContext(cuda), precision=precision), spoiled=(6,))
+    assert capsys.readouterr().err == ""
+    eager = DistributedContext(cuda, cuda_graph=False)
+    expected = run(make(eager, precision=precision), spoiled=(6,))
+    for name in found["logged"][0]:
+        some, others = ([float(one[name]) for one in of["logged"]] for of in (found, expected))
+        assert some == pytest.approx(others, rel=0.05, nan_ok=True), name
+
+
+@ON_A_CARD
+def test_on_a_card_a_capture_that_fails_leaves_eager_steps_as_they_were(capsys):
+    cuda = torch.device("cuda")
+    training = make_teacher(DistributedContext(cuda))
+    training.learner.network.register_forward_hook(wait)
+    found = run(training)
+    assert capsys.readouterr().err.count("without CUDA graphs") == 1
+    expected = run(make_teacher(DistributedContext(cuda, cuda_graph=False)))
+    losses = [[float(one["loss/teacher"]) for one in of["logged"]] for of in (found, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 @pytest.mark.parametrize("command", ["teacher", "run", "regress"])
