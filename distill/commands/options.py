@@ -83,6 +83,14 @@ ShardOption = Annotated[
         "them to each."
     ),
 ]
+CudaGraphOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-cuda-graph",
+        help="On CUDA: launch a step's kernels one by one, instead of capturing them as CUDA "
+        "graphs after a few steps.",
+    ),
+]
 SeedOption = Annotated[int | None, default_from_recipe("Start of every random stream.")]
 
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from distill.commands.options import (
     BatchOption,
+    CudaGraphOption,
     DeviceOption,
     HalflifeOption,
     ImagesOption,
@@ -48,6 +49,7 @@ def regress(
     ema_halflife: HalflifeOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "auto",
+    no_cuda_graph: CudaGraphOption = False,
 ) -> None:
     """Let one step learn what a teacher makes of each noise in many: a start for 'run --generator'.
 
@@ -91,7 +93,7 @@ def regress(
     }
     folder = out / "pairs"
     named = precision is not None or "precision" in chosen.regression.model_fields_set
-    with join_process_group(chosen_device(device)) as context:
+    with join_process_group(chosen_device(device), cuda_graph=not no_cuda_graph) as context:
         config = with_precision(
             config, named, context, lambda: begun_precision(out) or drawn_precision(folder)
         )

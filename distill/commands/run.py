@@ -9,6 +9,7 @@ import typer
 from distill.commands.options import (
     AugmentOption,
     BatchOption,
+    CudaGraphOption,
     DeviceOption,
     HalflifeOption,
     ImagesOption,
@@ -113,6 +114,7 @@ def run(
     seed: SeedOption = None,
     device: DeviceOption = "auto",
     shard: ShardOption = False,
+    no_cuda_graph: CudaGraphOption = False,
 ) -> None:
     """Distil a teacher into a one-step generator, without data (SiD).
 
@@ -168,7 +170,7 @@ def run(
 
     fixed = sigma_init is not None or "sigma_init" in section.model_fields_set
     named = precision is not None or "precision" in section.model_fields_set
-    with join_process_group(chosen_device(device), shard) as context:
+    with join_process_group(chosen_device(device), shard, not no_cuda_graph) as context:
         started_from = _origin(teacher, extractor_name, recipe)
         config = with_precision(given, named, context, lambda: begun_precision(out))
         if not fixed:

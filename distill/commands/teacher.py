@@ -6,6 +6,7 @@ from distill.commands.options import (
     AugmentOption,
     BackgroundOption,
     BatchOption,
+    CudaGraphOption,
     DataOption,
     DeviceOption,
     HalflifeOption,
@@ -43,6 +44,7 @@ def teacher(
     seed: SeedOption = None,
     device: DeviceOption = "auto",
     shard: ShardOption = False,
+    no_cuda_graph: CudaGraphOption = False,
 ) -> None:
     """Train a diffusion teacher on images.
 
@@ -95,7 +97,7 @@ def teacher(
     if licence := chosen.licence_for(dataset.name):
         metadata["licence"] = licence
     named = precision is not None or "precision" in chosen.teacher.model_fields_set
-    with join_process_group(computes_on, shard) as context:
+    with join_process_group(computes_on, shard, not no_cuda_graph) as context:
         config = with_precision(config, named, context, lambda: begun_precision(out))
         metadata["precision"] = config.precision
         seen = train(TeacherTraining(network, config, dataset, context), out, metadata)

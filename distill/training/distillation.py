@@ -18,17 +18,12 @@ from distill.data.augment import AUGMENT_DIM
 from distill.errors import UserError
 from distill.networks import Denoiser
 from distill.sampling import one_step, sample_inputs
+from distill.training.cuda_graph import step_graphs
 from distill.training.distributed import DistributedContext
-from distill.training.learner import (
-    Learner,
-    Loss,
-    ema_beta,
-    full_state_dict,
-    load_weights,
-    update_ema,
-)
+from distill.training.learner import Learner, ema_beta, full_state_dict, load_weights
 from distill.training.method import HalfStep, Method
 from distill.training.microbatches import local_microbatches, seed_rng
+from distill.training.phase import Phase
 from distill.training.prepare import prepared
 from distill.training_config import DistillationConfig
 
@@ -50,6 +45,8 @@ class Distillation:
         fake_score: psi, trained in its own phase, frozen in the generator's.
         generator: theta.
         ema: the running average of theta, which is what gets exported.
+        graphs: what captures and replays the steps; None where they are eager.
+        phases: the halves of a step, by their numbers.
 
     Raises:
         UserError: the configuration does not suit the teacher, the device or the processes.
@@ -79,13 +76,22 @@ class Distillation:
         self.teacher = context.prepare_frozen(teacher.requires_grad_(False))
 
         psi, theta, inputs = self.fake_score, self.generator, (config, context.device, frequencies)
-        self._halves = {
+        halves = {
             FAKE_SCORE_PHASE: HalfStep(self.teacher, psi.call, theta.network, *inputs),
             GENERATOR_PHASE: HalfStep(self.teacher, psi.network, theta.call, *inputs),
         }
+        self.graphs = step_graphs(context)
+        count, networks = len(self.microbatches), [self.teacher, psi.network, theta.network]
+        fake_loss = partial(method.fake_score_loss, halves[FAKE_SCORE_PHASE])
+        loss = partial(method.generator_loss, halves[GENERATOR_PHASE])
+        self.phases = {
+            FAKE_SCORE_PHASE: Phase(psi, fake_loss, count, networks),
+            GENERATOR_PHASE: Phase(theta, loss, count, networks, average=self.ema),
+        }
 
     def _learner(self, network: Denoiser, betas: tuple[float, float]) -> Learner:
-        return Learner(network, self.context, betas, self.config.eps)
+        scaled = self.config.precision == "float16"
+        return Learner(network, self.context, betas, self.config.eps, scaled)
 
     @property
     def learners(self) -> dict[str, Learner]:
@@ -107,32 +113,29 @@ class Distillation:
 
         self.generator.network.eval().requires_grad_(False)
         self.fake_score.network.train().requires_grad_(True)
-        losses = self.losses(FAKE_SCORE_PHASE, images_seen)
-        rate = rate_share * (config.fake_lr or config.lr)
-        fake, fake_norm = self.fake_score.optimizer_step(losses, rate)
+        fake, fake_norm = self.phases[FAKE_SCORE_PHASE].run(
+            self.graphs,
+            self.prepares(FAKE_SCORE_PHASE, images_seen),
+            rate_share * (config.fake_lr or config.lr),
+        )
 
         self.generator.network.train().requires_grad_(True)
         self.fake_score.network.eval().requires_grad_(False)
-        losses = self.losses(GENERATOR_PHASE, images_seen)
-        logged, norm = self.generator.optimizer_step(losses, rate_share * config.lr)
-
-        beta = ema_beta(config.batch, config.ema_halflife, images_seen)
-        update_ema(self.ema, self.generator.network, beta)
+        logged, norm = self.phases[GENERATOR_PHASE].run(
+            self.graphs,
+            self.prepares(GENERATOR_PHASE, images_seen),
+            rate_share * config.lr,
+            ema_beta(config.batch, config.ema_halflife, images_seen),
+        )
         return fake | logged | {"gradient/fake_score": fake_norm, "gradient/generator": norm}
 
-    def losses(self, phase: int, images_seen: int) -> list[Callable[[], Loss]]:
-        """The method's losses of this process's micro-batches, each with random draws of its own.
+    def prepares(self, phase: int, images_seen: int) -> list[Callable[[], None]]:
+        """What gives each of this process's micro-batches random draws of its own.
 
-        They are to be computed with the networks in the modes of that phase, see `step`.
+        The networks are to be in the modes of that phase, see `step`.
         """
-        method, half, seed = self.method, self._halves[phase], self.config.seed
-        compute = method.fake_score_loss if phase == FAKE_SCORE_PHASE else method.generator_loss
-
-        def loss(microbatch: int) -> Loss:
-            seed_rng(seed, images_seen, phase, microbatch)
-            return compute(half)
-
-        return [partial(loss, number) for number in self.microbatches]
+        seed, numbers = self.config.seed, self.microbatches
+        return [partial(seed_rng, seed, images_seen, phase, number) for number in numbers]
 
     def state(self) -> dict[str, Any]:
         """Weights of psi, theta and its average, and Adam's moments; every process must ask."""

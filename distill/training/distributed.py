@@ -35,12 +35,14 @@ class DistributedContext:
         rank: its number, 0 writes the files.
         size: how many there are.
         shard: whether networks are spread over the processes instead of copied to each.
+        cuda_graph: whether steps may be captured, see `distill.training.cuda_graph`.
     """
 
     device: torch.device
     rank: int = 0
     size: int = 1
     shard: bool = False
+    cuda_graph: bool = True
 
     @property
     def is_main(self) -> bool:
@@ -104,12 +106,15 @@ class DistributedContext:
 
 
 @contextmanager
-def join_process_group(device: torch.device, shard: bool = False) -> Iterator[DistributedContext]:
+def join_process_group(
+    device: torch.device, shard: bool = False, cuda_graph: bool = True
+) -> Iterator[DistributedContext]:
     """Join the run that torchrun started, if any, and leave it at the end.
 
     Args:
         device: where to compute; "cuda" without a number is the one of torchrun's LOCAL_RANK.
         shard: spread networks over the processes (FSDP2), for those that do not fit on one.
+        cuda_graph: capture steps as CUDA graphs where that can be.
 
     Raises:
         UserError: sharding was asked for without torchrun.
@@ -117,7 +122,7 @@ def join_process_group(device: torch.device, shard: bool = False) -> Iterator[Di
     if "WORLD_SIZE" not in os.environ:
         if shard:
             raise UserError("--shard spreads a network over processes: start it by torchrun")
-        yield DistributedContext(device)
+        yield DistributedContext(device, cuda_graph=cuda_graph)
         return
     if device.type == "cuda":
         if device.index is None:
@@ -126,7 +131,7 @@ def join_process_group(device: torch.device, shard: bool = False) -> Iterator[Di
     backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backends, timeout=PATIENCE)
     try:
-        yield DistributedContext(device, dist.get_rank(), dist.get_world_size(), shard)
+        yield DistributedContext(device, dist.get_rank(), dist.get_world_size(), shard, cuda_graph)
     finally:
         dist.destroy_process_group()
 

@@ -31,6 +31,10 @@ def local_microbatches(config: LoopConfig, context: DistributedContext) -> range
 
 
 def seed_rng(seed: int, images_seen: int, phase: int, microbatch: int) -> None:
-    """Start torch's random streams, on every device, for one micro-batch."""
+    """Start torch's random streams, on every device, for one micro-batch.
+
+    It is work of the host alone, and what a captured step draws from afterwards as well: torch
+    hands the seed to a CUDA graph at each replay (`distill.training.cuda_graph`).
+    """
     words = np.random.SeedSequence([seed, images_seen, phase, microbatch])
     torch.manual_seed(int(words.generate_state(1, np.uint64)[0]) >> 1)

@@ -9,16 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from distill.networks import Denoiser
+from distill.training.cuda_graph import step_graphs
 from distill.training.distributed import DistributedContext
-from distill.training.learner import (
-    Learner,
-    Loss,
-    ema_beta,
-    full_state_dict,
-    load_weights,
-    update_ema,
-)
+from distill.training.learner import Learner, Loss, ema_beta, full_state_dict, load_weights
 from distill.training.microbatches import local_microbatches, seed_rng
+from distill.training.phase import Phase
 from distill.training.prepare import prepared
 from distill.training_config import SingleNetworkConfig
 
@@ -35,6 +30,7 @@ class SingleNetworkTraining(ABC):
     Attributes:
         learner: the network, with its optimiser.
         ema: its running average, which is what gets kept.
+        graphs: what captures and replays the steps; None where they are eager.
 
     Raises:
         UserError: the configuration does not suit the device or the processes.
@@ -47,7 +43,11 @@ class SingleNetworkTraining(ABC):
         self.microbatches = local_microbatches(config, context)
         network = prepared(network, config.precision, context).requires_grad_(True)
         self.ema = context.prepare_frozen(copy.deepcopy(network).eval().requires_grad_(False))
-        self.learner = Learner(network.train(), context, config.betas, config.eps)
+        scaled = config.precision == "float16"
+        self.learner = Learner(network.train(), context, config.betas, config.eps, scaled)
+        self.graphs = step_graphs(context)
+        count = len(self.microbatches)
+        self._phase = Phase(self.learner, self.loss, count, [network], average=self.ema)
 
     @property
     def learners(self) -> dict[str, Learner]:
@@ -84,16 +84,17 @@ class SingleNetworkTraining(ABC):
             What the loss logs, and the norm of the gradient.
         """
         config = self.config
-        losses = [partial(self._loss_of, images_seen, i) for i in self.microbatches]
-        logged, norm = self.learner.optimizer_step(losses, learning_rate(config, images_seen))
-        beta = ema_beta(config.batch, config.ema_halflife, images_seen)
-        update_ema(self.ema, self.learner.network, beta)
+        logged, norm = self._phase.run(
+            self.graphs,
+            [partial(self._prepare, images_seen, number) for number in self.microbatches],
+            learning_rate(config, images_seen),
+            ema_beta(config.batch, config.ema_halflife, images_seen),
+        )
         return logged | {f"gradient/{self.name}": norm}
 
-    def _loss_of(self, images_seen: int, microbatch: int) -> Loss:
+    def _prepare(self, images_seen: int, microbatch: int) -> None:
         seed_rng(self.config.seed, images_seen, 0, microbatch)
         self.load_inputs()
-        return self.loss()
 
     def state(self) -> dict[str, Any]:
         """Weights, average and Adam's moments; every process must ask."""
