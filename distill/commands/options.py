@@ -1,6 +1,7 @@
 """Options that several commands share, and what they come to."""
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,6 +76,25 @@ ShardOption = Annotated[
     typer.Option(
         help="Under torchrun: spread the networks over the processes (FSDP2) instead of copying "
         "them to each."
+    ),
+]
+
+
+class Compile(StrEnum):
+    """Whether the networks of a training are compiled: `distill.training.form_choice`."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
+CompileOption = Annotated[
+    Compile,
+    typer.Option(
+        "--compile",
+        help="torch.compile for the networks. auto: on CUDA the fastest of compiled, channels_last "
+        "and NCHW, measured at the start in some seconds and up to three minutes of compiling; on "
+        "a CPU off. It changes how fast a run is and how sums are rounded, nothing else.",
     ),
 ]
 SeedOption = Annotated[int | None, default_from_recipe("Start of every random stream.")]

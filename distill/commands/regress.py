@@ -4,6 +4,8 @@ from typing import Annotated
 
 from distill.commands.options import (
     BatchOption,
+    Compile,
+    CompileOption,
     DeviceOption,
     HalflifeOption,
     ImagesOption,
@@ -46,6 +48,7 @@ def regress(
     ema_halflife: HalflifeOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "auto",
+    compile_networks: CompileOption = Compile.auto,
 ) -> None:
     """Let one step learn what a teacher makes of each noise in many: a start for 'run --generator'.
 
@@ -89,5 +92,6 @@ def regress(
     }
     with join_process_group(chosen_device(device)) as context:
         drawn = draw_pairs(network.to(context.device), config, out / "pairs", context)
-        seen = train(RegressionTraining(network, drawn, config, context), out, metadata)
+        training = RegressionTraining(network, drawn, config, context, compile_networks.value)
+        seen = train(training, out, metadata)
         report(seen, config, out, context)

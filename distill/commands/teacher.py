@@ -6,6 +6,8 @@ from distill.commands.options import (
     AugmentOption,
     BackgroundOption,
     BatchOption,
+    Compile,
+    CompileOption,
     DataOption,
     DeviceOption,
     HalflifeOption,
@@ -40,6 +42,7 @@ def teacher(
     ema_halflife: HalflifeOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "auto",
+    compile_networks: CompileOption = Compile.auto,
     shard: ShardOption = False,
 ) -> None:
     """Train a diffusion teacher on images.
@@ -93,5 +96,6 @@ def teacher(
     if licence := chosen.licence_for(dataset.name):
         metadata["licence"] = licence
     with join_process_group(computes_on, shard) as context:
-        seen = train(TeacherTraining(network, config, dataset, context), out, metadata)
+        training = TeacherTraining(network, config, dataset, context, compile_networks.value)
+        seen = train(training, out, metadata)
         report(seen, config, out, context)

@@ -12,6 +12,7 @@ from distill.networks import Denoiser, NetworkLayout
 from distill.sampling import heun, sample_inputs
 from distill.schedules import training_sigmas
 from distill.training.distributed import DistributedContext
+from distill.training.form_choice import CompileChoice
 from distill.training.learner import Loss
 from distill.training.nonfinite import masked_mean, masked_sum, nonfinite_samples, share
 from distill.training.single_network import SingleNetworkTraining
@@ -27,10 +28,11 @@ class TeacherTraining(SingleNetworkTraining):
         config: TeacherConfig,
         dataset: Dataset,
         context: DistributedContext,
+        compile_choice: CompileChoice = "auto",
     ) -> None:
         self.dataset = dataset
         torch.manual_seed(config.seed)
-        super().__init__("teacher", Denoiser(network), config, context)
+        super().__init__("teacher", Denoiser(network), config, context, compile_choice)
 
     def identity(self) -> dict[str, Any]:
         """The network's shape and the data set."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distill.networks import Denoiser
 from distill.training.distributed import DistributedContext
+from distill.training.form_choice import CompileChoice, choose_form
 from distill.training.learner import (
     Learner,
     Loss,
@@ -19,6 +20,7 @@ from distill.training.learner import (
     update_ema,
 )
 from distill.training.microbatches import local_microbatches, seed_rng
+from distill.training.network_form import compile_blocks
 from distill.training.prepare import prepared
 from distill.training_config import SingleNetworkConfig
 
@@ -31,6 +33,7 @@ class SingleNetworkTraining(ABC):
         network: with its first weights; it is trained in place.
         config: how.
         context: this process among those of the run.
+        compile_choice: which form the network may have, see `distill.training.form_choice`.
 
     Attributes:
         learner: the network, with its optimiser.
@@ -41,13 +44,21 @@ class SingleNetworkTraining(ABC):
     """
 
     def __init__(
-        self, name: str, network: Denoiser, config: SingleNetworkConfig, context: DistributedContext
+        self,
+        name: str,
+        network: Denoiser,
+        config: SingleNetworkConfig,
+        context: DistributedContext,
+        compile_choice: CompileChoice = "auto",
     ) -> None:
         self.name, self.config, self.context = name, config, context
         self.microbatches = local_microbatches(config, context)
-        network = prepared(network, config.precision, context).requires_grad_(True)
+        form = choose_form(compile_choice, network, config, context)
+        network = prepared(network, config.precision, context, form).requires_grad_(True)
         self.ema = context.prepare_frozen(copy.deepcopy(network).eval().requires_grad_(False))
         self.learner = Learner(network.train(), context, config.betas, config.eps)
+        if form == "compiled":
+            compile_blocks(network)
 
     @property
     def learners(self) -> dict[str, Learner]:
