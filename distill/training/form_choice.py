@@ -248,7 +248,7 @@ def median_seconds(compute: Callable[[], None], device: torch.device) -> float:
     for _ in range(WARM_UPS):
         compute()
     taken: list[float] = []
-    while len(taken) < REPEATS and sum(taken) < MEASURE_SECONDS:
+    while not taken or (len(taken) < REPEATS and sum(taken) < MEASURE_SECONDS):
         taken.append(_timed(compute, device))
     return statistics.median(taken)
 

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from distill.networks import Denoiser
+from distill.networks.block import UNetBlock
 from distill.networks.layers import GroupNorm
 
 # nchw and channels_last: eager, in that layout. compiled: channels_last, and torch.compile joins
@@ -18,24 +19,28 @@ NetworkForm = Literal["nchw", "channels_last", "compiled"]
 
 # Every kind of block is compiled for each way in which a training uses it: shapes, train or eval
 # mode, with gradients or without. torch counts them for all blocks together, for they share the
-# code of nn.Module.__call__, and allows 8. ImageNet-64's network has about 40 kinds, SiD 3 ways.
+# code of nn.Module.__call__, and allows 8. ImageNet-64's network has about 40 kinds, SiD 4 ways.
 COMPILATIONS = 1024
 
 
 def lay_out(network: Denoiser, form: NetworkForm, device: torch.device) -> None:
-    """Put a network's weights into the layout of a form, in place, and what keeps maps in it.
+    """Put a network into the layout of a form, in place: weights, images and maps.
 
     Args:
         network: any; its copies keep the layout.
         form: which.
-        device: where it is going to compute. Torch's own normalisation keeps the layout on a CPU.
+        device: where it is going to compute. On a CPU torch's own normalisation keeps the layout.
     """
     layout = torch.contiguous_format if form == "nchw" else torch.channels_last
     network.to(memory_format=layout)  # type: ignore[call-overload]
     network.memory_format = layout
+    if device.type != "cuda":
+        return
     for module in network.modules():
         if isinstance(module, GroupNorm):
-            module.keeps_layout = form != "nchw" and device.type == "cuda"
+            module.keeps_layout = form != "nchw"
+        elif isinstance(module, UNetBlock):
+            module.memory_format = layout
 
 
 def compile_blocks(*networks: Denoiser) -> None:
