@@ -94,7 +94,8 @@ CompileOption = Annotated[
         "--compile",
         help="torch.compile for the networks. auto: on CUDA the fastest of compiled, channels_last "
         "and NCHW, measured at the start in some seconds and up to three minutes of compiling; on "
-        "a CPU off. It changes how fast a run is and how sums are rounded, nothing else.",
+        "a CPU off. It changes how fast a run is and how sums are rounded, nothing else (but for "
+        "dropout's draws in NCHW).",
     ),
 ]
 SeedOption = Annotated[int | None, default_from_recipe("Start of every random stream.")]
