@@ -57,7 +57,7 @@ def choose_form(
         network: what is going to be trained; it is left as it is.
         config: with which micro-batch and precision.
         context: where, and among which processes.
-        cuda_graph: whether the steps will be replayed as CUDA graphs.
+        cuda_graph: whether steps are replayed as CUDA graphs where that can be: in one process.
 
     Raises:
         UserError: "on" was asked for and cannot be.
@@ -103,7 +103,7 @@ def _measured(
         config.images_per_call,
         config.precision,
         context,
-        replayed=cuda_graph and context.device.type == "cuda",
+        replayed=cuda_graph and context.device.type == "cuda" and context.size == 1,
         patience=COMPILE_SECONDS if choice == "auto" else None,
     )
     if choice == "on" and table.failed:
@@ -162,7 +162,8 @@ def measure_forms(
             with torch.random.fork_rng(devices), _compiling_at_most(patience):
                 seconds[form] = _seconds(form, network, images, precision, context, replayed)
         except _NotCaptured:
-            return measure_forms(forms, network, images, precision, context, False, patience)
+            replayed = False
+            break
         except UserError:
             raise
         except torch.OutOfMemoryError as error:
@@ -175,7 +176,10 @@ def measure_forms(
             gc.collect()  # a compiled copy is part of circles
             if devices:
                 torch.cuda.empty_cache()
-    return Measured(seconds, failed, replayed)
+    else:
+        return Measured(seconds, failed, replayed)
+    # Not where the exception still holds the copy of the network that was not captured.
+    return measure_forms(forms, network, images, precision, context, replayed, patience)
 
 
 class _NotCaptured(Exception):

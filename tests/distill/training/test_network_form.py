@@ -14,6 +14,7 @@ from distill.networks.block import UNetBlock
 from distill.networks.edm import EdmConfig
 from distill.networks.layers import Conv2d
 from distill.networks.song import DDPMPP
+from distill.training import form_choice
 from distill.training.distillation import Distillation
 from distill.training.distributed import DistributedContext
 from distill.training.form_choice import (
@@ -79,11 +80,9 @@ TOY = ToyLayout(img_resolution=4, img_channels=8, dropout=0.5)
 def compiler():
     """torch.compile's settings and caches as they were, after a test that compiled."""
     torch._dynamo.reset()
-    dynamo, inductor = torch._dynamo.config.get_config_copy(), torch._inductor.config
-    fallback, reindexing = inductor.fallback_random, inductor.loop_reindexing_after_fusion
-    yield
-    inductor.fallback_random, inductor.loop_reindexing_after_fusion = fallback, reindexing
-    torch._dynamo.config.load_config(dynamo)
+    limits = {"recompile_limit": 8, "accumulated_recompile_limit": 256}
+    with torch._dynamo.config.patch(limits), torch._inductor.config.patch(fallback_random=False):
+        yield
     torch._dynamo.reset()
 
 
@@ -135,6 +134,7 @@ def test_on_cuda_each_convolution_is_given_the_layout_of_the_form(form, architec
     assert denoised.stride() == x.stride(), "a drawing of noise like these images follows it"
 
 
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("architecture", ["ddpmpp", "ncsnpp", "adm"])
 def test_the_forms_are_one_network(architecture):
     torch.manual_seed(0)
@@ -184,8 +184,23 @@ def test_measuring_leaves_the_network_and_the_draws_alone():
         assert weight.grad is None
 
 
+def test_what_cannot_be_captured_is_measured_without_graphs(monkeypatch):
+    asked = []
+
+    def refuse(compute):
+        asked.append(compute)
+        raise form_choice._NotCaptured
+
+    monkeypatch.setattr(form_choice, "_captured", refuse)  # nothing here captures
+    forms = ("nchw", "channels_last")
+    table = measure_forms(forms, Denoiser(TOY), 2, "float32", CPU, replayed=True)
+    assert len(asked) == 1
+    assert not table.replayed
+    assert table.seconds.keys() == set(forms)
+
+
 def test_a_call_that_takes_long_is_not_repeated_often(monkeypatch):
-    monkeypatch.setattr("distill.training.form_choice.MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(form_choice, "MEASURE_SECONDS", 0.0)
     calls = []
     median_seconds(lambda: calls.append(1), CPU.device)
     assert len(calls) == 4, "it was warmed up, and timed once"
