@@ -5,11 +5,10 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
-from torch._dynamo.callback import callback_handler
 
 from distill.errors import UserError, first_line
 from distill.networks import Denoiser
@@ -159,8 +158,10 @@ def measure_forms(
     devices = [context.device] if context.device.type == "cuda" else []
     for form in forms:
         try:
-            with torch.random.fork_rng(devices), _compiling_at_most(patience):
-                seconds[form] = _seconds(form, network, images, precision, context, replayed)
+            with torch.random.fork_rng(devices):
+                seconds[form] = _seconds(
+                    form, network, images, precision, context, replayed, patience
+                )
         except _NotCaptured:
             replayed = False
             break
@@ -189,6 +190,8 @@ class _NotCaptured(Exception):
 @contextmanager
 def _compiling_at_most(patience: float | None) -> Iterator[None]:
     """Begin no further compilation after so many seconds, but raise TimeoutError."""
+    from torch._dynamo.callback import callback_handler  # see `compile_blocks`
+
     began = time.monotonic()
 
     def look(_: object) -> None:
@@ -209,6 +212,7 @@ def _seconds(
     precision: TrainingPrecision,
     context: DistributedContext,
     replayed: bool,
+    patience: float | None,
 ) -> float:
     """The median time of a micro-batch in one form."""
     network = prepared(copy.deepcopy(network), precision, context, form)
@@ -225,7 +229,8 @@ def _seconds(
     def micro_batch() -> None:
         network(x, sigma, labels, augment).square().mean().backward()
 
-    return median_seconds(_captured(micro_batch) if replayed else micro_batch, device)
+    with _compiling_at_most(patience) if form == "compiled" else nullcontext():
+        return median_seconds(_captured(micro_batch) if replayed else micro_batch, device)
 
 
 def _captured(compute: Callable[[], None]) -> Callable[[], None]:

@@ -51,7 +51,10 @@ def compile_blocks(*networks: Denoiser) -> None:
     network is not compiled, so this comes after the copies. A block that cannot be compiled, or
     one compilation too many, is an error and never computed eagerly in silence.
     """
-    dynamo, inductor = torch._dynamo.config, torch._inductor.config
+    # Here, for the two take seconds to import, and who compiles nothing need not wait for them.
+    from torch._dynamo import config as dynamo
+    from torch._inductor import config as inductor
+
     dynamo.recompile_limit = dynamo.accumulated_recompile_limit = COMPILATIONS
     # Dropout then draws what it draws in eager mode; and from the generator that a CUDA graph
     # registers, where a seed drawn beside the graph would be frozen in it.
