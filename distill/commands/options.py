@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -89,6 +90,26 @@ CudaGraphOption = Annotated[
         "--no-cuda-graph",
         help="On CUDA: launch a step's kernels one by one, instead of capturing them as CUDA "
         "graphs after a few steps.",
+    ),
+]
+
+
+class Compile(StrEnum):
+    """Whether the networks of a training are compiled: `distill.training.form_choice`."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
+CompileOption = Annotated[
+    Compile,
+    typer.Option(
+        "--compile",
+        help="torch.compile for the networks. auto: on CUDA the fastest of compiled, channels_last "
+        "and NCHW, measured at the start in some seconds and up to three minutes of compiling; on "
+        "a CPU off. It changes how fast a run is and how sums are rounded, nothing else (but for "
+        "dropout's draws in NCHW).",
     ),
 ]
 SeedOption = Annotated[int | None, default_from_recipe("Start of every random stream.")]

@@ -4,6 +4,8 @@ from typing import Annotated
 
 from distill.commands.options import (
     BatchOption,
+    Compile,
+    CompileOption,
     CudaGraphOption,
     DeviceOption,
     HalflifeOption,
@@ -49,6 +51,7 @@ def regress(
     ema_halflife: HalflifeOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "auto",
+    compile_networks: CompileOption = Compile.auto,
     no_cuda_graph: CudaGraphOption = False,
 ) -> None:
     """Let one step learn what a teacher makes of each noise in many: a start for 'run --generator'.
@@ -99,5 +102,6 @@ def regress(
         )
         metadata["precision"] = config.precision
         drawn = draw_pairs(network.to(context.device), config, folder, context)
-        seen = train(RegressionTraining(network, drawn, config, context), out, metadata)
+        training = RegressionTraining(network, drawn, config, context, compile_networks.value)
+        seen = train(training, out, metadata)
         report(seen, config, out, context)

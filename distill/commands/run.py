@@ -9,6 +9,8 @@ import typer
 from distill.commands.options import (
     AugmentOption,
     BatchOption,
+    Compile,
+    CompileOption,
     CudaGraphOption,
     DeviceOption,
     HalflifeOption,
@@ -113,6 +115,7 @@ def run(
     ema_halflife: HalflifeOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "auto",
+    compile_networks: CompileOption = Compile.auto,
     shard: ShardOption = False,
     no_cuda_graph: CudaGraphOption = False,
 ) -> None:
@@ -197,7 +200,8 @@ def run(
             return {"features": extractor.name, **measured}
 
         method = METHODS[chosen.method](config)
-        training = Distillation(method, network, context, None if start is None else start.network)
+        begins = None if start is None else start.network
+        training = Distillation(method, network, context, begins, compile_networks.value)
         if extractor is not None:
             extractor.network.to(context.device)
         evaluate = None if extractor is None else distance

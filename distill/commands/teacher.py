@@ -6,6 +6,8 @@ from distill.commands.options import (
     AugmentOption,
     BackgroundOption,
     BatchOption,
+    Compile,
+    CompileOption,
     CudaGraphOption,
     DataOption,
     DeviceOption,
@@ -43,6 +45,7 @@ def teacher(
     ema_halflife: HalflifeOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "auto",
+    compile_networks: CompileOption = Compile.auto,
     shard: ShardOption = False,
     no_cuda_graph: CudaGraphOption = False,
 ) -> None:
@@ -100,5 +103,6 @@ def teacher(
     with join_process_group(computes_on, shard, not no_cuda_graph) as context:
         config = with_precision(config, named, context, lambda: begun_precision(out))
         metadata["precision"] = config.precision
-        seen = train(TeacherTraining(network, config, dataset, context), out, metadata)
+        training = TeacherTraining(network, config, dataset, context, compile_networks.value)
+        seen = train(training, out, metadata)
         report(seen, config, out, context)

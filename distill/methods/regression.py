@@ -19,6 +19,7 @@ from distill.networks import Denoiser
 from distill.sampling import one_step, sample_inputs
 from distill.training.distributed import DistributedContext
 from distill.training.examples import Examples, send
+from distill.training.form_choice import CompileChoice
 from distill.training.learner import Loss
 from distill.training.nonfinite import masked_mean, masked_sum, nonfinite_samples, share
 from distill.training.single_network import SingleNetworkTraining
@@ -36,11 +37,16 @@ class RegressionTraining(SingleNetworkTraining):
     config: RegressionConfig
 
     def __init__(
-        self, teacher: Denoiser, pairs: Pairs, config: RegressionConfig, context: DistributedContext
+        self,
+        teacher: Denoiser,
+        pairs: Pairs,
+        config: RegressionConfig,
+        context: DistributedContext,
+        compile_choice: CompileChoice = "auto",
     ) -> None:
         self.pairs = pairs
         self._identity = {"teacher": sha256_of_weights(teacher), "pairs": len(pairs)}
-        super().__init__("generator", copy.deepcopy(teacher), config, context)
+        super().__init__("generator", copy.deepcopy(teacher), config, context, compile_choice)
         count, device = config.images_per_call, context.device
         self.examples = Examples([pairs.images, torch.arange(len(pairs))], count, device)
         self.latents = torch.empty(count, *pairs.network.latent_shape, device=device)

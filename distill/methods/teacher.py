@@ -14,6 +14,7 @@ from distill.sampling import heun, sample_inputs
 from distill.schedules import training_sigmas
 from distill.training.distributed import DistributedContext
 from distill.training.examples import Examples
+from distill.training.form_choice import CompileChoice
 from distill.training.learner import Loss
 from distill.training.nonfinite import masked_mean, masked_sum, nonfinite_samples, share
 from distill.training.single_network import SingleNetworkTraining
@@ -29,10 +30,11 @@ class TeacherTraining(SingleNetworkTraining):
         config: TeacherConfig,
         dataset: Dataset,
         context: DistributedContext,
+        compile_choice: CompileChoice = "auto",
     ) -> None:
         self.dataset = dataset
         torch.manual_seed(config.seed)
-        super().__init__("teacher", Denoiser(network), config, context)
+        super().__init__("teacher", Denoiser(network), config, context, compile_choice)
         tensors = [dataset.images, dataset.labels]
         self.examples = Examples(tensors, config.images_per_call, context.device)
 

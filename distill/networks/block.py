@@ -83,6 +83,9 @@ class UNetBlock(nn.Module):
             per_head = style.channels_per_head
             self.heads = 1 if per_head is None else out_channels // per_head
         self.interleaved = True  # see `self_attention`
+        # In which the attention hands its map on; None: as it comes, which is what suits CPUs. Set
+        # by `distill.training.network_form`.
+        self.memory_format: torch.memory_format | None = None
         if self.heads:
             if out_channels % self.heads:
                 raise ValueError(
@@ -104,8 +107,10 @@ class UNetBlock(nn.Module):
         h = self.conv1(F.dropout(h, p=self.dropout, training=self.training))
         x = (h + (x if self.skip is None else self.skip(x))) * self.style.skip_scale
         if self.heads:
-            h = self.proj(self_attention(self.qkv(self.norm2(x)), self.heads, self.interleaved))
-            x = (h + x) * self.style.skip_scale
+            h = self_attention(self.qkv(self.norm2(x)), self.heads, self.interleaved)
+            if self.memory_format is not None:
+                h = h.contiguous(memory_format=self.memory_format)
+            x = (self.proj(h) + x) * self.style.skip_scale
         return x
 
     def uninterleave(self) -> None:

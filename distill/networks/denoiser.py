@@ -14,6 +14,8 @@ class Denoiser(nn.Module):
         model: the raw network F.
         compute_dtype: precision in which F computes (float16, bfloat16) by torch's autocast;
             None means that of its weights. The weights themselves and all outside F are float32.
+        memory_format: layout in which F is given its images; None means as they come. They come
+            back as they came, so that it decides no drawing of noise, which follows the layout.
     """
 
     sigma_data = 0.5
@@ -22,6 +24,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None
+        self.memory_format: torch.memory_format | None = None
         self.model = config.build()
 
     def forward(
@@ -46,7 +49,10 @@ class Denoiser(nn.Module):
         c_skip, c_out, c_in, c_noise = self.preconditioning(sigma.float().reshape(-1, 1, 1, 1))
         if class_labels is None and self.config.label_dim:
             class_labels = x.new_zeros(x.shape[0], self.config.label_dim)
-        inputs = (c_in * x, c_noise.flatten(), class_labels, augment_labels)
+        scaled = c_in * x
+        if self.memory_format is not None:
+            scaled = scaled.contiguous(memory_format=self.memory_format)
+        inputs = (scaled, c_noise.flatten(), class_labels, augment_labels)
         if self.compute_dtype is None:
             return c_skip * x + c_out * self.model(*inputs)
         with torch.autocast(x.device.type, dtype=self.compute_dtype):

@@ -126,10 +126,50 @@ class Conv2d(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation over `group_count` groups."""
+    """Group normalisation over `group_count` groups.
+
+    Attributes:
+        keeps_layout: compute by `group_norm_nhwc`, for a network in channels_last on CUDA or one
+            that is compiled: torch's kernel for CUDA answers in NCHW, and the next convolution
+            has to transpose (pytorch#111824). Set by `distill.training.network_form`; a graph is
+            exported from a network that nobody has set it in.
+    """
 
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__(group_count(channels), channels, eps=eps)
+        self.keeps_layout = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise [N, C, H, W] over pixels and the channels of a group."""
+        if self.keeps_layout:
+            return group_norm_nhwc(input, self.num_groups, self.weight, self.bias, self.eps)
+        return super().forward(input)
+
+
+def group_norm_nhwc(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Group normalisation of a map in channels_last, whose layout it keeps.
+
+    All is computed in float32 and rounded once, to the input's type: torch's autocast would hand
+    on float32, twice the memory for what the next convolution rounds anyway.
+
+    Args:
+        x: [N, C, H, W] in channels_last (any other layout costs a copy).
+        groups: into how many the channels are divided.
+        weight: float32 [C], the scale.
+        bias: float32 [C], the shift.
+        eps: added to the variance.
+
+    Returns:
+        [N, C, H, W] in channels_last, of x's type.
+    """
+    count, channels, height, width = x.shape
+    shape = (count, height * width, groups, channels // groups)
+    rows = x.permute(0, 2, 3, 1).reshape(shape)
+    rows = rows.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(rows, dim=(1, 3), correction=0, keepdim=True)
+    scale = (variance + eps).rsqrt() * weight.view(groups, -1)  # [N, 1, groups, C / groups]
+    normed = torch.addcmul(bias.view(groups, -1) - mean * scale, rows, scale)
+    return normed.to(x.dtype).view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 def self_attention(qkv: Tensor, heads: int, interleaved: bool = True) -> Tensor:

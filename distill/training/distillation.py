@@ -20,9 +20,11 @@ from distill.networks import Denoiser
 from distill.sampling import one_step, sample_inputs
 from distill.training.cuda_graph import step_graphs
 from distill.training.distributed import DistributedContext
+from distill.training.form_choice import CompileChoice, choose_form
 from distill.training.learner import Learner, ema_beta, full_state_dict, load_weights
 from distill.training.method import HalfStep, Method
 from distill.training.microbatches import local_microbatches, seed_rng
+from distill.training.network_form import compile_blocks
 from distill.training.phase import Phase
 from distill.training.prepare import prepared
 from distill.training_config import DistillationConfig
@@ -39,6 +41,7 @@ class Distillation:
         context: this process among those of the run.
         start: the generator's first weights, of a network of the teacher's shape; None takes the
             teacher's. The fake score starts from the teacher in any case.
+        compile_choice: which form the networks may have, see `distill.training.form_choice`.
 
     Attributes:
         teacher: phi, in eval mode, its weights frozen.
@@ -58,6 +61,7 @@ class Distillation:
         teacher: Denoiser,
         context: DistributedContext,
         start: Denoiser | None = None,
+        compile_choice: CompileChoice = "auto",
     ) -> None:
         config = method.config
         self.method, self.config, self.context = method, config, context
@@ -67,13 +71,17 @@ class Distillation:
         self._identity = {"method": method.name, "teacher": sha256_of_weights(teacher)}
         if start is not None:
             self._identity["generator"] = sha256_of_weights(start)
-        teacher = prepared(_with_dropout(teacher, config.dropout), config.precision, context).eval()
+        teacher = _with_dropout(teacher, config.dropout)
+        form = choose_form(compile_choice, teacher, config, context)
+        teacher = prepared(teacher, config.precision, context, form).eval()
         # One after the other, so that of networks to be sharded no more than two are whole.
         self.ema = context.prepare_frozen(_copy_from(start, teacher).requires_grad_(False))
         self.fake_score = self._learner(copy.deepcopy(teacher), config.betas)
         betas = config.generator_betas or config.betas
         self.generator = self._learner(_copy_from(start, teacher), betas)
         self.teacher = context.prepare_frozen(teacher.requires_grad_(False))
+        if form == "compiled":  # the average draws in batches of many sizes, now and then: eager
+            compile_blocks(self.teacher, self.fake_score.network, self.generator.network)
 
         psi, theta, inputs = self.fake_score, self.generator, (config, context.device, frequencies)
         halves = {

@@ -11,8 +11,10 @@ from torch import Tensor
 from distill.networks import Denoiser
 from distill.training.cuda_graph import step_graphs
 from distill.training.distributed import DistributedContext
+from distill.training.form_choice import CompileChoice, choose_form
 from distill.training.learner import Learner, Loss, ema_beta, full_state_dict, load_weights
 from distill.training.microbatches import local_microbatches, seed_rng
+from distill.training.network_form import compile_blocks
 from distill.training.phase import Phase
 from distill.training.prepare import prepared
 from distill.training_config import SingleNetworkConfig
@@ -26,6 +28,7 @@ class SingleNetworkTraining(ABC):
         network: with its first weights; it is trained in place.
         config: how.
         context: this process among those of the run.
+        compile_choice: which form the network may have, see `distill.training.form_choice`.
 
     Attributes:
         learner: the network, with its optimiser.
@@ -37,14 +40,22 @@ class SingleNetworkTraining(ABC):
     """
 
     def __init__(
-        self, name: str, network: Denoiser, config: SingleNetworkConfig, context: DistributedContext
+        self,
+        name: str,
+        network: Denoiser,
+        config: SingleNetworkConfig,
+        context: DistributedContext,
+        compile_choice: CompileChoice = "auto",
     ) -> None:
         self.name, self.config, self.context = name, config, context
         self.microbatches = local_microbatches(config, context)
-        network = prepared(network, config.precision, context).requires_grad_(True)
+        form = choose_form(compile_choice, network, config, context)
+        network = prepared(network, config.precision, context, form).requires_grad_(True)
         self.ema = context.prepare_frozen(copy.deepcopy(network).eval().requires_grad_(False))
         scaled = config.precision == "float16"
         self.learner = Learner(network.train(), context, config.betas, config.eps, scaled)
+        if form == "compiled":
+            compile_blocks(network)
         self.graphs = step_graphs(context)
         count = len(self.microbatches)
         self._phase = Phase(self.learner, self.loss, count, [network], average=self.ema)
