@@ -110,7 +110,7 @@ def make_regression(classes):
         (make_regression, {"classes": 3}),
         (make_regression, {"classes": 0}),
     ],
-    ids=str,
+    ids=lambda value: value.__name__ if callable(value) else "-".join(map(str, value.values())),
 )
 def test_a_step_waits_for_nothing(make, options):
     training = make(**options)
