@@ -514,7 +514,8 @@ def test_what_triton_says_of_each_failure(repository, triton):
     z, labels = latents([0], (1, 8, 8)), np.zeros(1, np.int64)
 
     async def scenario():
-        gone = bundle.manifest.model_copy(update={"version": 7})
+        files = {"7/model.onnx": "0" * 64}
+        gone = bundle.manifest.model_copy(update={"version": 7, "files": files})
         missing = engine(triton, type(bundle)(gone, bundle.folder, "0"))
         await missing.open()
         with pytest.raises(EngineError, match=r"grey: Triton: .*version 7") as caught:
