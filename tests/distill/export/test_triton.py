@@ -138,6 +138,23 @@ def test_no_plan_is_built_of_a_normalisation_that_tensorrt_computes_as_another(t
     assert not (tmp_path / "other.plan").exists()
 
 
+@pytest.mark.parametrize("by", ["plan", "accelerator"])
+def test_nothing_is_published_for_tensorrt_that_it_computes_as_another(tmp_path, monkeypatch, by):
+    generator = save_generator(tmp_path / "generator.safetensors")
+    plan = tmp_path / "built.plan"
+    plan.write_bytes(b"for one kind of GPU")
+
+    def export(_network, _sigma_init, path, *_options, **_more):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        group_normalisation(path, 1)
+
+    monkeypatch.setattr("distill.export.publish.export_onnx", export)
+    triton = TritonOptions(plan=plan) if by == "plan" else TritonOptions(tensorrt=True)
+    with pytest.raises(UserError, match=r"model\.onnx has a normalisation over one group"):
+        publish(generator, None, "x", "", "MIT", tmp_path / "models", triton=triton)
+    assert list((tmp_path / "models").iterdir()) == []
+
+
 @pytest.fixture
 def loose(monkeypatch):
     """Random weights amplify what trained ones do not, and whether they do is not the question."""
