@@ -55,7 +55,7 @@ def write_bundle(
     golden: bool = True,
     turns: int = 0,
     version: int = 1,
-    triton: Mapping[str, int] = MappingProxyType({}),
+    triton: Mapping[str, Any] = MappingProxyType({}),
     graphs: Sequence[str] = (),
     latent_shape: tuple[int, int, int] | None = None,
     extra: Sequence[LabelInput | VectorInput] = (),

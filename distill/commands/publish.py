@@ -14,6 +14,20 @@ class LowPrecision(StrEnum):
     float16 = "float16"
 
 
+class TritonPrecision(StrEnum):
+    """In which Triton may compute on processors and GPUs alike."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
+class TritonAccelerator(StrEnum):
+    """What computes the graph where Triton has a GPU."""
+
+    cuda = "cuda"
+    tensorrt = "tensorrt"
+
+
 def publish(
     generator: Annotated[Path, typer.Argument(help="A generator's .safetensors.")],
     name: Annotated[str, typer.Option(help="The model's name, and its folder's.")],
@@ -43,10 +57,34 @@ def publish(
         Path | None,
         typer.Option(help="A .png of what every graph drew, and its difference from torch."),
     ] = None,
+    triton_precision: Annotated[
+        TritonPrecision,
+        typer.Option(
+            help="In which precision Triton serves the model; the bundle holds it too then. The "
+            "gateway holds Triton to the bounds of that precision."
+        ),
+    ] = TritonPrecision.float32,
+    triton_accelerator: Annotated[
+        TritonAccelerator,
+        typer.Option(
+            help="Where Triton has a GPU: cuda is ONNX Runtime's own kernels; tensorrt builds an "
+            "engine at the first start, which takes minutes, and keeps it in "
+            "/var/cache/tensorrt."
+        ),
+    ] = TritonAccelerator.cuda,
+    triton_plan: Annotated[
+        Path | None,
+        typer.Option(
+            help="TensorRT's plan of the graph in that precision, which Triton serves instead. It "
+            "works on the kind of GPU and the TensorRT release that it was built with.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Export a generator, validate its graphs against torch, write its bundle to models/NAME/."""
     from distill.export.publish import publish as publish_bundle
-    from service.bundle import load_manifest
+    from distill.export.triton import TritonOptions
+    from service.bundle import PLAN, load_manifest
 
     folder = publish_bundle(
         generator,
@@ -57,6 +95,11 @@ def publish(
         models,
         [choice.value for choice in precision or []],
         report,
+        TritonOptions(
+            triton_precision.value,
+            tensorrt=triton_accelerator is TritonAccelerator.tensorrt,
+            plan=triton_plan,
+        ),
     )
     manifest = load_manifest(folder)
     if misleading := manifest.misleading_names():
@@ -68,6 +111,9 @@ def publish(
             err=True,
         )
     for file, graph in manifest.graphs.items():
+        if file == PLAN:
+            typer.echo(f"{file}: {graph.precision}; not run here: the gateway's canary proves it")
+            continue
         measured = graph.measured
         change = measured.distance_change
         typer.echo(

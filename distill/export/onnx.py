@@ -1,5 +1,6 @@
 """One ONNX graph from latents and labels to final pixels (the signature of docs/design.md)."""
 
+import hashlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -75,6 +76,7 @@ def export_onnx(
         split_group_norms(model)
         model = cancel_transposes(model)
     _strip_metadata(model)
+    _name_by_content(model)
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString(deterministic=True)
     write_atomically(path, lambda file: file.write_bytes(content))
@@ -95,6 +97,17 @@ def _strip_metadata(model: onnx.ModelProto) -> None:
         for node in function.node:
             node.doc_string = ""
             del node.metadata_props[:]
+
+
+def _name_by_content(model: onnx.ModelProto) -> None:
+    """Name the graph by a digest of itself, in place.
+
+    Caches of compiled graphs know them by this name, which would otherwise be the same for all
+    (microsoft/onnxruntime#32254).
+    """
+    model.graph.name = ""
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    model.graph.name = f"sid_{digest[:12]}"
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,24 @@ from distill.evaluation.measurement import load_measurement
 from distill.export.gate import TOLERANCES, draw_reference_images, save_report, validate
 from distill.export.one_step import PixelGenerator
 from distill.export.onnx import export_onnx
-from distill.export.triton import triton_config
+from distill.export.tensorrt import require_group_norms_that_tensorrt_computes
+from distill.export.triton import DEFAULT_OPTIONS, TritonOptions, triton_config
 from distill.export.variety import check_variety
 from distill.licences import checked_licence
 from distill.networks import Denoiser
 from distill.training.precision import full_float32
 from service.bundle import (
     BASELINE,
+    CONFIG_NAME,
     CPU,
     FILENAMES,
     LATENTS,
     MANIFEST_NAME,
+    PLAN,
     BundleError,
     Golden,
     GoldenImage,
+    Graph,
     Manifest,
     Precision,
     Quality,
@@ -40,6 +44,7 @@ from service.bundle import (
     load_manifest,
     noise_and_class,
     sha256_file,
+    triton_graph,
     write_manifest,
 )
 from service.bundle.manifest import Name
@@ -67,6 +72,7 @@ def publish(
     models: Path,
     precisions: Sequence[Precision] = (),
     report: Path | None = None,
+    triton: TritonOptions = DEFAULT_OPTIONS,
 ) -> Path:
     """Export a generator and write its bundle, whole or not at all.
 
@@ -84,14 +90,17 @@ def publish(
         models: the catalogue's folder.
         precisions: in which the bundle holds the network besides float32.
         report: where to save the validated images, as one PNG.
+        triton: what Triton serves; the bundle holds the network in that precision too.
 
     Returns:
         The bundle's folder.
 
     Raises:
         UserError: a file is missing or of the wrong kind, the licence is not known, the generator
-            draws the same whatever it is asked for, or the graph draws other images.
+            draws the same whatever it is asked for, the graph draws other images, or TensorRT is
+            to compute what it cannot.
     """
+    _check_triton(triton)
     try:
         TypeAdapter(Name).validate_python(name)
     except ValidationError:
@@ -109,13 +118,19 @@ def publish(
     shutil.rmtree(staging, ignore_errors=True)
     try:
         inside = staging / str(version)
-        _export_all(generator, metadata["sigma_init"], inside, precisions)
+        _export_all(generator, metadata["sigma_init"], inside, {*precisions, triton.precision})
+        if triton.tensorrt or triton.plan:
+            require_group_norms_that_tensorrt_computes(inside / triton.source)
         module = PixelGenerator(generator, metadata["sigma_init"])
         expected = draw_reference_images(module, _extractor(generator, metadata["classes"]))
         check_variety(module, metadata["classes"])
         validated = {path.name: validate(path, expected) for path in sorted(inside.iterdir())}
         if report is not None:
             save_report(report, expected, {name: pixels for name, (_, pixels) in validated.items()})
+        graphs = {name: graph for name, (graph, _) in validated.items()}
+        if triton.plan:
+            shutil.copyfile(triton.plan, inside / PLAN)
+            graphs[PLAN] = _plan_graph(graphs[triton.source], triton.source)
         manifest = Manifest(
             name=name,
             version=version,
@@ -125,17 +140,18 @@ def publish(
             images=expected.pixels.shape[1:],
             classes=metadata["classes"],
             sigma_init=metadata["sigma_init"],
-            files={f"{version}/{name}": sha256_file(inside / name) for name in validated},
-            graphs={name: graph for name, (graph, _) in validated.items()},
+            files={f"{version}/{name}": sha256_file(inside / name) for name in graphs},
+            graphs=graphs,
             licence=licence,
             description=description,
             training=_training_metadata(metadata),
             quality=quality,
             golden=_golden(module),
         )
-        configuration = staging / "config.pbtxt"
-        configuration.write_text(triton_config(manifest))
-        files = manifest.files | {"config.pbtxt": sha256_file(configuration)}
+        configuration = staging / CONFIG_NAME
+        served = PLAN if triton.plan else triton.source
+        configuration.write_text(triton_config(manifest, graph=served, tensorrt=triton.tensorrt))
+        files = manifest.files | {CONFIG_NAME: sha256_file(configuration)}
         write_manifest(staging, manifest.model_copy(update={"files": files}))
         _keep_previous(folder, staging, manifest)
         _exchange(staging, folder)
@@ -145,6 +161,29 @@ def publish(
         shutil.rmtree(staging, ignore_errors=True)
     load_bundle(folder)
     return folder
+
+
+def _check_triton(triton: TritonOptions) -> None:
+    """Refuse options that contradict each other before anything is exported."""
+    if triton.plan is None:
+        return
+    if triton.tensorrt:
+        raise UserError(
+            "--triton-accelerator is for a graph: a plan is computed by TensorRT as it is"
+        )
+    if not triton.plan.is_file():
+        raise UserError(f"{triton.plan}: there is no such file; docs/operations.md builds a plan")
+
+
+def _plan_graph(source: Graph, filename: str) -> Graph:
+    """What the manifest says of a plan: its graph's bounds, and what was measured of its graph.
+
+    Only the GPU that it was built for can draw with it, and that is not here. The gateway's canary
+    holds it to the bounds there.
+    """
+    engine = f"{source.measured.engine} ({filename}, which the plan was built from)"
+    measured = source.measured.model_copy(update={"engine": engine})
+    return source.model_copy(update={"measured": measured})
 
 
 def _licence(generator_file: Path, metadata: Mapping[str, Any]) -> str:
@@ -158,7 +197,7 @@ def _licence(generator_file: Path, metadata: Mapping[str, Any]) -> str:
 
 
 def _export_all(
-    generator: Denoiser, sigma_init: float, folder: Path, precisions: Sequence[Precision]
+    generator: Denoiser, sigma_init: float, folder: Path, precisions: Collection[Precision]
 ) -> None:
     export_onnx(generator, sigma_init, folder / BASELINE)
     export_onnx(generator, sigma_init, folder / CPU, cpu=True)
@@ -185,13 +224,16 @@ def _next_version(folder: Path) -> int:
 def _keep_previous(folder: Path, staging: Path, new: Manifest) -> None:
     """Copy the version that is published now, if any, and an operator's own Triton settings.
 
-    Not where the two differ in what goes in and out: Triton has one configuration for both.
+    Not where the two differ in what goes in and out, or in which of their graphs Triton serves:
+    it has one configuration for both.
     """
     try:
         previous = load_manifest(folder)
     except BundleError:
         return
     if previous.signature != new.signature:
+        return
+    if triton_graph(folder, previous) != triton_graph(staging, new):
         return
     for kept in (str(previous.version), "configs"):
         if (folder / kept).is_dir():

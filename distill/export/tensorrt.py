@@ -8,11 +8,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from distill.errors import UserError
 from distill.export.triton import MAX_BATCH_SIZE
+from distill.export.triton_gpu import TYPICAL_BATCH
 from service.bundle import write_atomically
-
-_TYPICAL_BATCH = 8  # the size that kernels are chosen for
 
 
 class Builder(StrEnum):
@@ -43,7 +44,8 @@ def build_plan(
         capability: of `RTX_CAPABILITIES`, to build for a card that is not here.
 
     Raises:
-        UserError: the library is not installed, finds no GPU, or cannot build the graph.
+        UserError: the library is not installed, finds no GPU, or cannot build the graph; or
+            TensorRT would compute it wrongly (see `require_group_norms_that_tensorrt_computes`).
     """
     library = _load(builder)
     logger = _Messages(library)
@@ -56,11 +58,13 @@ def build_plan(
     parser = library.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
         raise UserError(f"{graph}: {builder} cannot read it: {parser.get_error(0).desc()}")
+    require_group_norms_that_tensorrt_computes(graph)
     config = trt_builder.create_builder_config()
+    config.clear_flag(library.BuilderFlag.TF32)  # float32 means float32, as in every engine
     profile = trt_builder.create_optimization_profile()
     for number in range(network.num_inputs):
         tensor = network.get_input(number)
-        batches = (1, min(_TYPICAL_BATCH, max_batch_size), max_batch_size)
+        batches = (1, min(TYPICAL_BATCH, max_batch_size), max_batch_size)
         profile.set_shape(tensor.name, *((size, *tuple(tensor.shape)[1:]) for size in batches))
     config.add_optimization_profile(profile)
     if capability is not None:
@@ -76,6 +80,28 @@ def build_plan(
         raise UserError(f"{graph}: {builder} cannot build it: {logger.last}")
     content = bytes(memoryview(built))
     write_atomically(plan, lambda file: file.write_bytes(content))
+
+
+def require_group_norms_that_tensorrt_computes(graph: Path) -> None:
+    """Refuse a graph with a GroupNormalization of one group.
+
+    TensorRT 10.16.1 normalises each channel by itself there (NVIDIA/TensorRT#4756), and draws
+    another image without a word.
+
+    Args:
+        graph: an .onnx file.
+
+    Raises:
+        UserError: it has one.
+    """
+    for node in onnx.load(graph, load_external_data=False).graph.node:
+        groups = {one.name: one.i for one in node.attribute}.get("num_groups")
+        if node.op_type == "GroupNormalization" and groups == 1:
+            raise UserError(
+                f"{graph.name} has a normalisation over one group ({node.name or node.output[0]}), "
+                "which TensorRT computes as another: a network with 8 channels or more at each "
+                "level has several groups"
+            )
 
 
 def _load(builder: Builder) -> Any:

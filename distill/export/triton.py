@@ -1,8 +1,12 @@
 """Triton's configuration of a bundle (config.pbtxt), written from its manifest."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-from service.bundle import IMAGES, Input, Manifest
+from distill.export.triton_gpu import execution_accelerators, plan_optimization
+from service.bundle import BASELINE, IMAGES, PLAN, Input, Manifest
 
 MAX_BATCH_SIZE = 32
 # Two batches at a time: on processors, with one thread each, that draws more than one batch on
@@ -15,14 +19,45 @@ VERSIONS = 2  # as many as `publish` keeps
 _TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
 
 
-def triton_config(manifest: Manifest, *, queue_requests: int = QUEUE_REQUESTS) -> str:
-    """Return config.pbtxt for the onnxruntime backend.
+@dataclass(frozen=True)
+class TritonOptions:
+    """Which of a bundle's graphs Triton serves, and by what.
+
+    Attributes:
+        precision: in which the graph computes.
+        tensorrt: have ONNX Runtime compute it by TensorRT where there is a GPU.
+        plan: TensorRT's plan of that graph, which is served instead of it; None: there is none.
+    """
+
+    precision: Literal["float32", "float16"] = "float32"
+    tensorrt: bool = False
+    plan: Path | None = None
+
+    @property
+    def source(self) -> str:
+        """The portable graph, in the version's folder: the one served, or what the plan is of."""
+        return BASELINE if self.precision == "float32" else f"model.{self.precision}.onnx"
+
+
+DEFAULT_OPTIONS = TritonOptions()
+
+
+def triton_config(
+    manifest: Manifest,
+    *,
+    graph: str = BASELINE,
+    tensorrt: bool = False,
+    queue_requests: int = QUEUE_REQUESTS,
+) -> str:
+    """Return config.pbtxt: for the onnxruntime backend, or for the tensorrt one if it is a plan.
 
     Batches are whatever waits when an instance frees up (no delay), as in the gateway. The last
     two versions are served, so that gateways can go from one to the next at any time.
 
     Args:
         manifest: of the bundle.
+        graph: the file of the version's folder that Triton serves.
+        tensorrt: have ONNX Runtime compute the graph by TensorRT where there is a GPU.
         queue_requests: requests, of up to MAX_BATCH_SIZE images each, that may wait.
     """
     inputs = [_input(one) for one in manifest.inputs]
@@ -30,7 +65,8 @@ def triton_config(manifest: Manifest, *, queue_requests: int = QUEUE_REQUESTS) -
     lines = [
         "# Written by sid-distill publish; not to be edited by hand (docs/operations.md).",
         f'name: "{manifest.name}"',
-        'backend: "onnxruntime"',
+        f'backend: "{"tensorrt" if graph == PLAN else "onnxruntime"}"',
+        *([] if graph == BASELINE else [f'default_model_filename: "{graph}"']),
         f"max_batch_size: {MAX_BATCH_SIZE}",
         f"version_policy {{ latest {{ num_versions: {VERSIONS} }} }}",
         "input [",
@@ -45,15 +81,29 @@ def triton_config(manifest: Manifest, *, queue_requests: int = QUEUE_REQUESTS) -
         "    allow_timeout_override: true  # a request may bring its own, which is shorter",
         "  }",
         "}",
+        *(_plan() if graph == PLAN else _onnx(manifest, graph, tensorrt)),
+    ]
+    for size in (1, MAX_BATCH_SIZE):  # ready means: memory for any batch is there
+        lines += ["model_warmup {", f'  name: "{size}" batch_size: {size}', *warmup, "}"]
+    return "\n".join([*lines, "response_cache { enable: false }", ""])
+
+
+def _onnx(manifest: Manifest, graph: str, tensorrt: bool) -> list[str]:
+    return [
         "# On every GPU there is, otherwise on the processors.",
         f"instance_group [ {{ kind: KIND_AUTO count: {INSTANCES} }} ]",
         "parameters {",
         f'  key: "intra_op_thread_count" value {{ string_value: "{THREADS}" }}',
         "}",
+        *execution_accelerators(manifest, graph, MAX_BATCH_SIZE, tensorrt=tensorrt),
     ]
-    for size in (1, MAX_BATCH_SIZE):  # ready means: memory for any batch is there
-        lines += ["model_warmup {", f'  name: "{size}" batch_size: {size}', *warmup, "}"]
-    return "\n".join([*lines, "response_cache { enable: false }", ""])
+
+
+def _plan() -> list[str]:
+    return [
+        f"instance_group [ {{ kind: KIND_GPU count: {INSTANCES} }} ]",
+        *plan_optimization(MAX_BATCH_SIZE),
+    ]
 
 
 def _input(one: Input) -> str:

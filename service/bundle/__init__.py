@@ -42,11 +42,13 @@ from service.bundle.load import (
 )
 from service.bundle.manifest import MANIFEST_NAME, ClassLabelError, Manifest, Quality
 from service.bundle.seeds import SEED_CONTRACT, SEED_MAX, SeedError, check_seed, latents
+from service.bundle.triton import CONFIG_NAME, triton_graph
 from service.bundle.validation import first_error
 
 __all__ = [
     "BASELINE",
     "CLASS_LABELS",
+    "CONFIG_NAME",
     "CPU",
     "CUDA",
     "FILENAMES",
@@ -86,6 +88,7 @@ __all__ = [
     "load_manifest",
     "noise_and_class",
     "sha256_file",
+    "triton_graph",
     "variant",
     "write_atomically",
     "write_manifest",

@@ -19,7 +19,7 @@ import tritonclient.grpc.aio as tritonclient
 from grpc.aio import UsageError
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from service.bundle import BASELINE, PLAN, Bundle, Precision
+from service.bundle import CONFIG_NAME, Bundle, Precision, triton_graph
 from service.engines import (
     EngineBusyError,
     EngineDeadlineError,
@@ -79,6 +79,9 @@ class TritonEngine:
         addresses: host:port of each server's gRPC front end.
         max_batch_size: largest batch that will be asked for.
         concurrency: batches under way at a time.
+
+    Raises:
+        EngineError: the graph that Triton is told to serve is not in the bundle.
     """
 
     name = "triton"
@@ -88,7 +91,12 @@ class TritonEngine:
         self, bundle: Bundle, *, addresses: Sequence[str], max_batch_size: int, concurrency: int
     ) -> None:
         self.version = ""
-        self.filename = BASELINE if bundle.holds(BASELINE) else PLAN
+        self.filename = triton_graph(bundle.folder, bundle.manifest)
+        if not bundle.holds(self.filename):
+            raise EngineError(
+                f"{bundle.folder / CONFIG_NAME} names {self.filename}, which is none of the "
+                "bundle's files: publish it again"
+            )
         graph = bundle.manifest.graphs.get(self.filename)
         self.precision: Precision = graph.precision if graph else "float32"
         self.concurrency = concurrency
@@ -179,7 +187,10 @@ class TritonEngine:
         return next(self._next)
 
     async def _examine(self, client: Any) -> None:
-        """Learn, once a connection, the server's version, and that our batches are not too large.
+        """Learn, once a connection, the server's version, and that it serves what we expect.
+
+        That is the graph that the bundle's configuration names, in batches as large as ours. Tag
+        and tolerance are those of that graph, so another one is never taken for it.
 
         Raises:
             EngineError, InferenceServerException: it does not, or cannot say.
@@ -187,6 +198,13 @@ class TritonEngine:
         model, version = self._model
         server = await client.get_server_metadata(client_timeout=_CHECK_SECONDS)
         answer = await client.get_model_config(model, version, client_timeout=_CHECK_SECONDS)
+        served = answer.config.default_model_filename or self.filename
+        if served != self.filename:
+            raise EngineError(
+                f"{model}: Triton serves {served}, and the bundle's {CONFIG_NAME} names "
+                f"{self.filename}: load the model into Triton again; another graph is chosen by "
+                "sid-distill publish --triton-precision, not by a configuration of Triton's own"
+            )
         largest = answer.config.max_batch_size
         if largest < self.max_batch_size:
             raise EngineError(

@@ -6,7 +6,9 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -77,6 +79,30 @@ def _ready(process: subprocess.Popen[bytes], url: str, log: Path) -> bool:
         return httpx.get(f"{url}/-/ready").status_code == 200
     except httpx.TransportError:
         return False
+
+
+@contextmanager
+def exposing(text: str) -> Iterator[str]:
+    """Answer whoever asks with these metrics; gives host:port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def drive(embedded: str, over_triton: str) -> Counter[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from distill.export.triton_gpu import ENGINE_CACHE
 from service.settings import Settings
 from service.tools import triton_server
 from tests.deploy.files import (
@@ -35,6 +36,9 @@ STARTED = {  # by each profile; None is plain `docker compose up`
     "gpu": {"gateway-gpu", "triton-gpu", *WATCHERS},
 }
 FROM = {rest.split()[0] for rest in said("FROM", DOCKERFILE)}
+GPU_IMAGE = SERVICES["triton-gpu"]["build"]["dockerfile_inline"].splitlines()
+BUILT = {"sid-serve:local", "sid-serve-triton:25.06"}  # here
+FROM.add(GPU_IMAGE[0].removeprefix("FROM "))
 
 
 def loaded(name):
@@ -122,7 +126,7 @@ def test_a_service_is_confined(name):
 
 @pytest.mark.parametrize("image", sorted({*FROM, *(spec["image"] for spec in SERVICES.values())}))
 def test_an_image_has_an_exact_tag(image):
-    if image == "sid-serve:local":  # built here
+    if image in BUILT:
         return
     repository, _, tag = image.partition(":")
     assert re.fullmatch(r"[a-z./]+", repository)
@@ -203,6 +207,21 @@ def test_ports_and_names_agree():
     assert scraped == {("gateway", port), ("triton", 8002)}
     (source,) = loaded("grafana/provisioning/datasources/prometheus.yml")["datasources"]
     assert source["url"] == "http://prometheus:9090"
+
+
+def test_a_gpu_computes_float32_as_float32():
+    """TensorRT and CUDA's libraries ask the environment; the rest is in config.pbtxt."""
+    assert SERVICES["triton-gpu"]["environment"] == {"NVIDIA_TF32_OVERRIDE": "0"}
+
+
+def test_triton_on_a_gpu_has_a_tensorrt_that_reads_the_graphs_and_may_write_its_cache():
+    release = re.fullmatch(r"FROM nvcr.io/nvidia/tritonserver:(\d+)\.(\d+)-py3", GPU_IMAGE[0])
+    assert tuple(map(int, release.groups())) >= (25, 3), "the first with TensorRT 10.9"
+    spec = SERVICES["triton-gpu"]
+    assert spec["user"] == "1000:1000"
+    assert f"triton-cache:{ENGINE_CACHE}" in spec["volumes"]
+    assert GPU_IMAGE[-1] == f"RUN install --directory --owner=1000 --group=1000 {ENGINE_CACHE}"
+    assert spec["image"].partition(":")[2] == ".".join(release.groups())
 
 
 @pytest.mark.parametrize("name", sorted(TRITONS))

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import shutil
 import signal
 import time
 from collections import Counter
@@ -10,15 +11,17 @@ from typing import NamedTuple
 
 import httpx
 import numpy as np
+import onnxruntime
 import pytest
 
+from distill.export.triton import triton_config
 from service.app import create_app
-from service.bundle import latents, load_bundle
+from service.bundle import PLAN, latents, load_bundle, sha256_file, variant, write_manifest
 from service.engines import EngineBusyError, EngineDeadlineError, EngineError
 from service.engines.triton import TritonEngine
 from service.serving.engine_selection import make_engine
 from service.settings import Settings
-from tests.bundles import A_WHILE, compute, write_bundle
+from tests.bundles import A_WHILE, compute, republished, write_bundle
 from tests.service.client import Client
 from tests.service.test_process import serving
 from tests.service.triton import Triton, triton_over
@@ -111,6 +114,99 @@ def test_a_precision_that_triton_does_not_serve_is_refused(repository):
     settings = Settings(triton="127.0.0.1:1", precision="float16")
     with pytest.raises(EngineError, match=r"triton computes model\.onnx, in float32, .* float16"):
         asyncio.run(make_engine(bundle, settings))
+
+
+FLOAT16 = "model.float16.onnx"
+
+
+@pytest.fixture(scope="module")
+def float16_triton(tmp_path_factory):
+    """It serves models in float16, which draw their golden images as nearly as float16 may.
+
+    Those of `off` are further off than that.
+    """
+    models = tmp_path_factory.mktemp("float16")
+    for name, levels in (("near", 2), ("off", 3)):
+        folder = write_bundle(models, name, graphs=[FLOAT16], triton={"graph": FLOAT16})
+        golden = load_bundle(folder).manifest.golden
+        (image,) = golden.images
+        pixels = image.pixels().astype(int)
+        first = pixels.reshape(-1)[:5]
+        first += np.where(first < 128, levels, -levels)
+        moved = image.from_pixels(
+            pixels.astype(np.uint8), class_label=image.class_label, seed=image.seed
+        )
+        republished(folder, golden=golden.model_copy(update={"images": [moved]}))
+    with triton_over(models) as triton:
+        yield triton
+
+
+def test_float16_is_held_to_its_own_bounds_and_named_by_every_answer(float16_triton):
+    near, off = (load_bundle(float16_triton.models / name) for name in ("near", "off"))
+    with gateway(float16_triton, default_model="near") as client:
+        red = client.get("/readyz").json()["detail"]
+        answer = client.generate({"model": "near", "seed": 3})
+        card = client.get("/models/near").json()
+        assert client.generate({"model": "off", "seed": 3}).status_code == 503
+    assert answer.status_code == 200
+    assert answer.headers["x-model"] == f"{near.tag}:float16"
+    assert (card["precision"], card["graph"]["precision"]) == ("float16", "float16")
+    assert "off: class 2" in red
+    assert "near" not in red
+    session = onnxruntime.InferenceSession(near.graph(FLOAT16))
+    for bundle in (near, off):  # and float32's bounds are narrower than what `near` needs
+        (image,) = bundle.manifest.golden.images
+        feed = {
+            "latents": latents([image.seed], (1, 8, 8)),
+            "class_labels": np.array([image.class_label]),
+        }
+        (pixels,) = session.run(["images"], feed)[0]
+        assert bundle.manifest.golden.mismatch(image, pixels)
+        allowed = bundle.tolerance(FLOAT16)
+        assert bool(bundle.manifest.golden.mismatch(image, pixels, allowed)) == (bundle is off)
+
+
+def test_another_graph_in_triton_than_the_bundle_says_is_never_taken_for_it(
+    float16_triton, tmp_path
+):
+    models = tmp_path / "models"
+    shutil.copytree(float16_triton.models, models)
+    bundle = load_bundle(models / "near")
+    (models / "near" / "config.pbtxt").write_text(triton_config(bundle.manifest))
+    with Client(create_app(Settings(models=models, triton=float16_triton.address))) as client:
+        detail = client.get("/readyz").json()["detail"]
+        assert client.generate({"model": "near"}).status_code == 503
+    assert (
+        f"near: Triton serves {FLOAT16}, and the bundle's config.pbtxt names model.onnx" in detail
+    )
+
+
+def test_the_precision_asked_for_is_that_of_the_graph_that_triton_serves(float16_triton):
+    bundle = load_bundle(float16_triton.models / "near")
+    settings = Settings(triton="127.0.0.1:1", precision="float16")
+    assert asyncio.run(make_engine(bundle, settings)).filename == FLOAT16
+    with pytest.raises(EngineError, match=r"triton computes model\.float16\.onnx, in float16"):
+        asyncio.run(make_engine(bundle, Settings(triton="127.0.0.1:1", precision="float32")))
+
+
+def test_a_plan_is_named_by_its_precision_and_held_to_its_bounds(tmp_path):
+    folder = write_bundle(tmp_path, graphs=[FLOAT16], triton={"graph": PLAN})
+    manifest = load_bundle(folder).manifest
+    (folder / "1" / PLAN).write_bytes(b"for one kind of GPU")
+    files = manifest.files | {f"1/{PLAN}": sha256_file(folder / "1" / PLAN)}
+    graphs = manifest.graphs | {PLAN: manifest.graphs[FLOAT16]}
+    write_manifest(folder, manifest.model_copy(update={"files": files, "graphs": graphs}))
+    bundle = load_bundle(folder)
+    one = TritonEngine(bundle, addresses=["127.0.0.1:1"], max_batch_size=8, concurrency=4)
+    assert (one.filename, one.precision) == (PLAN, "float16")
+    assert variant(one.filename, one.precision) == "float16-plan"
+    assert bundle.tolerance(one.filename) == bundle.tolerance(FLOAT16)
+
+
+def test_a_configuration_that_names_no_file_of_the_bundle_is_refused(tmp_path):
+    folder = write_bundle(tmp_path, triton={"graph": PLAN})
+    with pytest.raises(EngineError, match=r"config\.pbtxt names model\.plan, which is none of"):
+        asyncio.run(make_engine(load_bundle(folder), Settings(triton="127.0.0.1:1")))
 
 
 def test_requests_at_the_same_time_are_batched_by_triton_s_own_count(triton):
@@ -418,7 +514,8 @@ def test_what_triton_says_of_each_failure(repository, triton):
     z, labels = latents([0], (1, 8, 8)), np.zeros(1, np.int64)
 
     async def scenario():
-        gone = bundle.manifest.model_copy(update={"version": 7})
+        files = {"7/model.onnx": "0" * 64}
+        gone = bundle.manifest.model_copy(update={"version": 7, "files": files})
         missing = engine(triton, type(bundle)(gone, bundle.folder, "0"))
         await missing.open()
         with pytest.raises(EngineError, match=r"grey: Triton: .*version 7") as caught:

@@ -26,13 +26,15 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the graph of the version that Triton loads, with the configured threads."""
-        parameters = json.loads(args["model_config"])["parameters"]
+        config = json.loads(args["model_config"])
+        parameters = config["parameters"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(parameters["intra_op_thread_count"]["string_value"])
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # an error comes as an exception too
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        graph = config["default_model_filename"] or "model.onnx"
+        path = Path(args["model_repository"]) / args["model_version"] / graph
         self._session = onnxruntime.InferenceSession(
             path, sess_options=options, providers=["CPUExecutionProvider"]
         )
