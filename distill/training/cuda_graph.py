@@ -108,6 +108,11 @@ class StepGraphs:
         self._captured: dict[Phase, _Captured] = {}
         self._eager: Counter[Phase] = Counter()
 
+    @property
+    def replayed(self) -> int:
+        """How many phases are replayed by now."""
+        return len(self._captured)
+
     def run(self, phase: Phase, prepares: Sequence[Callable[[], None]]) -> None:
         """Go through a phase, by its graphs once there are some.
 

@@ -97,7 +97,7 @@ def test_a_cpu_computes_in_float32(begin):
     assert begin() == "float32"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+@pytest.mark.gpu
 def test_a_card_that_has_bfloat16_computes_in_it():
     has_it = torch.cuda.get_device_capability() >= (8, 0)
     assert default_precision(torch.device("cuda")) == ("bfloat16" if has_it else "float32")

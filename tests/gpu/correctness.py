@@ -9,7 +9,7 @@ import torch
 from distill.checkpoints import load_network
 from distill.importing import load_network as load_released
 from distill.networks import Denoiser
-from distill.training.precision import DTYPES
+from distill.training.precision import DTYPES, EXACT, set_switches
 from distill.training_config import TrainingPrecision
 from service.bundle import latents
 from tests.gpu.networks import make_sid, sid_config
@@ -27,7 +27,7 @@ _SEEDS = (0, 1, 7, 2**31, 2**32 - 1, 2**32 + 7, 2**63, 2**64 - 1)
 
 def run(record: Record) -> None:
     """Fill the table."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    set_switches(EXACT)
     for name in NETWORKS:
         for precision, difference in outputs(name, on(record.toy)).items():
             record.row(f"{name} {precision}", difference)

@@ -13,6 +13,7 @@ from distill.networks.edm import EdmConfig
 from distill.recipe import load_recipe
 from distill.training.distillation import Distillation
 from distill.training.distributed import DistributedContext
+from distill.training.form_choice import CompileChoice
 from distill.training_config import TeacherConfig, TrainingPrecision
 
 RECIPES = {"cifar": "cifar10-uncond", "fashion": "fashion"}
@@ -52,16 +53,26 @@ def sid_config(name: str, batch: int, precision: TrainingPrecision, microbatch: 
     return SidConfig.model_validate(given)
 
 
-def make_sid(denoiser: Denoiser, config: SidConfig, device: torch.device) -> Distillation:
-    """The training of a user: form of the network and CUDA graphs are chosen here, nowhere else."""
-    return Distillation(Sid(config), denoiser, DistributedContext(device))
+def make_sid(
+    denoiser: Denoiser, config: SidConfig, device: torch.device, compiling: CompileChoice = "off"
+) -> Distillation:
+    """The training of a user, its steps replayed as CUDA graphs on a card.
+
+    Args:
+        denoiser: the teacher.
+        config: of the run.
+        device: where.
+        compiling: as --compile takes it; by default the faster one of the eager forms.
+    """
+    context = DistributedContext(device)
+    return Distillation(Sid(config), denoiser, context, compile_choice=compiling)
 
 
 def make_teacher(
     shape: NetworkLayout, config: TeacherConfig, dataset: Dataset, device: torch.device
 ) -> TeacherTraining:
     """The same of a teacher."""
-    return TeacherTraining(shape, config, dataset, DistributedContext(device))
+    return TeacherTraining(shape, config, dataset, DistributedContext(device), compile_choice="off")
 
 
 def random_images(shape: NetworkLayout, count: int) -> Dataset:

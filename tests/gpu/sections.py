@@ -62,11 +62,21 @@ def _batches(
     )
 
 
+_TRAINED = (
+    Row("cifar", "CIFAR network, SiD, batch 256 in micro-batches of 128, bfloat16",
+        before="246 (in one of 256)", at_least=650),
+    Row("cifar memory", "its peak memory", "GiB", "79", at_most=40),
+    Row("cifar share", "its share of the measured bfloat16 ceiling", "%", "16"),
+    Row("fashion", "fashion network, SiD, batch 128, bfloat16", before="761", at_least=8000),
+    Row("64x64", "64x64 network of 3.1 M parameters, SiD, batch 256, bfloat16",
+        before="830", at_least=3500),
+)  # fmt: skip
+
 SECTIONS = (
     Section(
         "tests.gpu.ceilings",
         "Ceilings of the card",
-        30,
+        20,
         ("torch",),
         (
             Row("bfloat16", "matrix product, bfloat16", "TFLOP/s", "728"),
@@ -78,7 +88,7 @@ SECTIONS = (
     Section(
         "tests.gpu.correctness",
         "Right",
-        75,
+        60,
         _NETWORKS,
         (
             *_outputs("ddpmpp"),
@@ -98,33 +108,38 @@ SECTIONS = (
     ),
     Section(
         "tests.gpu.training",
-        "Training",
-        150,
+        "Training, eager (--compile off)",
+        105,
         _NETWORKS,
         (
-            Row("cifar", "CIFAR network, SiD, batch 256, bfloat16", before="246", at_least=650),
-            Row("cifar memory", "its peak memory", "GiB", "79", at_most=40),
-            Row("cifar share", "its share of the measured bfloat16 ceiling", "%", "16"),
-            Row("fashion", "fashion network, SiD, batch 128, bfloat16", before="761",
-                at_least=8000),
-            Row("64x64", "64x64 network of 3.1 M parameters, SiD, batch 256, bfloat16",
-                before="830", at_least=3500),
+            *_TRAINED,
+            Row("replays", "phases of a step of SiD that are replayed as CUDA graphs", "",
+                "none was", at_least=2, must=True),
             Row("waits", "places at which a step of SiD waits for the card", "", "not measured",
                 at_most=0, must=True),
-            Row("teacher waits", "the same of a teacher's step", "", "not measured",
-                at_most=0, must=True),
+            Row("teacher replays", "phases of a teacher's step that are replayed", "",
+                "none was", at_least=1, must=True),
+            Row("teacher waits", "places at which a teacher's step waits for the card", "",
+                "not measured", at_most=0, must=True),
             Row("float32 ratio", "CIFAR network, SiD, float32: speed to the plain transcription's",
                 "", "0.92", at_least=1.0),
             Row("teacher", "64x64 network, its teacher, batch 512, bfloat16", before="3,470"),
             Row("fashion float32", "fashion network, SiD, batch 128, float32", before="784"),
-            Row("cifar microbatch",
-                "CIFAR network, SiD, batch 256 in micro-batches of 64, bfloat16", before="186"),
+            Row("cifar whole", "CIFAR network, SiD, batch 256 in one micro-batch, bfloat16",
+                before="246"),
         ),
+    ),
+    Section(
+        "tests.gpu.compiled",
+        "Training, the fastest form (--compile auto)",
+        135,
+        _NETWORKS,
+        _TRAINED,
     ),
     Section(
         "tests.gpu.inference",
         "One-step inference",
-        120,
+        85,
         (*_NETWORKS, "pydantic_settings", "structlog"),
         (
             *_batches("fashion", "models/fashion, float16, CUDA engine",
@@ -140,7 +155,7 @@ SECTIONS = (
     Section(
         "tests.gpu.gateway",
         "The gateway",
-        45,
+        40,
         _GATEWAY,
         (
             Row("float16", "models/fashion at 64 connections, float16", before="not measured"),
@@ -154,7 +169,7 @@ SECTIONS = (
     Section(
         "tests.gpu.marked_tests",
         "Tests marked `gpu`",
-        55,
+        30,
         ("pytest", "hypothesis"),
         (Row("failed", "tests that failed", "", "none was marked", at_most=0, must=True),),
     ),

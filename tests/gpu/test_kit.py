@@ -22,7 +22,7 @@ from tests.service.waiting import until
 # What only a card can show: the toy leaves these rows out, and says so.
 CARD_ONLY = {
     "correctness": {"seeds", "losses float16"},
-    "training": {"waits", "teacher waits"},
+    "training": {"replays", "teacher replays", "waits", "teacher waits"},
     "gateway": {"float16 busy", "float32 busy"},
 }
 PAGE = ROOT / "docs" / "results" / "gpu.md"

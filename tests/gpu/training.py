@@ -1,4 +1,4 @@
-"""How fast the product trains on the card, as a user trains, and whether a step waits for it."""
+"""How fast the product trains on the card, eagerly, and whether a step waits for it."""
 
 import gc
 import traceback
@@ -11,7 +11,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.data.augment import augment
+from distill.methods.teacher import TeacherTraining
 from distill.networks import Denoiser
+from distill.training.form_choice import CompileChoice
 from distill.training_config import TeacherConfig, TrainingPrecision
 from tests.compare.transcription import Settings, Transcription
 from tests.gpu.ceilings import matrix_product
@@ -29,6 +31,7 @@ from tests.gpu.timing import on, seconds_per_call, synchronize
 # A step of SiD in forward passes; a backward pass is two, one where only the input's gradient is
 # wanted. psi's phase: generate 1, psi 1 + 2. theta's: theta 1 + 2, phi 1 + 1, psi 1 + 1.
 _FORWARDS = 11
+CIFAR_MICROBATCH = 128  # of the large network's batch of 256
 _SETTLED = 6  # steps after which a training has done what it does once
 
 
@@ -45,11 +48,11 @@ def run(record: Record) -> None:
     cifar(record)
     row(record, "fashion", sid_speed(record, "fashion", 128, "bfloat16"))
     row(record, "64x64", sid_speed(record, "64x64", 256, "bfloat16"))
-    waits(record)
+    steps(record)
     beside_transcription(record)
     row(record, "teacher", teacher_speed(record))
     row(record, "fashion float32", sid_speed(record, "fashion", 128, "float32"))
-    row(record, "cifar microbatch", sid_speed(record, "cifar", 256, "bfloat16", microbatch=64))
+    row(record, "cifar whole", sid_speed(record, "cifar", 256, "bfloat16", budget=6))
 
 
 def row(record: Record, key: str, speed: Speed) -> None:
@@ -57,9 +60,9 @@ def row(record: Record, key: str, speed: Speed) -> None:
     record.row(key, speed.images, GiB=speed.memory, steps=speed.steps)
 
 
-def cifar(record: Record) -> None:
+def cifar(record: Record, compiling: CompileChoice = "off") -> None:
     """The large network: speed, memory, and its share of what the card can do."""
-    speed = sid_speed(record, "cifar", 256, "bfloat16", budget=25)
+    speed = sid_speed(record, "cifar", 256, "bfloat16", CIFAR_MICROBATCH, compiling, budget=14)
     row(record, "cifar", speed)
     record.row("cifar memory", speed.memory)
     ceiling = matrix_product(on(record.toy), torch.bfloat16, toy=record.toy)
@@ -72,9 +75,9 @@ def sid_speed(
     name: str,
     batch: int,
     precision: TrainingPrecision,
-    *,
     microbatch: int | None = None,
-    budget: float = 10.0,
+    compiling: CompileChoice = "off",
+    budget: float = 8.0,
 ) -> Speed:
     """The speed of SiD, from fresh networks."""
     if record.toy:
@@ -82,24 +85,27 @@ def sid_speed(
     config = sid_config(name, batch, precision, microbatch or batch)
     denoiser = network(name, toy=record.toy)
     return speed_of(
-        lambda: make_sid(denoiser, config, on(record.toy)).step, batch, record.toy, budget
+        lambda: make_sid(denoiser, config, on(record.toy), compiling).step,
+        batch,
+        record.toy,
+        budget,
     )
 
 
 def teacher_speed(record: Record) -> Speed:
     """The speed of the 64x64 network's own training."""
     batch = 4 if record.toy else 512
-    return speed_of(partial(teacher_step, record, batch), batch, record.toy, 10.0)
+    return speed_of(lambda: make_noise_teacher(record, batch).step, batch, record.toy, 8.0)
 
 
-def teacher_step(record: Record, batch: int) -> Callable[[int], object]:
-    """A step of the 64x64 network's own training, on noise."""
+def make_noise_teacher(record: Record, batch: int) -> TeacherTraining:
+    """The 64x64 network's own training, on noise."""
     config = TeacherConfig(
         total_images=10**9, checkpoint_every=10**9, batch=batch, microbatch=batch, lr=1e-3,
         ema_halflife=6000, precision="bfloat16",
     )  # fmt: skip
     shape = layout("64x64", toy=record.toy)
-    return make_teacher(shape, config, random_images(shape, 2 * batch), on(record.toy)).step
+    return make_teacher(shape, config, random_images(shape, 2 * batch), on(record.toy))
 
 
 def speed_of(
@@ -133,20 +139,22 @@ def free(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def waits(record: Record) -> None:
-    """Whether a step waits for the card: CUDA itself raises at the first place where one does."""
+def steps(record: Record) -> None:
+    """Whether steps are replayed, and whether one waits: CUDA raises at the first place of one."""
     batch = 4 if record.toy else 128
     denoiser = network("fashion", toy=record.toy)
     config = sid_config("fashion", batch, "bfloat16", batch // 2)
-    sid = make_sid(denoiser, config, on(record.toy)).step
-    for key, step in (("waits", sid), ("teacher waits", teacher_step(record, batch))):
+    sid = make_sid(denoiser, config, on(record.toy))
+    for name, training in (("", sid), ("teacher ", make_noise_teacher(record, batch))):
         seen = count(0, batch)
-        settle(step, seen, 1 if record.toy else _SETTLED)
-        where = place_of_a_wait(step, next(seen), on(record.toy))
+        settle(training.step, seen, 1 if record.toy else _SETTLED)
+        where = place_of_a_wait(training.step, next(seen), on(record.toy))
         if record.toy:
             record.note("whether a step waits for the card can be seen on a card only")
-        else:
-            record.row(key, int(where is not None), **({"first": where} if where else {}))
+            continue
+        graphs = training.graphs
+        record.row(f"{name}replays", 0 if graphs is None else graphs.replayed)
+        record.row(f"{name}waits", int(where is not None), **({"first": where} if where else {}))
 
 
 def place_of_a_wait(
@@ -173,7 +181,7 @@ def beside_transcription(record: Record) -> None:
     """Float32 beside the algorithm as it reads (tests/compare/transcription.py), same settings."""
     batch = 4 if record.toy else 64
     device = on(record.toy)
-    ours = sid_speed(record, "cifar", batch, "float32", budget=14)
+    ours = sid_speed(record, "cifar", batch, "float32", budget=9)
     config = sid_config("cifar", batch, "float32", batch)
     settings = Settings(batch=batch, microbatch=batch, lr=config.lr, alpha=config.alpha)
     denoiser = network("cifar", toy=record.toy).to(device)
@@ -188,7 +196,7 @@ def beside_transcription(record: Record) -> None:
 
         return step
 
-    theirs = speed_of(make, batch, record.toy, 14)
+    theirs = speed_of(make, batch, record.toy, 9)
     record.row("float32 ratio", ours.images / theirs.images, ours=ours.images, plain=theirs.images)
 
 

@@ -32,7 +32,7 @@ NETWORK = EdmConfig(
     img_resolution=8, img_channels=1, label_dim=3, augment_dim=9, model_channels=8,
     channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), dropout=0.2,
 )  # fmt: skip
-ON_A_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+ON_A_CARD = pytest.mark.gpu
 BATCH, STEPS = 8, 10
 LOOP = {
     "total_images": STEPS * BATCH, "batch": BATCH, "microbatch": 4, "lr": 3e-3,

@@ -7,7 +7,7 @@ from distill.training.examples import Examples
 
 IMAGES = torch.arange(20 * 12).to(torch.uint8).view(20, 3, 2, 2)
 LABELS = torch.arange(20) % 3
-ON_A_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+ON_A_CARD = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_A_CARD)])
