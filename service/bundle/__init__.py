@@ -9,6 +9,7 @@ from service.bundle.golden import Golden, GoldenImage, Image
 from service.bundle.graphs import (
     BASELINE,
     CPU,
+    CUDA,
     FILENAMES,
     MEAN_DIFFERENCE,
     PLAN,
@@ -47,6 +48,7 @@ __all__ = [
     "BASELINE",
     "CLASS_LABELS",
     "CPU",
+    "CUDA",
     "FILENAMES",
     "IMAGES",
     "LATENTS",

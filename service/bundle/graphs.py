@@ -18,12 +18,14 @@ Precision = Literal["float32", "bfloat16", "float16"]
 # Within a version's folder.
 BASELINE = "model.onnx"  # float32, for every engine
 CPU = "model.cpu.onnx"  # float32, written for the kernels that ONNX Runtime has for processors
+CUDA = "model.cuda.onnx"  # float16, in operators that ONNX Runtime has for NVIDIA GPUs alone
 PLAN = "model.plan"  # TensorRT's, for the GPU it was built on
 FILENAMES: dict[str, Precision] = {
     BASELINE: "float32",
     CPU: "float32",
     "model.bfloat16.onnx": "bfloat16",
     "model.float16.onnx": "float16",
+    CUDA: "float16",
 }
 # What an image's mean absolute difference may come to, in levels: a small multiple of what was
 # measured (docs/results.md), and below the 2 of a shift that anyone would call another image.
@@ -35,7 +37,8 @@ MEAN_DIFFERENCE: dict[Precision, float] = {
 }
 
 
-_FORMS = {CPU: "cpu", PLAN: "plan"}  # of the graphs whose precision does not tell them apart
+# Of the graphs whose precision does not tell them apart.
+_FORMS = {CPU: "cpu", CUDA: "cuda", PLAN: "plan"}
 
 
 def variant(filename: str, precision: Precision) -> str:
