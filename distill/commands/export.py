@@ -13,6 +13,7 @@ class Engine(StrEnum):
 
     onnx = "onnx"
     cpu = "cpu"
+    cuda = "cuda"
     tensorrt = "tensorrt"
     rtx = "tensorrt-rtx"
 
@@ -25,6 +26,10 @@ class GraphPrecision(StrEnum):
     float16 = "float16"
 
 
+# The engines that compute in one precision alone.
+_ONLY = {Engine.cpu: GraphPrecision.float32, Engine.cuda: GraphPrecision.float16}
+
+
 def export(
     generator: Annotated[Path, typer.Argument(help="A generator's .safetensors.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
@@ -32,13 +37,19 @@ def export(
         Engine,
         typer.Option(
             help="onnx: the graph that every engine reads; cpu: the same, faster on processors; "
+            "cuda: the same in float16, for ONNX Runtime on NVIDIA GPUs alone; "
             "tensorrt: a plan for this machine's GPU; tensorrt-rtx: one by TensorRT for RTX, "
             "which needs no GPU to build."
         ),
     ] = Engine.onnx,
     precision: Annotated[
-        GraphPrecision, typer.Option(help="In which the network computes.")
-    ] = GraphPrecision.float32,
+        GraphPrecision | None,
+        typer.Option(
+            help="In which the network computes. Left out: float16 with --engine cuda, else "
+            "float32.",
+            show_default=False,
+        ),
+    ] = None,
     capability: Annotated[
         str | None, typer.Option(help="With tensorrt-rtx: the card to build for, e.g. SM89.")
     ] = None,
@@ -56,16 +67,17 @@ def export(
     sigma_init = metadata["sigma_init"]
     if capability is not None and engine is not Engine.rtx:
         raise UserError("--capability belongs to --engine tensorrt-rtx")
-    if engine is Engine.cpu:
-        if precision is not GraphPrecision.float32:
-            raise UserError("--engine cpu is float32 only")
-        export_onnx(network, sigma_init, out, cpu=True)
-    elif engine is Engine.onnx:
-        export_onnx(network, sigma_init, out, precision.value)
+    only = _ONLY.get(engine)
+    if only and precision and precision is not only:
+        raise UserError(f"--engine {engine} is {only} only")
+    chosen = precision or only or GraphPrecision.float32
+    if engine in (Engine.onnx, Engine.cpu, Engine.cuda):
+        form = {"cpu": engine is Engine.cpu, "cuda": engine is Engine.cuda}
+        export_onnx(network, sigma_init, out, chosen.value, **form)
     else:
         with TemporaryDirectory() as folder:
             graph = Path(folder) / "model.onnx"
-            export_onnx(network, sigma_init, graph, precision.value)
+            export_onnx(network, sigma_init, graph, chosen.value)
             build_plan(graph, out, Builder(engine.value), capability=capability)
     licence = metadata.get("licence", "not known")
     typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB; licence: {licence}")

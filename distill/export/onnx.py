@@ -3,15 +3,18 @@
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
+from onnxscript import opset21
 from torch import Tensor
 
 from distill.export.cpu import cancel_transposes, rewrite_wide_layers, split_group_norms
+from distill.export.cuda import rewrite_for_cuda
 from distill.export.one_step import FoldedGenerator
 from distill.networks import Denoiser
 from distill.training.precision import DTYPES
@@ -39,6 +42,7 @@ def export_onnx(
     precision: Precision = "float32",
     *,
     cpu: bool = False,
+    cuda: bool = False,
 ) -> None:
     """Write the graph with a dynamic batch; checked, free of local paths.
 
@@ -52,6 +56,7 @@ def export_onnx(
         precision: in which the U-Net computes, written into the graph: engines obey, they do not
             choose.
         cpu: write it for processors (see `distill.export.cpu`); float32 only.
+        cuda: write it for ONNX Runtime on NVIDIA GPUs (see `distill.export.cuda`); not bfloat16.
     """
     module = FoldedGenerator(generator, sigma_init, DTYPES[precision]).eval()
     inputs = example_inputs(generator, 2)
@@ -68,6 +73,7 @@ def export_onnx(
             input_names=names,
             output_names=[IMAGES],
             dynamic_shapes=tuple({0: batch} for _ in inputs),
+            custom_translation_table=_SIZES_KNOWN if cuda else None,
             verbose=False,
         )
     assert program is not None
@@ -75,11 +81,28 @@ def export_onnx(
     if cpu:
         split_group_norms(model)
         model = cancel_transposes(model)
+    if cuda:
+        rewrite_for_cuda(model)
     _strip_metadata(model)
     _name_by_content(model)
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString(deterministic=True)
     write_atomically(path, lambda file: file.write_bytes(content))
+
+
+def _attention(
+    query: Any, key: Any, value: Any, *_: Any, scale: float | None = None, **__: Any
+) -> Any:
+    """Attention over all [N, heads, pixels, width], without torch's arithmetic on their sizes."""
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scaled = opset21.Mul(query, opset21.CastLike(factor, query))  # type: ignore[type-var]
+    likeness = opset21.MatMul(scaled, opset21.Transpose(key, perm=[0, 1, 3, 2]))
+    return opset21.MatMul(opset21.Softmax(likeness, axis=-1), value)
+
+
+_SIZES_KNOWN: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.scaled_dot_product_attention.default: _attention
+}
 
 
 def _strip_metadata(model: onnx.ModelProto) -> None:

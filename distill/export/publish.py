@@ -27,6 +27,7 @@ from service.bundle import (
     BASELINE,
     CONFIG_NAME,
     CPU,
+    CUDA,
     FILENAMES,
     LATENTS,
     MANIFEST_NAME,
@@ -88,7 +89,8 @@ def publish(
         description: one sentence for the catalogue.
         licence: of the weights; None for the one that the generator's file states.
         models: the catalogue's folder.
-        precisions: in which the bundle holds the network besides float32.
+        precisions: in which the bundle holds the network besides float32; float16 twice, once for
+            every engine and once for ONNX Runtime on NVIDIA GPUs.
         report: where to save the validated images, as one PNG.
         triton: what Triton serves; the bundle holds the network in that precision too.
 
@@ -203,7 +205,7 @@ def _export_all(
     export_onnx(generator, sigma_init, folder / CPU, cpu=True)
     for name, precision in FILENAMES.items():
         if precision in precisions and precision != "float32":
-            export_onnx(generator, sigma_init, folder / name, precision)
+            export_onnx(generator, sigma_init, folder / name, precision, cuda=name == CUDA)
 
 
 def _extractor(generator: Denoiser, classes: list[str]) -> FeatureExtractor | None:

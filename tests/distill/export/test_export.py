@@ -302,8 +302,9 @@ def test_lower_precisions_are_published_with_what_they_cost(tmp_path, monkeypatc
     exact = graphs["model.onnx"].measured
     assert exact.difference <= 1
     assert exact.batch_difference == 0
-    for name in ("model.float16.onnx", "model.bfloat16.onnx"):
+    for name in ("model.float16.onnx", "model.cuda.onnx", "model.bfloat16.onnx"):
         assert graphs[name].measured.differing_share > exact.differing_share
+    assert "nodes expanded" in graphs["model.cuda.onnx"].measured.engine
     types = {i.data_type for i in onnx.load(folder / "1" / "model.float16.onnx").graph.initializer}
     assert onnx.TensorProto.FLOAT16 in types
     with Image.open(report) as image:

@@ -129,7 +129,7 @@ def test_it_is_trained_distilled_and_published_by_the_commands(tmp_path, recipe,
     sid_distill("publish", generator, "--name", "toy", *options)
     manifest = load_bundle(tmp_path / "models" / "toy").manifest
     assert manifest.classes == ["dark", "light"]
-    graphs = {"model.onnx", "model.cpu.onnx", "model.float16.onnx"}
+    graphs = {"model.onnx", "model.cpu.onnx", "model.float16.onnx", "model.cuda.onnx"}
     assert manifest.graphs.keys() == graphs, "all passed the gate"
 
 
