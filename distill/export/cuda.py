@@ -186,16 +186,16 @@ class _Walk:
         }
         if activated is not None:
             self._absorbed.update(self._patterns.users(y))
-        made = activated or y
+        result = activated or y
         if sum_ := self._patterns.embedding_before(node):
             inputs = [values.get(name, NHWC) for name in sum_.input]
             operands = [inputs[0], *weights, inputs[1]]
             if bias := self._patterns.bias_before(sum_):
                 operands.append(values.get(bias))
-            values.add("SkipGroupNorm", operands, made, NHWC, **attributes)
+            values.add("SkipGroupNorm", operands, result, NHWC, **attributes)
         else:
             x = values.get(node.input[0], NHWC)
-            values.add("GroupNorm", [x, *weights], made, NHWC, **attributes)
+            values.add("GroupNorm", [x, *weights], result, NHWC, **attributes)
         return True
 
     def _average(self, node: NodeProto) -> bool:

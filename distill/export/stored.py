@@ -8,9 +8,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-Order = tuple[int, ...]  # axis i of a value is axis order[i] of the tensor that is stored
+AxisOrder = tuple[int, ...]  # axis i of a value is axis order[i] of the tensor that is stored
 
-NHWC: Order = (0, 3, 1, 2)  # of a value that ONNX calls [N, C, H, W]
+NHWC: AxisOrder = (0, 3, 1, 2)  # of a value that ONNX calls [N, C, H, W]
 
 
 class StoredValues:
@@ -32,8 +32,8 @@ class StoredValues:
             tensor = value.type.tensor_type
             self._shapes[value.name] = [size.dim_value for size in tensor.shape.dim]
             self._dtypes[value.name] = tensor.elem_type
-        self._stored: dict[str, tuple[str, Order]] = {}
-        self._copies: dict[tuple[str, Order], str] = {}
+        self._stored: dict[str, tuple[str, AxisOrder]] = {}
+        self._copies: dict[tuple[str, AxisOrder], str] = {}
         self._made: dict[str, TensorProto] = {}
 
     def shape(self, value: str) -> list[int]:
@@ -48,11 +48,11 @@ class StoredValues:
         """What a value is, if it is the same for every input."""
         return self._constants.get(value)
 
-    def order(self, value: str) -> Order:
+    def order(self, value: str) -> AxisOrder:
         """How the value is stored."""
         return self._stored.get(value, (value, self._plain(value)))[1]
 
-    def get(self, value: str, order: Order | None = None) -> str:
+    def get(self, value: str, order: AxisOrder | None = None) -> str:
         """The tensor that holds the value in that order, ONNX's if None; it is made if need be."""
         if not value:
             return value  # an optional input that is left out
@@ -87,7 +87,7 @@ class StoredValues:
         return output
 
     def add(
-        self, operator: str, inputs: Sequence[str], value: str, order: Order, **attributes: Any
+        self, operator: str, inputs: Sequence[str], value: str, order: AxisOrder, **attributes: Any
     ) -> None:
         """Write the node that makes a value of the old graph, stored in that order."""
         self.add_all(operator, inputs, [value], order, **attributes)
@@ -97,7 +97,7 @@ class StoredValues:
         operator: str,
         inputs: Sequence[str],
         values: Sequence[str],
-        order: Order,
+        order: AxisOrder,
         **attributes: Any,
     ) -> None:
         """Write the node that makes several values."""
@@ -140,7 +140,7 @@ class StoredValues:
         used = {name for node in self.nodes for name in node.input}
         return [tensor for name, tensor in self._made.items() if name in used]
 
-    def _plain(self, value: str) -> Order:
+    def _plain(self, value: str) -> AxisOrder:
         return tuple(range(len(self.shape(value))))
 
 
