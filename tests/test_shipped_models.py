@@ -38,7 +38,7 @@ class Shipped(NamedTuple):
 SHIPPED = {
     "fashion": Shipped((1, 28, 28), FASHION_CLASSES, "Apache-2.0", 15, "fashion-cnn", None),
     "avatars": Shipped(
-        (3, 64, 64), tuple(STYLES), "CC0-1.0", 40, "avatars-cnn",
+        (3, 64, 64), tuple(STYLES), "CC0-1.0", 45, "avatars-cnn",
         ROOT / "tests" / "fixtures" / "avatars_held_out.npz",
     ),
 }  # fmt: skip
@@ -83,11 +83,6 @@ def test_the_golden_images_are_drawn_again(bundle, draw):
 
 
 def test_triton_is_told_what_publish_writes_today(bundle, name):
-    """But for GPUs: the environment in docker-compose.yml says the same there.
-
-    The manifest holds this file's digest, and the model's tag the manifest's: it is written anew
-    with the next version.
-    """
     config, today = (
         text_format.Parse(text, model_config_pb2.ModelConfig())
         for text in (
@@ -95,8 +90,6 @@ def test_triton_is_told_what_publish_writes_today(bundle, name):
             triton_config(bundle.manifest),
         )
     )
-    today.ClearField("optimization")
-    del today.parameters["cudnn_conv_algo_search"]
     assert config == today
 
 

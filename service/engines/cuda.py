@@ -37,6 +37,12 @@ _ADVICE = {
 }
 
 
+# Graphs that may be recorded. ONNX Runtime before onnxruntime#32121 (August 2026) replays a Concat or
+# Split of unequal parts and some products with what another size of batch left: model.cuda.onnx is
+# written without them, the portable graphs are not.
+_RECORDABLE = (CUDA,)
+
+
 class Device(NamedTuple):
     """What a `CudaEngine` computes on.
 
@@ -56,11 +62,16 @@ class CudaEngine(OnnxEngine):
 
     The GPU computes one batch at a time; the threads of the others make noise and files meanwhile.
     bfloat16 is not among its precisions, for the provider has no such convolutions.
+
+    Attributes:
+        recordable: the graphs that it records as CUDA graphs.
+        device: what it computes on.
     """
 
     name = "onnxruntime-cuda"
     reads: ClassVar[Sequence[str]] = (BASELINE, CUDA, "model.float16.onnx")
     largest_batch: ClassVar[int] = 64
+    recordable: ClassVar[Sequence[str]] = _RECORDABLE
     device: ClassVar[Device] = Device(
         "cuda",
         "CUDAExecutionProvider",
@@ -90,6 +101,8 @@ class CudaEngine(OnnxEngine):
                 f"{_INSTALL}"
             )
         _load_libraries()
+        if self.filename not in self.recordable:
+            return self._open_padded(path, recorded=False)
         try:
             return self._open_padded(path, recorded=True)
         except EngineError as error:
@@ -108,8 +121,6 @@ class CudaEngine(OnnxEngine):
             EngineError: naming the file; the device is not there, or cannot compute it (so).
         """
         options = dict(self.device.options)
-        if self.filename == CUDA:
-            options["prefer_nhwc"] = "1"  # as its normalisations are: nothing to turn round
         if recorded:
             options["enable_cuda_graph"] = "1"
         session = self._open(path, [(self.device.provider, options)])

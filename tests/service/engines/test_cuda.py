@@ -323,6 +323,22 @@ def test_a_graph_that_cannot_be_recorded_is_computed_without_and_the_log_says_so
     assert "not all nodes have been partitioned" in line["reason"]
 
 
+def test_a_portable_graph_is_not_recorded(models):
+    """ONNX Runtime before onnxruntime#32121 replays a Concat of unequal maps wrongly."""
+    assert CudaEngine.recordable == (CUDA,)
+
+    class Portable(Unrecordable):
+        recordable = CudaEngine.recordable
+
+    async def scenario():
+        async with opened(Portable(load_bundle(models / "tiny"), threads=1, concurrency=1)):
+            pass
+
+    with structlog.testing.capture_logs() as lines:
+        asyncio.run(scenario())
+    assert not lines
+
+
 @pytest.mark.parametrize("content", [b"not a graph", b""])
 def test_what_is_no_graph_is_one_error_by_name_and_no_warning(models, content):
     (models / "tiny" / "1" / "model.onnx").write_bytes(content)
