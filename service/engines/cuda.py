@@ -37,9 +37,9 @@ _ADVICE = {
 }
 
 
-# Graphs that may be recorded. ONNX Runtime before onnxruntime#32121 (August 2026) replays a Concat or
-# Split of unequal parts and some products with what another size of batch left: model.cuda.onnx is
-# written without them, the portable graphs are not.
+# ONNX Runtime before onnxruntime#32121 (August 2026) replays a Concat or Split of unequal parts
+# with what another size of batch left, and some products too: model.cuda.onnx is written without
+# them, the portable graphs are not.
 _RECORDABLE = (CUDA,)
 
 
