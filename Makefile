@@ -5,7 +5,7 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := $(VENV)-newest
-.PHONY: help setup setup-dev run run-triton test test-fast test-newest soak gpu lint docs
+.PHONY: help setup setup-dev setup-gpu run run-triton test test-fast test-newest soak gpu lint docs
 
 # The names of the packages that the base needs.
 define DEPENDENCIES
@@ -24,6 +24,9 @@ setup: $(VENV)/.base
 
 # Add what training, tests and lint need (PyTorch among it)
 setup-dev: $(VENV)/.dev
+
+# Add what serving on an NVIDIA card needs (Linux; some 3 GB with CUDA's libraries)
+setup-gpu: $(VENV)/.gpu
 
 # Serve the models in models/ on http://127.0.0.1:8000 (PORT=... to change)
 run: setup
@@ -85,6 +88,12 @@ $(VENV)/.base: pyproject.toml | $(VENV)/.python
 
 $(VENV)/.triton: $(VENV)/.base
 	$(BIN)/pip install --quiet --editable '.[triton]'
+	touch $@
+
+# onnxruntime, which the base asks for, lies over onnxruntime-gpu: they are one folder.
+$(VENV)/.gpu: $(VENV)/.base
+	$(BIN)/pip install --quiet --editable '.[gpu]'
+	$(BIN)/pip install --quiet --force-reinstall --no-deps onnxruntime-gpu
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.python

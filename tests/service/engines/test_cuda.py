@@ -410,7 +410,7 @@ WHERE = (
     [
         (
             "libcublasLt.so.13: cannot open shared object file: No such file or directory",
-            r"^libcublasLt\.so\.13 is missing: pip install 'sid-serve\[gpu\]'",
+            r"^libcublasLt\.so\.13 is missing: make setup-gpu",
         ),
         (
             "libcuda.so.1: cannot open shared object file: No such file or directory",
@@ -483,7 +483,7 @@ def test_bfloat16_is_refused_saying_which_precisions_there_are(tmp_path):
 def why_no_card() -> str | None:
     """Why tests that need a card cannot run here; None: they can."""
     if not CudaEngine.installed():
-        return "this ONNX Runtime has no CUDA provider: pip install 'sid-serve[gpu]'"
+        return "this ONNX Runtime has no CUDA provider: make setup-gpu"
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
