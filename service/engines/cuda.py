@@ -87,6 +87,11 @@ class CudaEngine(OnnxEngine):
         },
     )
 
+    def _largest_batch(self) -> int:
+        # What is not recorded is filled up to the one size that there is.
+        recorded = self.filename in self.recordable
+        return self.largest_batch if recorded else OnnxEngine.largest_batch
+
     @classmethod
     def installed(cls) -> bool:
         """Whether this ONNX Runtime was built for the device, which may be missing all the same."""

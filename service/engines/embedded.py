@@ -69,11 +69,15 @@ class EmbeddedEngine:
         self.precision = precision
         self.version = ""
         self.concurrency = concurrency
-        self.max_batch_size = max_batch_size or self.largest_batch
+        self.max_batch_size = max_batch_size or self._largest_batch()
         self._bundle = bundle
         self._threads = threads
         self._session: Any = None
         self._workers: DaemonThreads | None = None
+
+    def _largest_batch(self) -> int:
+        """The largest batch that it gains from, of its graph."""
+        return self.largest_batch
 
     @classmethod
     def precisions(cls, bundle: Bundle) -> list[Precision]:

@@ -6,6 +6,7 @@ there, what is drawn is copied out. On processors the same code runs, and proves
 """
 
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -21,12 +22,27 @@ Rows = Mapping[str, tuple[str, Sequence[int]]]  # of each tensor its type, and o
 
 _GRAPH_ID = "gpu_graph_id"  # ONNX Runtime's run option: under which number a run is recorded
 _UNRECORDED = "-1"
+_TIMED = 3  # batches of each size, of which the fastest counts
+_CLEARLY = 1.25  # times as long as a larger batch, and a size is no use; less may be chance
 _LONGEST_WAIT = 10.0  # seconds for batches of other models to end, before a recording
 
 
 def padded_sizes(limit: int) -> list[int]:
     """The sizes that batches of at most `limit` are filled up to: 1, 2, 4, ... and `limit`."""
     return [*(1 << power for power in range((limit - 1).bit_length())), limit]
+
+
+def worthwhile(seconds: Mapping[int, float]) -> list[int]:
+    """The sizes that are worth having, by how long a batch of each takes; the largest always is.
+
+    A larger batch may take less: for the smallest ones of a large network cuDNN's heuristic chose
+    kernels that took 22 ms where a batch of 8 took 3.4 (docs/results/gpu.md).
+    """
+    kept: list[int] = []
+    for size in sorted(seconds, reverse=True):
+        if not kept or seconds[size] < _CLEARLY * min(seconds[larger] for larger in kept):
+            kept.append(size)
+    return kept[::-1]
 
 
 def pad(rows: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
@@ -65,28 +81,43 @@ class PaddedSession:
         self._session = session
         self._inputs = {name: row for name, row in signature.items() if name != IMAGES}
         self._recorded = recorded
-        self._buffers = {
-            size: _Buffers(session, signature, size, device) for size in padded_sizes(limit)
-        }
+        # What is not recorded has one size alone: at each change of it ONNX Runtime plans every
+        # convolution anew, which takes longer than computing some rows for nothing.
+        sizes = padded_sizes(limit) if recorded else [limit]
+        self._buffers = {size: _Buffers(session, signature, size, device) for size in sizes}
         self._thread = DaemonThreads(1, name)
         self.busy = False
 
     def warm_up(self) -> None:
         """Compute a batch of each size: kernels are chosen, memory is taken, graphs recorded.
 
-        The largest first, so that the smaller ones find their memory in what it left.
+        The largest first, so that the smaller ones find their memory in what it left. Sizes that
+        are not `worthwhile` are given up.
 
         Raises:
             Exception: whatever ONNX Runtime raises.
         """
         import onnxruntime
 
+        seconds: dict[int, float] = {}
         for size in reversed(self._buffers):
             zeros = {
                 name: np.zeros((size, *row), dtype) for name, (dtype, row) in self._inputs.items()
             }
             way = _GATE.recording() if self._recorded else _GATE.batch()
             self._thread.call(self._compute, size, zeros, onnxruntime.RunOptions(), way)
+            if len(self._buffers) > 1:
+                seconds[size] = min(self._seconds(size, zeros) for _ in range(_TIMED))
+        if seconds:
+            self._buffers = {size: self._buffers[size] for size in worthwhile(seconds)}
+
+    def _seconds(self, size: int, inputs: Inputs) -> float:
+        """How long a batch of one of the sizes takes, from the host's memory and back."""
+        import onnxruntime
+
+        began = time.perf_counter()
+        self._thread.call(self._compute, size, inputs, onnxruntime.RunOptions(), _GATE.batch())
+        return time.perf_counter() - began
 
     def run(self, inputs: Inputs, options: Any) -> Images:
         """The images of one batch.

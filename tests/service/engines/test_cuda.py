@@ -5,6 +5,7 @@ model.cuda.onnx has nodes that only CUDA computes, so it is model.onnx that is d
 
 import asyncio
 import ctypes
+import math
 import re
 import threading
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from service.bundle import BASELINE, CUDA, latents, load_bundle
 from service.engines import EngineError, Prepared
 from service.engines.cuda import CudaEngine, explain
 from service.engines.onnx import OnnxEngine, open_session
-from service.engines.padded import PaddedSession, _Gate, pad, padded_sizes
+from service.engines.padded import PaddedSession, _Gate, pad, padded_sizes, worthwhile
 from tests.bundles import FOR_EVER, compute, graph_inputs, republished, write_bundle
 from tests.service.engines.padded_engine import PaddedEngine
 from tests.service.waiting import happens
@@ -101,20 +102,45 @@ def padded(models):
         session.end()
 
 
-def test_each_size_is_recorded_once_largest_first_and_serves_what_fits_into_it(padded):
+def test_each_size_is_recorded_largest_first_and_serves_what_fits_into_it(padded, monkeypatch):
+    monkeypatch.setattr("service.engines.padded._CLEARLY", math.inf)
     session, watched, run = padded(recorded=True)
     session.warm_up()
-    assert watched.graph_ids == ["8", "4", "2", "1"]
+    assert list(dict.fromkeys(watched.graph_ids)) == ["8", "4", "2", "1"]
     watched.graph_ids.clear()
     assert [len(run(count)) for count in range(1, 9)] == list(range(1, 9))
     assert watched.graph_ids == ["1", "2", "4", "4", "8", "8", "8", "8"]
 
 
-def test_what_is_not_recorded_says_so_to_the_session(padded):
+def test_what_is_not_recorded_says_so_to_the_session_and_has_one_size(padded):
+    """ONNX Runtime plans every convolution anew at each change of the size."""
     session, watched, run = padded(recorded=False)
     session.warm_up()
-    run(3)
+    assert [len(run(count)) for count in (1, 3, 8)] == [1, 3, 8]
     assert set(watched.graph_ids) == {"-1"}
+    assert list(session._buffers) == [8]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kept"),
+    [
+        ({1: 1, 2: 2, 4: 3}, [1, 2, 4]),
+        ({1: 22.6, 2: 15, 4: 4, 8: 3.4, 64: 12}, [4, 8, 64]),  # 4: no clear difference
+        ({1: 5, 2: 1, 4: 3}, [2, 4]),
+        ({8: 1}, [8]),
+    ],
+)
+def test_a_size_that_takes_longer_than_a_larger_one_is_given_up(seconds, kept):
+    assert worthwhile(seconds) == kept
+
+
+def test_images_of_a_size_that_was_given_up_are_drawn_in_a_larger_batch(padded, monkeypatch):
+    session, watched, run = padded(recorded=True)
+    monkeypatch.setattr(session, "_seconds", lambda size, _: 9 if size < 4 else size)
+    session.warm_up()
+    watched.graph_ids.clear()
+    assert len(run(1)) == 1
+    assert watched.graph_ids == ["4"]
 
 
 def test_buffers_stay_where_they_are_and_answers_are_of_their_own(padded):
