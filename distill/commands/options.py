@@ -107,7 +107,7 @@ CompileOption = Annotated[
     typer.Option(
         "--compile",
         help="torch.compile for the networks. auto: on CUDA the fastest of compiled, channels_last "
-        "and NCHW, measured at the start in some seconds and up to three minutes of compiling; on "
+        "and NCHW, measured at the start in some seconds and up to a minute of compiling; on "
         "a CPU off. It changes how fast a run is and how sums are rounded, nothing else (but for "
         "dropout's draws in NCHW).",
     ),

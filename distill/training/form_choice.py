@@ -20,7 +20,7 @@ from distill.training_config import LoopConfig, TrainingPrecision
 
 CompileChoice = Literal["auto", "on", "off"]
 
-COMPILE_SECONDS = 180.0  # after which no further block is compiled in order to be measured
+COMPILE_SECONDS = 60.0  # after which no further block is compiled in order to be measured
 WARM_UPS, REPEATS, MEASURE_SECONDS = 3, 20, 2.0  # of one form
 
 

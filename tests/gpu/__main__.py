@@ -2,6 +2,7 @@
 
     python -m tests.gpu                # from a checkout; writes runs/gpu/<card>.json and .md
     python -m tests.gpu --toy          # the same code on the CPU at toy size: it works, no figures
+    python -m tests.gpu --only compiled    # apart, for compiling takes minutes
 
 A bare machine (torch, numpy, onnx; no pip, no network) lacks pydantic and others. Collect them on
 a machine that has pip, take the folder along, and name it:
@@ -66,7 +67,8 @@ def main() -> None:
     outcomes: list[Outcome] = []
     command = [sys.executable, "-m", "tests.gpu", "--sections", given.sections]
     command += ["--toy"] if given.toy else []
-    for name in given.only or sections:
+    usual = [name for name, one in sections.items() if given.toy or not one.apart]
+    for name in given.only or usual:
         limit = sections[name].seconds * (_TOY_PATIENCE if given.toy else 1)
         outcomes.append(run_section(sections[name], [*command, "--child", name], limit))
         # After each, so that whoever ends the kit early has what was measured so far.

@@ -43,6 +43,7 @@ class Section:
         seconds: after so many its process group is killed; what it has recorded stays.
         needs: modules without which it is left out, and says so.
         rows: of its table.
+        apart: it runs on a card only when it is asked for, beside the eight minutes.
     """
 
     module: str
@@ -50,6 +51,7 @@ class Section:
     seconds: float
     needs: tuple[str, ...]
     rows: tuple[Row, ...] = field(default=())
+    apart: bool = False
 
     @property
     def name(self) -> str:

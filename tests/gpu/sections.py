@@ -76,7 +76,7 @@ SECTIONS = (
     Section(
         "tests.gpu.ceilings",
         "Ceilings of the card",
-        20,
+        10,
         ("torch",),
         (
             Row("bfloat16", "matrix product, bfloat16", "TFLOP/s", "728"),
@@ -88,7 +88,7 @@ SECTIONS = (
     Section(
         "tests.gpu.correctness",
         "Right",
-        60,
+        85,
         _NETWORKS,
         (
             *_outputs("ddpmpp"),
@@ -109,7 +109,7 @@ SECTIONS = (
     Section(
         "tests.gpu.training",
         "Training, eager (--compile off)",
-        105,
+        190,
         _NETWORKS,
         (
             *_TRAINED,
@@ -130,16 +130,9 @@ SECTIONS = (
         ),
     ),
     Section(
-        "tests.gpu.compiled",
-        "Training, the fastest form (--compile auto)",
-        135,
-        _NETWORKS,
-        _TRAINED,
-    ),
-    Section(
         "tests.gpu.inference",
         "One-step inference",
-        85,
+        60,
         (*_NETWORKS, "pydantic_settings", "structlog"),
         (
             *_batches("fashion", "models/fashion, float16, CUDA engine",
@@ -169,8 +162,16 @@ SECTIONS = (
     Section(
         "tests.gpu.marked_tests",
         "Tests marked `gpu`",
-        34,
+        75,
         ("pytest", "hypothesis"),
         (Row("failed", "tests that failed", "", "none was marked", at_most=0, must=True),),
+    ),
+    Section(
+        "tests.gpu.compiled",
+        "Training, compiled (--compile on)",
+        600,
+        _NETWORKS,
+        _TRAINED,
+        apart=True,
     ),
 )  # fmt: skip

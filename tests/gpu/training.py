@@ -46,10 +46,10 @@ class Speed(NamedTuple):
 
 def run(record: Record) -> None:
     """Fill the table, the rows with aims first."""
+    steps(record)
     cifar(record)
     row(record, "fashion", sid_speed(record, "fashion", 128, "bfloat16"))
     row(record, "64x64", sid_speed(record, "64x64", 256, "bfloat16"))
-    steps(record)
     beside_transcription(record)
     row(record, "teacher", teacher_speed(record))
     row(record, "fashion float32", sid_speed(record, "fashion", 128, "float32"))
