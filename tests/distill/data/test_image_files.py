@@ -4,7 +4,9 @@ import contextlib
 import io
 import os
 import random
+import shutil
 import struct
+import subprocess
 import zipfile
 import zlib
 from pathlib import Path
@@ -208,19 +210,51 @@ def test_names_whose_encoding_a_zip_does_not_say_are_told(tmp_path):
     assert "no stated" not in load_dataset(path, resolution=8).summary
 
 
-def test_a_name_in_unicode_beside_one_in_a_code_page_is_the_name(tmp_path):
-    """Info-ZIP's and WinRAR's extra field 0x7075."""
-    legacy, name = "кот".encode("cp866") + b"/1.png", "кот/1.png"
+def with_unicode_name(path, legacy, name, goes_with=None):
+    """A zip with Info-ZIP's and WinRAR's extra field 0x7075: a name in UTF-8 beside other bytes."""
     info = zipfile.ZipInfo("~" * len(legacy))
-    field = b"\1" + zlib.crc32(legacy).to_bytes(4, "little") + name.encode()
-    info.extra = struct.pack("<HH", 0x7075, len(field)) + field
-    path = tmp_path / "set.zip"
+    crc = zlib.crc32(legacy if goes_with is None else goes_with).to_bytes(4, "little")
+    field = b"\1" + crc + (name if isinstance(name, bytes) else name.encode())
+    # After another field, as Info-ZIP puts it behind the times.
+    info.extra = struct.pack("<HHB", 0x5455, 1, 0) + struct.pack("<HH", 0x7075, len(field)) + field
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(info, png())
         archive.writestr("b/1.png", png())
     path.write_bytes(path.read_bytes().replace(info.filename.encode(), legacy))
+    return path
+
+
+@pytest.mark.parametrize("legacy", ["кот".encode("cp866"), b"\xc3\xa9", b"#U043a#U043e#U0442"])
+def test_a_name_in_unicode_beside_one_in_a_code_page_is_the_name(tmp_path, legacy):
+    """Whatever the other name is: in a code page, valid UTF-8 by chance, or escaped to ASCII."""
+    path = with_unicode_name(tmp_path / "set.zip", legacy + b"/1.png", "кот/1.png")
     dataset = load_dataset(path, resolution=8)
     assert dataset.classes == ("b", "кот")
+    assert "no stated" not in dataset.summary
+
+
+@pytest.mark.parametrize(
+    ("name", "goes_with"), [("кот/1.png", b"before it was renamed"), (b"\xff/1.png", None)]
+)
+def test_a_name_in_unicode_that_is_stale_or_damaged_does_not_count(tmp_path, name, goes_with):
+    path = with_unicode_name(tmp_path / "set.zip", "é/1.png".encode(), name, goes_with)
+    assert load_dataset(path, resolution=8).classes == ("b", "é")
+
+
+@pytest.mark.skipif(shutil.which("zip") is None, reason="there is no zip program here")
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_zip_of_linuxs_own_program_keeps_the_names_of_classes(tmp_path, locale):
+    names = ("Ärger", "дом", "日本")
+    for name in names:
+        write_image(tmp_path / "photos" / name / "ü.png")
+    subprocess.run(
+        ["zip", "-qr", "../photos.zip", "."],
+        cwd=tmp_path / "photos",
+        env=os.environ | {"LC_ALL": locale},
+        check=True,
+    )
+    dataset = load_dataset(tmp_path / "photos.zip", resolution=8)
+    assert dataset.classes == names
     assert "no stated" not in dataset.summary
 
 
