@@ -73,8 +73,7 @@ def load_recipe(name: str) -> Recipe:
     """
     path = Path(name) if name.lower().endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
-        shipped = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
-        raise UserError(f"no recipe {name!r}: name a .toml file or one of: {shipped}")
+        raise UserError(_missing(name))
     try:
         content = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
@@ -87,6 +86,22 @@ def load_recipe(name: str) -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path}: {first_error(error)}") from None
+
+
+def _missing(name: str) -> str:
+    """Say that a recipe is not there: a file that was meant, or the name of a shipped one."""
+    shipped = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
+    if not name.lower().endswith(".toml"):
+        if Path(f"{name}.toml").is_file():
+            return f"no recipe {name!r} is shipped: for the file say {name}.toml"
+        return f"no recipe {name!r}: name a .toml file or one of: {shipped}"
+    path = Path(name)
+    if path.exists():
+        return f"the recipe {name} is no file: name a .toml file or one of: {shipped}"
+    return (
+        f"the recipe file {name} is missing: there is none in {path.parent.resolve()}; shipped "
+        f"recipes are named without .toml: {shipped}"
+    )
 
 
 def _put_todays_precisions(content: dict[str, Any]) -> None:

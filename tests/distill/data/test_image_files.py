@@ -119,6 +119,32 @@ def test_a_damaged_image_is_named_whatever_its_name(tmp_path, name, content):
         load_dataset(tmp_path, resolution=8)
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_all_damaged_images_are_listed_in_one_run(tmp_path, zipped):
+    damaged = [f"{name}/{i:02}.png" for name in ("cat", "dog") for i in range(13)]
+    for name in damaged:
+        write_image(tmp_path / "pets" / name)
+        (tmp_path / "pets" / name).write_bytes(png()[:-30] if "cat" in name else b"")
+    write_image(tmp_path / "pets" / "cat" / "whole.png")
+    path = tmp_path / "pets"
+    if zipped:
+        path = Path(shutil.make_archive(str(path), "zip", path))
+    with pytest.raises(UserError) as caught:
+        load_dataset(path, resolution=8)
+    told = str(caught.value)
+    assert told.startswith(f"{path}: 26 images cannot be read, replace or remove them: cat/00.png")
+    assert "dog/00.png is not a readable image (Pillow knows it as none)" in told
+    assert [name in told for name in damaged] == [True] * 20 + [False] * 6
+    assert told.endswith("; and 6 more")
+
+
+def test_an_image_that_cannot_be_unpacked_is_listed_with_the_others(tmp_path):
+    path = zip_of(tmp_path / "set.zip", "a/1.png", "b/2.png", compression=zipfile.ZIP_STORED)
+    path.write_bytes(path.read_bytes().replace(b"IDAT", b"IDAZ"))  # both checksums are wrong now
+    with pytest.raises(UserError, match=r"2 images .*: a/1\.png cannot be .*; b/2\.png cannot be"):
+        load_dataset(path, resolution=8)
+
+
 def test_a_zip_made_on_windows_has_folders(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
         for folder in ("pets\\", "pets\\cat\\", "pets\\mouse\\"):
