@@ -137,7 +137,8 @@ def _load_images(path: Path, resolution: int, background: str) -> Dataset:
     damaged is looked for to the end, so that all of it can be mended at once.
     """
     colour, notes = parse_colour(background), Notes()
-    names, images = [], []
+    names: list[PurePosixPath] = []
+    images: list[np.ndarray] = []
     damaged: list[str] = []
     with open_sources(path, notes) as sources:
         labels_file = find_labels_file(sources.files)
@@ -154,7 +155,7 @@ def _load_images(path: Path, resolution: int, background: str) -> Dataset:
                     notes.pass_over("files that are no images", file.name)
                     continue
                 with open_image(file) as image:
-                    pixels = decode(image, resolution, colour, notes)
+                    decoded = decode(image, resolution, colour, notes)
             except PermissionError:
                 raise  # the file may be a good one
             except Exception as error:  # Pillow raises many types for damaged files
@@ -163,7 +164,7 @@ def _load_images(path: Path, resolution: int, background: str) -> Dataset:
                 continue
             names.append(file.name)
             if not damaged:
-                images.append(pixels)
+                images.append(decoded)
     if damaged:
         raise UserError(_damaged(path, damaged))
     for folder in _without_images(sources.folders, names):
