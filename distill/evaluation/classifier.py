@@ -101,7 +101,12 @@ def train_extractor(
             "--thumbnail that divides it, or 0 for none"
         )
     if not train.classes:
-        raise UserError("a feature extractor learns to tell classes apart: the data set has none")
+        raise UserError(
+            "a feature extractor learns to tell classes apart, and these images have none: put "
+            "them into one sub-folder a class, or do without one: 'run --features none' and "
+            "'publish' without --teacher measure nothing, and 'evaluate' takes --features "
+            "efficientnet-lite0 for any images (docs/tutorial.md)"
+        )
     if len(train) < 2 * FEATURES:
         raise UserError(
             f"{len(train)} images are too few for the covariance of {FEATURES} features: "

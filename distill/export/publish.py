@@ -79,7 +79,8 @@ def publish(
         generator_file: the distilled network (.safetensors).
         teacher_file: its teacher, for the quality beside the generator's; None for no quality.
         name: of the bundle and its folder.
-        description: one sentence for the catalogue.
+        description: one sentence for the catalogue; empty for the one in the generator's file,
+            which its teacher's recipe gave it.
         licence: of the weights; None for the one that the generator's file states.
         models: the catalogue's folder.
         precisions: in which the bundle holds the network besides float32.
@@ -128,7 +129,7 @@ def publish(
             files={f"{version}/{name}": sha256_file(inside / name) for name in validated},
             graphs={name: graph for name, (graph, _) in validated.items()},
             licence=licence,
-            description=description,
+            description=description or metadata.get("description", ""),
             training=_training_metadata(metadata),
             quality=quality,
             golden=_golden(module),
@@ -152,7 +153,8 @@ def _licence(generator_file: Path, metadata: Mapping[str, Any]) -> str:
     if licence is None:
         raise UserError(
             f"the licence of {generator_file} is not known: say --licence, an SPDX identifier or a "
-            "sentence, as its training images allow"
+            "sentence, as its training images allow (CC-BY-4.0, say, or LicenseRef-private for a "
+            "model that nobody else may use), or write licence = '...' into the recipe"
         )
     return str(licence)
 
@@ -238,7 +240,7 @@ def _training_metadata(metadata: Mapping[str, Any]) -> dict[str, str | int | flo
     return {
         name: value if isinstance(value, str | int | float) else json.dumps(value)
         for name, value in metadata.items()
-        if name not in ("role", "classes")
+        if name not in ("role", "classes", "description")
     }
 
 
