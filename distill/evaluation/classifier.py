@@ -102,8 +102,8 @@ def train_extractor(
         )
     if not train.classes:
         raise UserError(
-            "a feature extractor learns to tell classes apart, and these images have none: put "
-            "them into one sub-folder a class, or do without one: 'run --features none' and "
+            "a feature extractor learns to tell classes apart: the data set has none. Put the "
+            "images into one sub-folder a class, or do without: 'run --features none' and "
             "'publish' without --teacher measure nothing, and 'evaluate' takes --features "
             "efficientnet-lite0 for any images (docs/tutorial.md)"
         )

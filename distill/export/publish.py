@@ -153,8 +153,8 @@ def _licence(generator_file: Path, metadata: Mapping[str, Any]) -> str:
     if licence is None:
         raise UserError(
             f"the licence of {generator_file} is not known: say --licence, an SPDX identifier or a "
-            "sentence, as its training images allow (CC-BY-4.0, say, or LicenseRef-private for a "
-            "model that nobody else may use), or write licence = '...' into the recipe"
+            "sentence, as its training images allow (CC-BY-4.0, say; LicenseRef-private for a "
+            "model that nobody else may use)"
         )
     return str(licence)
 
