@@ -4,11 +4,12 @@ import errno
 import fcntl
 import json
 import math
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -357,8 +358,9 @@ def _locked(folder: Path) -> Iterator[None]:
 def _stop_requested(insists: bool) -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether SIGINT or SIGTERM came.
 
-    If `insists`, a second one kills. Not under torchrun, which passes on what the terminal has
-    already sent to every process.
+    If `insists`, the first is answered at once on standard error, for a step can take long, and a
+    second one kills. Not under torchrun, which passes on what the terminal has already sent to
+    every process.
     """
     received: list[int] = []
     previous: dict[int, Any] = {}
@@ -366,6 +368,10 @@ def _stop_requested(insists: bool) -> Iterator[Callable[[], bool]]:
     def note(number: int, _frame: object) -> None:
         received.append(number)
         if insists:
+            if len(received) == 1:
+                # Not by print: the signal may have come while the progress bar was being written.
+                with suppress(OSError):
+                    os.write(2, b"\nstopping after this step; once more: at once, unsaved\n")
             signal.signal(number, previous[number])
 
     for number in (int(signal.SIGINT), int(signal.SIGTERM)):
