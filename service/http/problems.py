@@ -79,13 +79,17 @@ def install(app: FastAPI) -> None:
 
 
 def problem_for(request: Request, error: Exception) -> Response | None:
-    """The answer for an exception that is meant for the client; None for any other."""
+    """The answer for an exception that is meant for the client; None for any other.
+
+    The request's state keeps the problem's kind, for the log.
+    """
     if isinstance(error, RequestValidationError):
         error = _invalid_request(error)
     elif isinstance(error, HTTPException):
         error = _of_starlette(request, error)
     if not isinstance(error, RefusedError):
         return None
+    request.scope.setdefault("state", {})["problem"] = error.kind
     if request.url.path.startswith(OPENAI_PREFIX):
         return problem(error, error=_openai_error(error))
     return problem(error)

@@ -1,6 +1,6 @@
 // The playground: wires the controls to the stage, the walk and the gallery.
 
-import { Refused, draw, listModels, rememberKey } from "./api.js";
+import { Refused, draw, findClient, forgetKey, listModels, rememberKey } from "./api.js";
 import { ClassList } from "./classes.js";
 import { Gallery } from "./gallery.js";
 import { asCurl, asPython, copy, download } from "./snippets.js";
@@ -14,6 +14,7 @@ const SETTLE = 120; // milliseconds that a control rests before the gallery is d
 
 const state = states.readState(location.search);
 let models = [];
+let wheel; // address of the client for Python
 let shown; // the image on the stage
 let gallerySettles = 0;
 
@@ -206,8 +207,8 @@ function showBusy(seconds) {
 }
 
 function showError(error, again) {
-  if (error instanceof Refused && [401, 403].includes(error.status)) {
-    askForKey();
+  if (error instanceof Refused && error.kind in KEY_QUESTIONS) {
+    askForKey(error.kind);
   } else if (error instanceof Refused) {
     showNotice(`Not drawn: ${error.message}.`, again);
   } else {
@@ -215,11 +216,19 @@ function showError(error, again) {
   }
 }
 
-function askForKey() {
+const KEY_QUESTIONS = {
+  "key-required": "This server asks for an API key.",
+  "key-unknown": "That API key is wrong: this server does not know it. Type or paste all of it again.",
+};
+
+function askForKey(kind) {
+  if (kind === "key-unknown") forgetKey();
   if ($("key").open) return;
+  $("key-why").textContent = KEY_QUESTIONS[kind];
+  $("key-input").setAttribute("aria-invalid", String(kind === "key-unknown"));
   $("key").returnValue = "";
   $("key").onclose = () => {
-    if (!$("key").returnValue) return showNotice("This server asks for an API key.", start);
+    if (!$("key").returnValue) return showNotice(KEY_QUESTIONS[kind], start);
     rememberKey($("key-input").value);
     start();
   };
@@ -260,7 +269,7 @@ function wire() {
   $("stage-zoom").onclick = () => shown && zoom.open([shown], 0);
   $("download").onclick = () => shown && download(shown);
   $("copy-curl").onclick = () => copy(asCurl(states.askedOf(state)), $("copy-curl"));
-  $("copy-python").onclick = () => copy(asPython(states.askedOf(state)), $("copy-python"));
+  $("copy-python").onclick = () => copy(asPython(states.askedOf(state), wheel), $("copy-python"));
   $("share").onclick = () => copy(location.href, $("share"));
   $("controls").onsubmit = (event) => event.preventDefault();
   document.addEventListener("keydown", onKey);
@@ -302,6 +311,8 @@ function wireTheme() {
 
 async function start() {
   try {
+    wheel = await findClient();
+    $("client").href = wheel;
     models = await listModels();
   } catch (error) {
     showError(error, start);

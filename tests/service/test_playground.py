@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,6 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 
 from service.http.security import new_key
 from tests.bundles import write_bundle
+from tests.fresh_venv import fresh_venv, run_in
 from tests.service.test_process import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -354,7 +354,11 @@ def test_what_is_taken_along_draws_the_same_image(page, url, tmp_path):
     page.click("#copy-python")
     expect(page.locator("#copy-python")).to_have_text("Copied")
     program = page.evaluate("navigator.clipboard.readText()")
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    install = program.splitlines()[0].removeprefix("# pip ").split()
+    assert page.locator("#client").evaluate("link => link.href") == install[-1]
+    python = fresh_venv(tmp_path / "app")
+    run_in(python, "-m", "pip", *install, cwd=tmp_path)
+    run_in(python, "-c", program, cwd=tmp_path)
     assert (tmp_path / name).read_bytes() == expected
 
     page.click("#share")
@@ -410,12 +414,18 @@ def test_a_server_with_keys_asks_for_one(context, tmp_path):
         page = context.new_page()
         page.goto(url)
         expect(page.locator("#key")).to_be_visible()
+        expect(page.locator("#key-why")).to_contain_text("asks for an API key")
         page.keyboard.press("Escape")
         expect(page.locator("#notice")).to_contain_text("asks for an API key")
         page.click("#notice button")
         page.fill("#key-input", "wrong")
         page.keyboard.press("Enter")
-        expect(page.locator("#key")).to_be_visible()
+        expect(page.locator("#key-why")).to_contain_text("That API key is wrong")
+        assert Axe().run(page).violations_count == 0
+        page.keyboard.press("Escape")
+        expect(page.locator("#notice")).to_contain_text("That API key is wrong")
+        page.click("#notice button")
+        expect(page.locator("#key-why")).to_contain_text("asks for an API key")  # it is forgotten
         page.fill("#key-input", made.secret)
         page.keyboard.press("Enter")
         expect(page.locator("#tiles img")).to_have_count(24)
