@@ -48,7 +48,8 @@ SMALLER = [
     # It is installed already; from here it would put a copy in the place of the tree.
     (r"\.venv/bin/pip install .*", ".venv/bin/python -c 'import openvino'"),
     # With httpx from here, for there may be no index to ask.
-    (r"python3 -m venv app", ".venv/bin/python -m tests.fresh_venv app"),
+    (r"python3 -m venv ", ".venv/bin/python -m tests.fresh_venv "),
+    (r"app/bin/pip install ", "app/bin/pip install --no-index "),
 ]
 
 
@@ -80,7 +81,6 @@ class Shell:
         self.server: subprocess.Popen[str] | None = None
         kept = {name: it for name, it in os.environ.items() if not name.startswith("SID_")}
         self.environment = {**kept, "SID_PORT": self.port, "OMP_NUM_THREADS": "1"}
-        self.environment |= {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
     def run(self, command: str) -> None:
         command = command.replace("8000", self.port)
@@ -157,7 +157,7 @@ def test_every_block_runs(page, shell):
         elif block["kind"] == "python":
             program = shell.folder / "program.py"
             program.write_text(text.replace("8000", shell.port))
-            shell.run("app/bin/python program.py")
+            shell.run("../app/bin/python program.py")
         else:
             for command in text.replace("\\\n", " ").splitlines():
                 shell.run(command)
