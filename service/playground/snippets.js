@@ -58,6 +58,10 @@ export async function copy(text, button) {
   }
   const said = button.dataset.said ?? button.textContent;
   button.dataset.said = said;
+  button.style.width = `${button.getBoundingClientRect().width}px`; // so that its neighbours stay
   button.textContent = "Copied";
-  setTimeout(() => (button.textContent = said), 1500);
+  setTimeout(() => {
+    button.textContent = said;
+    button.style.width = "";
+  }, 1500);
 }
