@@ -42,8 +42,8 @@ def http(document: dict[str, Any]) -> str:
         "# HTTP reference\n\n"
         "The same to try out, on a running server: `/docs`; for programs: `/openapi.json`.\n"
         "Where the server has API keys, send one as `Authorization: Bearer KEY` or "
-        "`X-API-Key: KEY`, to all\nroutes but `/`, `/livez`, `/readyz` and `/metrics`. Every "
-        "answer carries `X-Request-ID`.\n"
+        "`X-API-Key: KEY`, to all\nroutes but `/`, `/client`, `/livez`, `/readyz` and `/metrics`. "
+        "Every answer carries `X-Request-ID`.\n"
     )
     for path, methods in document["paths"].items():
         for method, route in methods.items():

@@ -13,7 +13,7 @@ from service.http import problems
 from service.http.cors import CrossOrigin
 from service.http.fast_route import FastRoute, FastRoutes
 from service.http.middleware import ApiKeys, BodyLimit, RequestMetrics
-from service.http.routes import generate, health, models, openai, playground
+from service.http.routes import client, generate, health, models, openai, playground
 from service.http.security import TokenBuckets, load_keys
 from service.observability.metrics import Metrics
 from service.observability.tracing import open_tracing
@@ -65,6 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
         openai.generation_router,
         openai.router,
         health.router,
+        client.router,
     ):
         app.include_router(router)
     playground.install(app)

@@ -269,8 +269,12 @@ def bench(
         Path | None, typer.Option("--json", help="File for all figures; - is standard output.")
     ] = None,
 ) -> None:
-    """Put load on a server and report rates and latencies, as its clients see them."""
+    """Put load on a server and report rates and latencies, as its clients see them.
+
+    Where every request is refused it stops, shows one answer, and exits with status 1.
+    """
     from service.bench import command
+    from service.bench.refusal import AllRefusedError
 
     target = command.make_target(
         url,
@@ -282,17 +286,21 @@ def bench(
         headers=header or [],
         seed=seed,
     )
-    command.run(
-        target,
-        connections or [],
-        rate or [],
-        arrivals=arrivals,
-        max_connections=max_connections,
-        warmup=warmup,
-        duration=duration,
-        timeout=timeout,
-        json_file=json_file,
-    )
+    try:
+        command.run(
+            target,
+            connections or [],
+            rate or [],
+            arrivals=arrivals,
+            max_connections=max_connections,
+            warmup=warmup,
+            duration=duration,
+            timeout=timeout,
+            json_file=json_file,
+        )
+    except AllRefusedError as refused:
+        print(f"error: {refused}", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 @app.command()

@@ -23,9 +23,10 @@ from service.observability.metrics import Metrics
 from service.observability.tracing import UNTRACED, Tracing
 
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
-# What needs no key: probes, and the playground's own files, which ask their user for one.
-_OPEN = PROBES | {"/"}
-_OPEN_PREFIX = "/playground/"
+# What needs no key: probes, the playground's own files, which ask their user for one, and the
+# client, which pip fetches without one.
+_OPEN = PROBES | {"/", "/client"}
+_OPEN_PREFIXES = ("/playground/", "/client/")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
@@ -95,7 +96,7 @@ class RequestMetrics:
         timer.observe(seconds)
         if route in PROBES:
             return
-        identity = {name: state[name] for name in ("client", "model") if name in state}
+        known = {name: state[name] for name in ("client", "model", "problem") if name in state}
         self._log.info(
             "request",
             method=scope["method"],
@@ -103,7 +104,7 @@ class RequestMetrics:
             status=status,
             ms=round(seconds * 1000, 2),
             **_ids(state),
-            **identity,
+            **known,
         )
 
 
@@ -114,7 +115,7 @@ class KeyRequiredError(RefusedError):
 
 
 class KeyUnknownError(RefusedError):
-    """The request brought an API key that is not let in."""
+    """The request brought an API key that is not let in: a wrong one, or one that was taken out."""
 
     status, kind = 403, "key-unknown"
 
@@ -141,12 +142,18 @@ class ApiKeys:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":  # nothing here speaks anything else
             if (key := _sent_key(scope)) is None:
-                detail = "send your API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
+                detail = (
+                    "this server asks for an API key, and the request brought none: send yours, as "
+                    "`Authorization: Bearer KEY` or `X-API-Key: KEY`"
+                )
                 headers = {"WWW-Authenticate": "Bearer"}
                 refusal = KeyRequiredError(detail, headers=headers)
                 await _refuse(refusal, scope, receive, send)
             elif (client := self._keys.client(key)) is None:
-                detail = "this server does not know the API key that was sent"
+                detail = (
+                    "the API key is wrong: this server does not know the API key that was sent; "
+                    "was all of it copied, and is it still in use here?"
+                )
                 await _refuse(KeyUnknownError(detail), scope, receive, send)
             else:
                 scope.setdefault("state", {})["client"] = client
@@ -211,7 +218,7 @@ def _route(scope: Scope) -> str:
 
 
 def _is_open(path: str) -> bool:
-    return path in _OPEN or path.startswith(_OPEN_PREFIX)
+    return path in _OPEN or path.startswith(_OPEN_PREFIXES)
 
 
 async def _refuse(error: RefusedError, scope: Scope, receive: Receive, send: Send) -> None:

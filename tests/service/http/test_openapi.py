@@ -26,5 +26,5 @@ def test_the_server_does_what_its_document_says_whatever_is_sent(models, tmp_pat
             cwd=tmp_path,
         )
     assert done.returncode == 0, done.stdout
-    assert "10 selected / 10 total" in done.stdout, "every route is in the document"
+    assert "12 selected / 12 total" in done.stdout, "every route is in the document"
     assert log.read_text() == "", "an error was logged"
