@@ -1,6 +1,8 @@
 """`sid-distill`: train a teacher, distil it, measure, export and publish."""
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -24,6 +26,26 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sid-distill {version('sid-serve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What stands before a command; the help is the application's."""
+
+
 training = (teacher, regress, run)
 afterwards = (evaluate, analyze, features, reference, avatars, export, publish)
 for command in training + afterwards:

@@ -24,6 +24,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"sid {version('sid-serve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What stands before a command; the help is the application's."""
+
+
 ModelsOption = Annotated[
     Path | None,
     typer.Option("--models", help="Folder of the models. Default: SID_MODELS, or ./models."),
@@ -61,7 +82,7 @@ def serve(
     from service import server
     from service.observability import logs
 
-    settings = _settings(host=host, port=port, models=models)
+    settings = _server_settings(host=host, port=port, models=models)
     logs.configure(settings.log_format, settings.log_level)
 
     server.run(settings, _announce)
@@ -86,7 +107,7 @@ def triton(
     from service.observability import logs
     from service.tools import triton_server
 
-    settings = _settings(port=port, models=models, triton=f"127.0.0.1:{grpc_port}")
+    settings = _server_settings(port=port, models=models, triton=f"127.0.0.1:{grpc_port}")
     logs.configure(settings.log_format, settings.log_level)
     triton_server.install()
     with triton_server.running(
@@ -361,6 +382,15 @@ class CommandError(Exception):
     """An option that cannot be followed; the message says why."""
 
 
+def _server_settings(**given: Any) -> "Settings":
+    """Those of a server, which refuses variables that mean nothing to it."""
+    from service.environment import check_variables
+    from service.settings import Settings
+
+    check_variables(os.environ, Settings.model_fields)
+    return _settings(**given)
+
+
 def _settings(**given: Any) -> "Settings":
     from pydantic import ValidationError
 
@@ -383,6 +413,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from service.bundle import BundleError, ClassLabelError, InputError, SeedError
     from service.client import ClientError
     from service.engines import EngineError
+    from service.environment import UnknownVariableError
     from service.http.connections import ConnectionsError
     from service.http.security import KeysError
     from service.observability.tracing import TracingError
@@ -411,6 +442,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         TracingError,
         TritonServerError,
         UnknownModelError,
+        UnknownVariableError,
     )
 
 
