@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from types import FrameType
 
 import structlog
@@ -24,6 +25,7 @@ from service.engines.threads import left_behind
 from service.http.connections import FileWatch, Room, make_room
 from service.http.protocol import bounded
 from service.http.security import Keys, KeysError, load_keys
+from service.listener import address_of, listen
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.serving.catalogue import Catalogue, Contents, load_contents
@@ -32,15 +34,10 @@ from service.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-_UNREAD_MS = 30_000  # milliseconds that sent bytes may stay unacknowledged
 # How long a thread that leaves the engine waits for the event loop to hand over the interpreter:
 # Python's 5 ms is a fifth of a batch.
 _SWITCH_SECONDS = 0.0002
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class ListenError(Exception):
-    """The address cannot be listened on; the message says why and what to do."""
 
 
 def run(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
@@ -50,6 +47,7 @@ def run(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # but for the time in `serve`
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings, announce))
+        log.info("ended")
         if hangs := left_behind():
             log.warning("a native call hangs and is left behind")
     if hangs:
@@ -82,6 +80,7 @@ async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) 
         except asyncio.CancelledError:
             if not signals.end:
                 raise
+            log.info("told to end before it had started")
 
 
 async def _serve(
@@ -115,12 +114,11 @@ async def _serve(
             timeout_graceful_shutdown=math.ceil(settings.grace_seconds) + 2,
         )
         async with app.router.lifespan_context(app):
-            host, port = listener.getsockname()[:2]
-            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
             catalogue: Catalogue = app.state.catalogue
 
             def ready() -> None:
+                url = address_of(listener)
+                _log_start(url, settings, catalogue, app.state.keys)
                 announce(url, catalogue)
                 if signals.hang_up:
                     server.hang_up()
@@ -128,6 +126,25 @@ async def _serve(
             server = _Server(config, settings, catalogue, app.state.keys, ready)
             metrics.connections.set_function(lambda: len(server.server_state.connections))
             await server.serve(sockets=[listener])
+
+
+def _log_start(url: str, settings: Settings, catalogue: Catalogue, keys: Keys | None) -> None:
+    engines = {f"{one.engine.name} {one.engine.version}" for one in catalogue.models.values()}
+    because = "the default"
+    if settings.engine == "auto" and not settings.triton:
+        because = "SID_ENGINE=auto: the fastest that draws the right image"
+    elif settings.triton or settings.engine:
+        because = "SID_TRITON" if settings.triton else "SID_ENGINE"
+    log.info(
+        "started",
+        version=version("sid-serve"),
+        address=url,
+        models=[model.tag for model in catalogue.models.values()],
+        default=catalogue.default or "none",
+        engine=", ".join(sorted(engines)),
+        because=because,
+        keys=len(keys or ()),
+    )
 
 
 @dataclass
@@ -172,30 +189,6 @@ def _handling(
             signal.signal(number, before)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Open the listening socket; raises ListenError."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; each connection inherits it
-                # A client that takes nothing of its answer does not hold it for ever.
-                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ListenError(
-            f"cannot listen on {host}:{port}: {reason}; choose another with --port (or SID_PORT)"
-        ) from error
-    return listener
-
-
 class _Server(uvicorn.Server):
     """uvicorn's server, with readiness that fails first at the end, and exit status 0."""
 
@@ -226,8 +219,8 @@ class _Server(uvicorn.Server):
         """
         loop = asyncio.get_running_loop()
 
-        def handle(_: int, __: FrameType | None) -> None:
-            loop.call_soon_threadsafe(self._stop, loop)
+        def handle(number: int, _: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self._stop, loop, signal.Signals(number).name)
 
         def hang_up(_: int, __: FrameType | None) -> None:
             loop.call_soon_threadsafe(self.hang_up)
@@ -238,7 +231,7 @@ class _Server(uvicorn.Server):
     def hang_up(self) -> None:
         """Do what SIGHUP asks for."""
         if _terminal_is_gone():  # the older meaning of the signal
-            self._stop(asyncio.get_running_loop())
+            self._stop(asyncio.get_running_loop(), "the terminal was closed")
         elif not self._stopping:
             task = asyncio.create_task(self._reload())
             self._reloads.add(task)
@@ -268,19 +261,26 @@ class _Server(uvicorn.Server):
             if self._keys is not None and keys is not None:
                 self._keys.replace(keys)
             default = self._catalogue.default or "none"
-            log.warning("reloaded", models=served, default=default, keys=len(self._keys or ()))
+            log.info("reloaded", models=served, default=default, keys=len(self._keys or ()))
             if stated is None and self._catalogue.default and len(served) > 1:
                 log.warning(
                     "the default is only remembered: SID_DEFAULT_MODEL keeps it over a restart",
                     default=default,
                 )
 
-    def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _stop(self, loop: asyncio.AbstractEventLoop, because: str) -> None:
         if self._stopping:  # asked twice: do not wait for anything
+            log.warning("told twice: ends without waiting", because=because)
             self.should_exit = self.force_exit = True
             return
         self._stopping = True
         self._catalogue.draining = True
+        log.info(
+            "draining: readiness fails, then accepted requests are finished",
+            because=because,
+            drain_seconds=self._settings.drain_seconds,
+            grace_seconds=self._settings.grace_seconds,
+        )
         for reload in self._reloads:
             reload.cancel()
         loop.call_later(self._settings.drain_seconds, setattr, self, "should_exit", True)

@@ -140,12 +140,15 @@ class Settings(BaseSettings):
         "the time after which your platform kills the process.",
     )
     log_format: Literal["human", "json"] = Field(
-        default="human", description="Log lines for people, or JSON for a log collector."
+        default="human",
+        description="Log lines for people, or JSON for a log collector: then each line on standard "
+        "output and error is JSON, those of libraries too.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
-        description="The least that is logged; at warning there is no line for each request, "
-        "which saves its cost.",
+        description="The least that is logged; at warning there is a line only for requests that "
+        "the server failed at (500, 502, 503), which saves the cost of the others, and none for "
+        "start, reload and end.",
     )
     traces: str | None = Field(
         default=None,
