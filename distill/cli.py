@@ -17,7 +17,7 @@ from distill.commands.reference import reference
 from distill.commands.regress import regress
 from distill.commands.run import run
 from distill.commands.teacher import teacher
-from distill.errors import UserError, first_line
+from distill.errors import UserError, first_line, how_to_install
 from distill.threads import share_processors
 
 app = typer.Typer(
@@ -61,8 +61,8 @@ def main() -> None:
     except UserError as error:
         message = str(error)
     except ModuleNotFoundError as error:
-        message = f"{error.name} is not installed: training needs 'make setup-dev', or pip's extra "
-        message += "'distill'"
+        message = f"{error.name} is not installed: training needs 'make setup-dev', or "
+        message += how_to_install("distill")
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from service.bundle import BASELINE, CPU
 from service.engines import EngineError, Images, Inputs
 from service.engines.embedded import EmbeddedEngine, Signature, check_signature
+from service.extras import how_to_install
 
 _SILENT = 4  # errors come as exceptions too; warnings are about the exporter's business
 _CPU_PROVIDER, _CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -66,7 +67,7 @@ class CudaEngine(OnnxEngine):
         if not self.installed():
             raise EngineError(
                 f"{path}: the ONNX Runtime that is installed has no {_CUDA_PROVIDER}: "
-                "pip install 'sid-serve[gpu]'"
+                + how_to_install("gpu")
             )
         session = open_session(path, self._threads, [(_CUDA_PROVIDER, _CUDA_OPTIONS)])
         # ONNX Runtime says nothing when it cannot have the GPU, and computes without it.
