@@ -9,8 +9,16 @@ class ListenError(Exception):
     """The address cannot be listened on; the message says why and what to do."""
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Open the listening socket; raises ListenError."""
+def listen(host: str, port: int, setting: str = "--port (or SID_PORT)") -> socket.socket:
+    """Open a listening socket.
+
+    Args:
+        host, port: the address.
+        setting: what says another port, for people.
+
+    Raises:
+        ListenError: the address is taken, or not this machine's.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -28,7 +36,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = error.strerror or str(error)
         raise ListenError(
-            f"cannot listen on {host}:{port}: {reason}; choose another with --port (or SID_PORT)"
+            f"cannot listen on {host}:{port}: {reason}; choose another with {setting}"
         ) from error
     return listener
 

@@ -2,14 +2,12 @@
 
 import asyncio
 import contextlib
-import errno
 import math
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from types import FrameType
 
@@ -23,6 +21,7 @@ from service.bundle import BundleError
 from service.engines import EngineError
 from service.engines.threads import left_behind
 from service.http.connections import FileWatch, Room, make_room
+from service.http.metrics_port import serving_metrics
 from service.http.protocol import bounded
 from service.http.security import Keys, KeysError, load_keys
 from service.listener import address_of, listen
@@ -31,13 +30,13 @@ from service.observability.metrics import Metrics
 from service.serving.catalogue import Catalogue, Contents, load_contents
 from service.serving.default_model import DefaultModelError
 from service.settings import Settings
+from service.signals import ENDING, EarlySignals, handling, starting, terminal_is_gone
 
 log = structlog.get_logger(__name__)
 
 # How long a thread that leaves the engine waits for the event loop to hand over the interpreter:
 # Python's 5 ms is a fifth of a batch.
 _SWITCH_SECONDS = 0.0002
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
@@ -74,7 +73,7 @@ async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) 
         DefaultModelError: the default is none of the models.
         TracingError: traces were asked for and cannot be made.
     """
-    with _starting() as signals:
+    with starting() as signals:
         try:
             await _serve(settings, announce, signals)
         except asyncio.CancelledError:
@@ -84,10 +83,14 @@ async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) 
 
 
 async def _serve(
-    settings: Settings, announce: Callable[[str, Catalogue], None], signals: "_Signals"
+    settings: Settings, announce: Callable[[str, Catalogue], None], signals: EarlySignals
 ) -> None:
-    listener = listen(settings.host, settings.port)
-    with contextlib.closing(listener):
+    async with contextlib.AsyncExitStack() as stack:
+        listener = stack.enter_context(listen(settings.host, settings.port))
+        addresses = {"address": listener}
+        if settings.metrics_port is not None:
+            own = listen(settings.host, settings.metrics_port, "SID_METRICS_PORT")
+            addresses["metrics"] = stack.enter_context(own)
         app = create_app(settings)
         metrics: Metrics = app.state.metrics
         room = Room(make_room(settings.max_connections), metrics.connections_refused.inc)
@@ -113,22 +116,27 @@ async def _serve(
             # Beyond our own grace, which ends requests with an answer; uvicorn's cuts them off.
             timeout_graceful_shutdown=math.ceil(settings.grace_seconds) + 2,
         )
-        async with app.router.lifespan_context(app):
-            catalogue: Catalogue = app.state.catalogue
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        if "metrics" in addresses:
+            scraped = serving_metrics(addresses["metrics"], metrics, settings)
+            await stack.enter_async_context(scraped)
+        catalogue: Catalogue = app.state.catalogue
 
-            def ready() -> None:
-                url = address_of(listener)
-                _log_start(url, settings, catalogue, app.state.keys)
-                announce(url, catalogue)
-                if signals.hang_up:
-                    server.hang_up()
+        def ready() -> None:
+            urls = {name: address_of(one) for name, one in addresses.items()}
+            _log_start(urls, settings, catalogue, app.state.keys)
+            announce(urls["address"], catalogue)
+            if signals.hang_up:
+                server.hang_up()
 
-            server = _Server(config, settings, catalogue, app.state.keys, ready)
-            metrics.connections.set_function(lambda: len(server.server_state.connections))
-            await server.serve(sockets=[listener])
+        server = _Server(config, settings, catalogue, app.state.keys, ready)
+        metrics.connections.set_function(lambda: len(server.server_state.connections))
+        await server.serve(sockets=[listener])
 
 
-def _log_start(url: str, settings: Settings, catalogue: Catalogue, keys: Keys | None) -> None:
+def _log_start(
+    addresses: dict[str, str], settings: Settings, catalogue: Catalogue, keys: Keys | None
+) -> None:
     engines = {f"{one.engine.name} {one.engine.version}" for one in catalogue.models.values()}
     because = "the default"
     if settings.engine == "auto" and not settings.triton:
@@ -138,55 +146,13 @@ def _log_start(url: str, settings: Settings, catalogue: Catalogue, keys: Keys | 
     log.info(
         "started",
         version=version("sid-serve"),
-        address=url,
+        **addresses,
         models=[model.tag for model in catalogue.models.values()],
         default=catalogue.default or "none",
         engine=", ".join(sorted(engines)),
         because=because,
         keys=len(keys or ()),
     )
-
-
-@dataclass
-class _Signals:
-    """Those that came before the server was up."""
-
-    end: bool = False
-    hang_up: bool = False
-
-
-@contextlib.contextmanager
-def _starting() -> Iterator[_Signals]:
-    """Have SIGINT and SIGTERM cancel this task, and notice SIGHUP.
-
-    Models may take long to load, and process 1 of a container ignores signals without a handler:
-    it would be killed at the end of its platform's patience, and never read a revoked key.
-    """
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    signals = _Signals()
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if number == signal.SIGHUP:
-            signals.hang_up = True
-            return
-        signals.end = True
-        loop.call_soon_threadsafe(task.cancel)
-
-    with _handling(dict.fromkeys((*_SIGNALS, signal.SIGHUP), handle)):
-        yield signals
-
-
-@contextlib.contextmanager
-def _handling(
-    handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]],
-) -> Iterator[None]:
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
 
 
 class _Server(uvicorn.Server):
@@ -225,12 +191,12 @@ class _Server(uvicorn.Server):
         def hang_up(_: int, __: FrameType | None) -> None:
             loop.call_soon_threadsafe(self.hang_up)
 
-        with _handling({**dict.fromkeys(_SIGNALS, handle), signal.SIGHUP: hang_up}):
+        with handling({**dict.fromkeys(ENDING, handle), signal.SIGHUP: hang_up}):
             yield
 
     def hang_up(self) -> None:
         """Do what SIGHUP asks for."""
-        if _terminal_is_gone():  # the older meaning of the signal
+        if terminal_is_gone():  # the older meaning of the signal
             self._stop(asyncio.get_running_loop(), "the terminal was closed")
         elif not self._stopping:
             task = asyncio.create_task(self._reload())
@@ -289,12 +255,3 @@ class _Server(uvicorn.Server):
 
     def _abort(self) -> None:
         self._aborting = asyncio.create_task(self._catalogue.abort())
-
-
-def _terminal_is_gone() -> bool:
-    """Whether this process had a terminal, which has been closed."""
-    try:
-        os.tcgetpgrp(0)
-    except OSError as error:
-        return error.errno == errno.EIO
-    return False

@@ -232,6 +232,30 @@ def test_a_log_that_nobody_reads_stops_neither_requests_nor_the_end(models):
         assert process.wait(timeout=60) == 0
 
 
+def test_metrics_on_a_port_of_their_own_are_there_and_nowhere_else(models, tmp_path):
+    log = tmp_path / "log"
+    settings = {"SID_LOG_FORMAT": "json", "SID_METRICS_PORT": "0", "SID_DRAIN_SECONDS": "60"}
+    with serving(models, log=log, **settings) as (process, url), httpx.Client() as http:
+        apart = next(json.loads(s) for s in log.read_text().splitlines() if STARTED in s)["metrics"]
+        assert http.post(f"{url}/generate", json={"seed": 7}).status_code == 200
+        assert http.get(f"{url}/metrics").status_code == 404
+        assert "/metrics" not in http.get(f"{url}/openapi.json").json()["paths"]
+        shown = http.get(f"{apart}/metrics")
+        assert shown.headers["content-type"].startswith("text/plain; version=")
+        drawn = 'sid_requests_total{model="tiny",route="/generate",status="200"} 1.0'
+        assert drawn in shown.text
+        for path in ("/", "/generate?seed=7", "/readyz", "/docs"):
+            answer = http.get(f"{apart}{path}")
+            assert (answer.status_code, answer.json()["type"][-9:]) == (404, "not-found")
+        assert http.post(f"{apart}/metrics").status_code == 405
+        process.send_signal(signal.SIGTERM)
+        until(lambda: http.get(f"{url}/readyz").status_code == 503)
+        assert http.get(f"{apart}/metrics").status_code == 200  # while it drains
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    assert "Traceback" not in log.read_text()
+
+
 def test_a_taken_port_is_one_line(models):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
