@@ -61,7 +61,8 @@ def configuration() -> str:
         "# Configuration reference\n\n"
         "Environment variables of `sid serve` and of all other commands that draw; `--host`, "
         "`--port` and\n`--models` go before theirs. A value that makes no sense ends the start "
-        "with one line.\n"
+        "with one line,\nand so does, for `sid serve` and `sid triton`, a variable `SID_*` that is "
+        "no setting.\n"
     )
     for name, field in Settings.model_fields.items():
         default = "none" if field.default is None else f"`{field.default}`"

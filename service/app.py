@@ -65,6 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
         openai.generation_router,
         openai.router,
         health.router,
+        *([] if settings.metrics_port is not None else [health.metrics_router]),
         client.router,
     ):
         app.include_router(router)

@@ -8,6 +8,8 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +25,27 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"sid {version('sid-serve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What stands before a command; the help is the application's."""
+
 
 ModelsOption = Annotated[
     Path | None,
@@ -58,13 +81,8 @@ def serve(
     All other settings are environment variables SID_*: docs/reference/configuration.md.
     """
     _end_at_sigterm()
-    from service import server
-    from service.observability import logs
-
-    settings = _settings(host=host, port=port, models=models)
-    logs.configure(settings.log_format, settings.log_level)
-
-    server.run(settings, _announce)
+    with _json_errors():
+        _serve(_server_settings(host=host, port=port, models=models))
 
 
 @app.command()
@@ -82,22 +100,16 @@ def triton(
     Installs it (55 MB) when it is not there yet. Linux on x86-64 only; no GPU.
     """
     _end_at_sigterm()
-    from service import server
-    from service.observability import logs
-    from service.tools import triton_server
+    with _json_errors():
+        from service.tools import triton_server
 
-    settings = _settings(port=port, models=models, triton=f"127.0.0.1:{grpc_port}")
-    logs.configure(settings.log_format, settings.log_level)
-    triton_server.install()
-    with triton_server.running(
-        settings.models, http=http_port, grpc=grpc_port, metrics=metrics_port
-    ):
-        print(
-            f"Triton is ready: gRPC on 127.0.0.1:{grpc_port}, HTTP on 127.0.0.1:{http_port}, "
-            f"metrics on http://127.0.0.1:{metrics_port}/metrics",
-            flush=True,
-        )
-        server.run(settings, _announce)
+        settings = _server_settings(port=port, models=models, triton=f"127.0.0.1:{grpc_port}")
+        triton_server.install()
+        with triton_server.running(
+            settings.models, http=http_port, grpc=grpc_port, metrics=metrics_port
+        ):
+            _say_triton_is_ready(grpc_port, http_port, metrics_port)
+            _serve(settings)
 
 
 @app.command()
@@ -318,6 +330,27 @@ def key(
     print(f"the key of {name}, shown only now: {created.secret}", file=sys.stderr)
 
 
+@contextmanager
+def _json_errors() -> Iterator[None]:
+    """Where the log is JSON, log what ends a server, from its first setting on."""
+    import structlog
+
+    from service.observability import logs
+
+    if os.environ.get("SID_LOG_FORMAT") == "json":
+        logs.configure("json")
+    try:
+        yield
+    except Exception as error:
+        if not logs.is_json():
+            raise
+        if isinstance(error, _user_errors()):
+            structlog.get_logger().error("cannot serve", reason=str(error))
+            raise SystemExit(2) from None
+        structlog.get_logger().exception("the server failed")
+        raise SystemExit(1) from None
+
+
 def _end_at_sigterm() -> None:
     """Have SIGTERM end this process, until the server handles it.
 
@@ -340,6 +373,33 @@ def _open_standard_files() -> None:
             setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115
 
 
+def _serve(settings: "Settings") -> None:
+    from service import server
+    from service.observability import logs
+
+    server.run(settings, _stay_silent if logs.is_json() else _announce)
+
+
+def _say_triton_is_ready(grpc: int, http: int, metrics: int) -> None:
+    from service.observability import logs
+
+    event = "Triton is ready"
+    if logs.is_json():
+        import structlog
+
+        structlog.get_logger().info(event, grpc=grpc, http=http, metrics=metrics)
+        return
+    print(
+        f"{event}: gRPC on 127.0.0.1:{grpc}, HTTP on 127.0.0.1:{http}, "
+        f"metrics on http://127.0.0.1:{metrics}/metrics",
+        flush=True,
+    )
+
+
+def _stay_silent(_: str, __: "Catalogue") -> None:
+    """Where every line is JSON, the log's line `started` says it all."""
+
+
 def _announce(url: str, catalogue: "Catalogue") -> None:
     """Say where the server is, with a request that works on what it serves."""
     name = catalogue.default or next(iter(catalogue.models))
@@ -359,6 +419,18 @@ def _announce(url: str, catalogue: "Catalogue") -> None:
 
 class CommandError(Exception):
     """An option that cannot be followed; the message says why."""
+
+
+def _server_settings(**given: Any) -> "Settings":
+    """Those of a server, which refuses variables that mean nothing to it; sets up its log."""
+    from service.environment import check_variables
+    from service.observability import logs
+    from service.settings import Settings
+
+    check_variables(os.environ, Settings.model_fields)
+    settings = _settings(**given)
+    logs.configure(settings.log_format, settings.log_level)
+    return settings
 
 
 def _settings(**given: Any) -> "Settings":
@@ -383,10 +455,11 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from service.bundle import BundleError, ClassLabelError, InputError, SeedError
     from service.client import ClientError
     from service.engines import EngineError
+    from service.environment import UnknownVariableError
     from service.http.connections import ConnectionsError
     from service.http.security import KeysError
+    from service.listener import ListenError
     from service.observability.tracing import TracingError
-    from service.server import ListenError
     from service.serving.catalogue import ModelRequiredError, UnknownModelError
     from service.serving.default_model import DefaultModelError
     from service.serving.exceptions import ComputeError
@@ -411,6 +484,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         TracingError,
         TritonServerError,
         UnknownModelError,
+        UnknownVariableError,
     )
 
 

@@ -1,6 +1,8 @@
 """README and docs say what is true: links lead somewhere, commands and options exist."""
 
 import re
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,26 @@ def test_every_make_target_exists(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for target in re.findall(r"(?:^    |`)make ([a-z-]+)", page.read_text(), re.MULTILINE):
         assert target in targets, target
+
+
+def test_nothing_promises_to_install_the_package_from_an_index():
+    """It is on none: `how_to_install` says what works."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.rstrip("\0").split("\0"):
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".js", ".html", ".yml", ".sh", ""} and path.is_file():
+            promise = re.search(r"pip install[^\n]*sid-serve|'sid-serve\[", _text(path))
+            assert promise is None or path == Path(__file__), f"{name}: {promise[0]}"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for page in PAGES:
+        for extra in re.findall(r"'\.\[([\w,]+)\]'|EXTRAS=([\w,]+)", page.read_text()):
+            assert set("".join(extra).split(",")) <= set(extras["optional-dependencies"]), page
+
+
+def _text(path: Path) -> str:
+    return path.read_bytes().decode("utf-8", "replace")
 
 
 @pytest.mark.parametrize("name", ["http.md", "configuration.md", "commands.md", "metrics.md"])

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.exceptions import RefusedError
 from service.http.disconnect import ClientLeftError
-from service.http.problems import internal_error, problem_for
+from service.http.problems import InternalError, internal_error, problem_for
 from service.http.security import Keys
 from service.observability.metrics import Metrics
 from service.observability.tracing import UNTRACED, Tracing
@@ -27,6 +27,9 @@ PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 # client, which pip fetches without one.
 _OPEN = PROBES | {"/", "/client"}
 _OPEN_PREFIXES = ("/playground/", "/client/")
+# What counts against availability (deploy/prometheus/rules/recording.yml); the rest of the failures
+# are the client's: its mistake, its rate, its deadline.
+_FAILED = frozenset({500, 502, 503})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
@@ -77,6 +80,7 @@ class RequestMetrics:
             await self._app(scope, receive, watch)
         except Exception:
             self._log.exception("request failed", **_ids(state))
+            state.setdefault("problem", InternalError.kind)
             if not status:  # else the answer is cut off: uvicorn closes the connection
                 await internal_error()(scope, receive, watch)
         finally:
@@ -97,7 +101,8 @@ class RequestMetrics:
         if route in PROBES:
             return
         known = {name: state[name] for name in ("client", "model", "problem") if name in state}
-        self._log.info(
+        write = self._log.error if status in _FAILED else self._log.info
+        write(
             "request",
             method=scope["method"],
             path=scope["path"],

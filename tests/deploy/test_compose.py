@@ -166,6 +166,21 @@ def test_a_gateway_may_finish_what_it_accepted(name):
 # What is named exists
 
 
+def test_commands_in_the_documents_name_a_service_of_their_profile():
+    """Compose says "no such service", or nothing, to one of another profile."""
+    told = []
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for profile, rest in re.findall(
+            r"docker compose(?: --profile ([a-z]+))? "
+            r"(?:logs|exec|restart|stop|kill -s HUP) ([^\n`|#)]*)",
+            page.read_text(),
+        ):
+            (service,) = [word for word in rest.split() if word in SERVICES][:1] or [rest]
+            assert service in STARTED[profile or None], f"{page.name}: {profile} {service}"
+            told.append(profile)
+    assert {"", "triton", "gpu"} <= set(told)
+
+
 def test_mounts_and_the_paths_under_them_exist():
     for name, spec in SERVICES.items():
         mounts = dict(mount.split(":")[1::-1] for mount in spec["volumes"])

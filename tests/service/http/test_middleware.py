@@ -232,6 +232,7 @@ def test_a_failure_is_answered_once_counted_and_logged_with_its_traceback(app, c
     assert failure["event"] == "request failed"
     assert failure["level"] == "error"
     assert failure["exception"][0]["exc_type"] == "RuntimeError"
+    assert (line["level"], line["problem"]) == ("error", "internal-error")
     assert failure["request_id"] == line["request_id"] == answer.headers["x-request-id"]
     assert line["status"] == 500
 
