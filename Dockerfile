@@ -9,10 +9,11 @@ FROM python:3.11.15-slim-bookworm AS dependencies
 RUN python -m venv --without-pip /opt/venv
 WORKDIR /src
 ARG EXTRAS=
-# onnxruntime-gpu once more, because it and onnxruntime are one folder, and pip writes that last.
 # Without the code, so that a change of it installs nothing again: what this installs of sid-serve
 # is its licence, its metadata and its command. README.md need only exist.
 COPY pyproject.toml LICENSE ./
+# onnxruntime-gpu once more, because it and onnxruntime are one folder, and pip writes that last.
+# hadolint ignore=DL3013
 RUN --mount=type=cache,target=/root/.cache/pip \
     touch README.md \
     && pip --python /opt/venv/bin/python install "/src[triton,tracing${EXTRAS:+,$EXTRAS}]" \
