@@ -12,6 +12,7 @@ import torch
 
 from distill.errors import UserError, first_line
 from distill.networks import Denoiser
+from distill.training.cuda_graph import CudaRecorder
 from distill.training.distributed import DistributedContext
 from distill.training.network_form import NetworkForm, compile_blocks
 from distill.training.prepare import prepared
@@ -227,26 +228,22 @@ def _seconds(
         network(x, sigma, labels, augment).square().mean().backward()
 
     with _compiling_at_most(patience) if form == "compiled" else nullcontext():
-        return median_seconds(_captured(micro_batch) if replayed else micro_batch, device)
+        return median_seconds(_captured(micro_batch, device) if replayed else micro_batch, device)
 
 
-def _captured(compute: Callable[[], None]) -> Callable[[], None]:
-    """The same as the replay of a CUDA graph, captured after a warm-up on a stream of its own."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+def _captured(compute: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """The same as the replay of a CUDA graph, captured after a warm-up."""
+    recorder = CudaRecorder(device)
+    with recorder.aside():
         for _ in range(WARM_UPS):
             compute()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
-            compute()
-    except torch.OutOfMemoryError:
-        raise
+        return recorder.record(compute)
     except RuntimeError as error:
+        recorder.clean_up()  # or nothing could be drawn at random, nor captured, any more
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         raise _NotCaptured(first_line(error)) from error
-    return graph.replay
 
 
 def median_seconds(compute: Callable[[], None], device: torch.device) -> float:

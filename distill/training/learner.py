@@ -181,9 +181,15 @@ class Learner:
         kept = {
             name: self.optimizer.param_groups[0][name] for name in ("lr", "fused", "capturable")
         }
-        state = dict(state)
+        state, moments = dict(state), self.optimizer.state
         scale = state.pop("scale", None)
         set_optimizer_state_dict(self.network, self.optimizer, state, options=WHOLE)
+        # torch put other tensors in their place, laid out as they were saved. A fused Adam reads
+        # all memory in the order of the weights, which another form of the network has changed.
+        for parameter, places in moments.items():
+            for name, place in places.items():
+                place.copy_(self.optimizer.state[parameter][name])
+        self.optimizer.state = moments
         for group in self.optimizer.param_groups:  # a state says how it was trained where it was
             group.update(kept)
         if self.scale is not None and scale is not None:

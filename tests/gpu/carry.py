@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 WANTED = (
     "fastapi", "fastapi-swagger", "httptools", "httpx", "hypothesis", "onnxscript", "orjson",
     "pillow", "prometheus-client", "pydantic", "pydantic-settings", "pytest", "pytest-timeout",
-    "rich", "safetensors", "structlog", "typer", "uvicorn", "uvloop",
+    "rich", "safetensors", "structlog", "tqdm", "typer", "uvicorn", "uvloop",
 )  # fmt: skip
 # Not onnxruntime-gpu: it is larger than all the others together. Name it to pip in the same way.
 THERE_ALREADY = ("numpy", "onnx", "protobuf", "sympy", "torch")

@@ -10,7 +10,7 @@ from tests.gpu.section import Row, Section
 BEFORE = "NVIDIA H200, 2026-11-27, main at 8436a27"
 AIMS_FOR = ("H100", "H200")
 
-_NETWORKS = ("torch", "numpy", "pydantic", "safetensors", "PIL")
+_NETWORKS = ("torch", "numpy", "pydantic", "safetensors", "PIL", "tqdm")
 _GATEWAY = (
     "fastapi", "fastapi_swagger", "httptools", "httpx", "numpy", "orjson", "PIL",
     "prometheus_client", "pydantic", "pydantic_settings", "rich", "structlog", "typer", "uvicorn",
@@ -169,7 +169,7 @@ SECTIONS = (
     Section(
         "tests.gpu.marked_tests",
         "Tests marked `gpu`",
-        30,
+        34,
         ("pytest", "hypothesis"),
         (Row("failed", "tests that failed", "", "none was marked", at_most=0, must=True),),
     ),

@@ -179,7 +179,7 @@ def test_a_number_that_changes_would_be_found(make, mistake, monkeypatch):
 
 
 def test_a_phase_whose_tensors_were_moved_is_captured_anew():
-    """Weights of another network that it reads, and moments that a state brought."""
+    """Weights of another network that it reads. A state that is loaded moves nothing."""
     training, recorder = graphed(make_sid())
 
     def move(step, training=training):
@@ -281,11 +281,28 @@ def test_where_steps_are_not_captured(capsys):
     assert capsys.readouterr().err.count("note: steps are not captured as CUDA graphs") == 2
 
 
+@pytest.fixture
+def one_form(monkeypatch):
+    """The same in both trainings that are compared, for dropout draws otherwise in another."""
+    for module in ("distillation", "single_network"):
+        monkeypatch.setattr(f"distill.training.{module}.choose_form", lambda *_: "channels_last")
+
+
 @ON_A_CARD
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("make", [make_sid, make_teacher, make_regression])
+@pytest.mark.usefixtures("one_form")
+@pytest.mark.parametrize(
+    ("make", "precision"),
+    [
+        *((make_sid, precision) for precision in ("float32", "bfloat16", "float16")),
+        (make_teacher, "bfloat16"),
+        (make_regression, "bfloat16"),
+    ],
+)
 def test_on_a_card_replayed_steps_are_the_eager_ones(make, precision, capsys):
-    """But for the order of sums: the losses of all steps, and that it did not fall back."""
+    """But for the order of sums: the losses of all steps, and that it did not fall back.
+
+    Some go through 0, so that a curve is compared by how large it gets.
+    """
     cuda = torch.device("cuda")
     found = run(make(DistributedContext(cuda), precision=precision), spoiled=(6,))
     assert capsys.readouterr().err == ""
@@ -293,10 +310,12 @@ def test_on_a_card_replayed_steps_are_the_eager_ones(make, precision, capsys):
     expected = run(make(eager, precision=precision), spoiled=(6,))
     for name in found["logged"][0]:
         some, others = ([float(one[name]) for one in of["logged"]] for of in (found, expected))
-        assert some == pytest.approx(others, rel=0.05, nan_ok=True), name
+        largest = max(abs(one) for one in others if not math.isnan(one))
+        assert some == pytest.approx(others, rel=0.05, abs=0.05 * largest, nan_ok=True), name
 
 
 @ON_A_CARD
+@pytest.mark.usefixtures("one_form")
 def test_on_a_card_a_capture_that_fails_leaves_eager_steps_as_they_were(capsys):
     cuda = torch.device("cuda")
     training = make_teacher(DistributedContext(cuda))

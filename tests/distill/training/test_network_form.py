@@ -26,6 +26,7 @@ from distill.training.form_choice import (
     median_seconds,
 )
 from distill.training.network_form import compile_blocks, lay_out
+from tests.distill.training.aten_recorder import AtenRecorder
 
 CPU = DistributedContext(torch.device("cpu"))
 CUDA = torch.device("cuda")  # nothing here computes there
@@ -184,19 +185,64 @@ def test_measuring_leaves_the_network_and_the_draws_alone():
         assert weight.grad is None
 
 
-def test_what_cannot_be_captured_is_measured_without_graphs(monkeypatch):
-    asked = []
+class Refuses(AtenRecorder):
+    """Captures nothing, for a reason of its own."""
 
-    def refuse(compute):
-        asked.append(compute)
-        raise form_choice._NotCaptured
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
 
-    monkeypatch.setattr(form_choice, "_captured", refuse)  # nothing here captures
+    def record(self, work):  # noqa: ARG002
+        self.recorded += 1
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("it waits"), torch.OutOfMemoryError("no room")])
+def test_a_form_that_cannot_be_captured_leaves_the_device_to_the_others(error, monkeypatch):
+    """It counts as failed where memory ran out; else all are measured without graphs."""
+    recorder = Refuses(error)
+    monkeypatch.setattr(form_choice, "CudaRecorder", lambda _device: recorder)
     forms = ("nchw", "channels_last")
     table = measure_forms(forms, Denoiser(TOY), 2, "float32", CPU, replayed=True)
-    assert len(asked) == 1
-    assert not table.replayed
-    assert table.seconds.keys() == set(forms)
+    assert recorder.cleaned_up == recorder.recorded
+    if isinstance(error, torch.OutOfMemoryError):
+        assert table.failed == dict.fromkeys(forms, "no room")
+    else:
+        assert recorder.recorded == 1
+        assert not table.replayed
+        assert table.seconds.keys() == set(forms)
+
+
+def test_what_is_captured_is_replayed_to_be_measured(monkeypatch):
+    recorder = AtenRecorder()
+    monkeypatch.setattr(form_choice, "CudaRecorder", lambda _device: recorder)
+    table = measure_forms(("nchw",), Denoiser(TOY), 2, "float32", CPU, replayed=True)
+    assert table.replayed
+    assert recorder.recorded == 1 < recorder.replayed
+    assert recorder.cleaned_up == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("nchw", "channels_last"), ("channels_last", "nchw")]
+)
+def test_a_run_is_resumed_in_another_form(before, after, monkeypatch):
+    """A fused Adam takes moments to lie in memory as the weights do."""
+
+    def made(form):
+        monkeypatch.setattr("distill.training.distillation.choose_form", lambda *_: form)
+        torch.manual_seed(0)
+        return Distillation(Sid(SID), Denoiser(EdmConfig(**SMALL)), CPU)
+
+    first = made(before)
+    first.step(0)
+    state, second = first.state(), made(after)
+    second.load_state(state)
+    for old, new in zip(first.learners.values(), second.learners.values(), strict=True):
+        for was, weight in zip(old.parameters, new.parameters, strict=True):
+            for name in ("exp_avg", "exp_avg_sq"):
+                moment = new.optimizer.state[weight][name]
+                assert moment.stride() == weight.stride()
+                assert torch.equal(moment, old.optimizer.state[was][name])
 
 
 def test_a_call_that_takes_long_is_not_repeated_often(monkeypatch):
