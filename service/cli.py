@@ -437,8 +437,11 @@ def _settings(**given: Any) -> "Settings":
     from pydantic import ValidationError
 
     from service.bundle import first_error
+    from service.environment import service_ports
     from service.settings import Settings
 
+    for name in service_ports(os.environ, Settings.model_fields):
+        del os.environ[name]  # Settings reads them there
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:

@@ -1,9 +1,12 @@
 """The variables SID_*: one that no setting has is a slip of the pen, and an open door at worst."""
 
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 _PREFIX = "SID_"
+_HOST = "_SERVICE_HOST"
+_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 CLIENTS = {"SID_KEY": "SID_KEYS"}
 """Variables that the client's commands read, each with the server's own of a like name."""
 
@@ -33,6 +36,20 @@ def check_variables(environment: Mapping[str, str], settings: Iterable[str]) -> 
         raise UnknownVariableError("; ".join(_explain(name, sorted(known)) for name in unknown))
 
 
+def service_ports(environment: Mapping[str, str], settings: Iterable[str]) -> list[str]:
+    """Settings' variables that hold what Kubernetes says of a Service, and so no setting.
+
+    Of a Service named `sid` that is SID_PORT=tcp://10.0.0.2:80, of `sid-metrics` SID_METRICS_PORT.
+
+    Args:
+        environment: the process's.
+        settings: the names of the settings' fields.
+    """
+    links = {f"{service}_PORT" for service in _services(environment)}
+    known = (f"{_PREFIX}{field.upper()}" for field in settings)
+    return [name for name in known if name in links and _ADDRESS.match(environment.get(name, ""))]
+
+
 def _explain(name: str, known: list[str]) -> str:
     if (server := CLIENTS.get(name.upper())) is not None:
         return f"{name} is the client's; the server reads {server}: unset {name} for the server"
@@ -43,8 +60,12 @@ def _explain(name: str, known: list[str]) -> str:
 
 def _service_links(environment: Mapping[str, str]) -> tuple[str, ...]:
     """How the variables begin that Kubernetes makes for each Service of the pod's namespace."""
-    if "KUBERNETES_SERVICE_HOST" not in environment:
-        return ()
-    host = "_SERVICE_HOST"
-    services = [name.removesuffix(host) for name in environment if name.endswith(host)]
+    services = _services(environment)
     return tuple(f"{name}{part}" for name in services for part in ("_SERVICE_", "_PORT"))
+
+
+def _services(environment: Mapping[str, str]) -> set[str]:
+    """The Services of the pod's namespace, as variables spell them; none outside Kubernetes."""
+    if "KUBERNETES_SERVICE_HOST" not in environment:
+        return set()
+    return {name.removesuffix(_HOST) for name in environment if name.endswith(_HOST)}

@@ -236,6 +236,13 @@ class Settings(BaseSettings):
             )
         return precision
 
+    @field_validator("keys", "models", mode="before")
+    @classmethod
+    def _not_empty(cls, path: Any) -> Any:
+        if path == "":  # which would be the folder that this process runs in
+            raise PydanticCustomError("path", "a path is expected; or leave the setting out")
+        return path
+
     @field_validator("triton")
     @classmethod
     def _addresses(cls, triton: str | None) -> str | None:

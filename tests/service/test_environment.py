@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import pytest
 
-from service.environment import UnknownVariableError, check_variables
+from service.environment import UnknownVariableError, check_variables, service_ports
 from service.settings import Settings
 from tests.service import test_cli
 
@@ -54,6 +54,24 @@ def test_settings_in_any_case_and_what_kubernetes_adds_are_no_mistakes():
         check_variables(LINKS | {"SID_GATEWAYS": ""}, Settings.model_fields)
     with pytest.raises(UnknownVariableError, match="SID_GATEWAY_PORT: "):
         check_variables({"SID_GATEWAY_PORT": ""}, Settings.model_fields)
+
+
+@pytest.mark.parametrize("variable", ["SID_PORT", "SID_METRICS_PORT"])
+@pytest.mark.usefixtures("models")
+def test_a_service_named_like_a_setting_sets_nothing(sid, monkeypatch, variable):
+    monkeypatch.setenv(variable, "tcp://10.0.0.2:80")
+    assert_user_error(sid("models"), f"{variable}: ")  # not in Kubernetes: a slip of the pen
+    service = variable.removesuffix("_PORT")
+    for name, value in {
+        "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+        f"{service}_SERVICE_HOST": "10.0.0.2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    check_variables(os.environ, Settings.model_fields)
+    assert service_ports(os.environ, Settings.model_fields) == [variable]
+    assert sid("models").status == 0
+    monkeypatch.setenv(variable, "9000")
+    assert service_ports(os.environ, Settings.model_fields) == []
 
 
 @pytest.mark.usefixtures("models")
