@@ -2,14 +2,19 @@
 
 ONNX Runtime, OpenVINO and gRPC write to the file descriptors themselves and know no form but their
 own. So the descriptor becomes a pipe, and a thread hands on what comes out of it. The price: what
-a process says that dies in native code at that moment stays in the pipe.
+a process says that dies in native code at that moment stays in the pipe; and native code that keeps
+the interpreter to itself while it writes more than the pipe holds waits for this thread, which
+waits for the interpreter. So the pipe is as large as Linux lets anybody make one.
 """
 
+import contextlib
+import fcntl
 import os
 from collections.abc import Callable
 from threading import Thread
 
 _LONGEST = 1 << 16  # bytes of one line; what is longer is cut
+_ROOM = 1 << 20  # bytes of the pipe
 _LAST_SECONDS = 1.0  # for the pipe's end, which a child process may hold open
 
 
@@ -32,6 +37,9 @@ class Relay:
     def start(self) -> None:
         """From now on hand on what is written to the descriptor."""
         self._pipe, writer = os.pipe()
+        if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux
+            with contextlib.suppress(OSError):  # this user's pipes hold too much already: 64 KiB
+                fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _ROOM)
         os.dup2(writer, self._descriptor)
         os.close(writer)
         self._thread.start()
