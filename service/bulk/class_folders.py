@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 
-CLASS_ORDER = "classes.txt"
+CLASS_LIST = "classes.txt"
 """The file beside class folders that lists them in the order of the classes: `sid-distill` takes
 them in that order, and else in that of their names."""
 RECORD = "sid-generate.json"
@@ -23,7 +23,7 @@ def class_folders(classes: Sequence[str]) -> tuple[str, ...]:
     named = tuple(map(_named, classes))
     alike = {unicodedata.normalize("NFC", name).casefold() for name in named}
     longest = max((len(name.encode()) for name in named), default=0)
-    if len(alike) == len(named) and longest <= _LONGEST and not alike & {CLASS_ORDER, RECORD}:
+    if len(alike) == len(named) and longest <= _LONGEST and not alike & {CLASS_LIST, RECORD}:
         return named
     return indexed_folders(len(classes))
 

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.bulk.class_folders import CLASS_ORDER, RECORD
+from service.bulk.class_folders import CLASS_LIST, RECORD
 from service.bulk.errors import BulkError
 from service.bulk.plan import DEFAULTS, INDICES, Plan
 from service.bundle import add_to_zip, write_atomically
@@ -55,17 +55,17 @@ class Folder:
         record = self.folder / RECORD
         if record.exists():
             _compare(self.path, record.read_bytes(), self._plan)
-            self._write_order()
+            self._write_classes()
             return _images(self.folder, self._plan.form)
         if any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
             raise BulkError(f"{self.path} holds other files: {_ELSE}")
         _write(record, _record(self._plan))
-        self._write_order()
+        self._write_classes()
         return set()
 
-    def _write_order(self) -> None:
-        if (order := self._plan.class_order) is not None:
-            _write(self.folder / CLASS_ORDER, order.encode())
+    def _write_classes(self) -> None:
+        if (listed := self._plan.class_list) is not None:
+            _write(self.folder / CLASS_LIST, listed.encode())
 
     def write(self, names: Sequence[str], files: Sequence[bytes]) -> None:
         """Write images; raises OSError."""
@@ -97,7 +97,7 @@ class Archive(Folder):
         try:
             with zipfile.ZipFile(self.path) as archive:
                 _compare(self.path, archive.read(RECORD), self._plan)
-                names = set(archive.namelist()) - {RECORD, CLASS_ORDER}
+                names = set(archive.namelist()) - {RECORD, CLASS_LIST}
         except (zipfile.BadZipFile, KeyError):
             raise BulkError(f"{self.path} is not of this command: {_ELSE}") from None
         shutil.rmtree(self.folder, ignore_errors=True)  # of a run killed after its last step
@@ -113,8 +113,8 @@ class Archive(Folder):
     def _pack(self, path: Path) -> None:
         with zipfile.ZipFile(path, "w") as archive:
             add_to_zip(archive, RECORD, _record(self._plan))
-            if (order := self._plan.class_order) is not None:
-                add_to_zip(archive, CLASS_ORDER, order.encode())
+            if (listed := self._plan.class_list) is not None:
+                add_to_zip(archive, CLASS_LIST, listed.encode())
             for piece in self._plan.pieces(set(), 1):
                 (name,) = self._plan.names(piece)
                 add_to_zip(archive, name, (self.folder / name).read_bytes())

@@ -76,7 +76,7 @@ class Plan:
         return class_folders(self.classes)
 
     @property
-    def class_order(self) -> str | None:
+    def class_list(self) -> str | None:
         """The folders that there will be, one a line; None where sorting them by name does."""
         if self.folders == indexed_folders(len(self.classes)):
             return None
@@ -135,7 +135,7 @@ class Plan:
             "seeds": seeds,
             "form": self.form,
             "inputs": named,
-            "folders": INDICES if self.class_order is None else "class names",
+            "folders": INDICES if self.class_list is None else "class names",
         }
 
 

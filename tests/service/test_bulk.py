@@ -391,7 +391,7 @@ def test_a_server_has_its_own_models_and_may_be_away(sid, server):
 def test_a_disk_that_takes_no_more_is_one_line_and_it_goes_on_later(sid, place, tmp_path):
     """A limit of the size of a file stands in for a full disk: the record fits, no image does."""
     asked = [*place, "--seeds", "0-9", "--form", "jpeg", "-o"]
-    limit = (250, 250)
+    limit = (195, 195)
     process = start(
         *asked,
         tmp_path / "out",

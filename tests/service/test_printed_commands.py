@@ -60,8 +60,8 @@ def test_the_request_that_it_prints_at_the_start_draws(tmp_path, case):
         )
     assert printed.startswith("curl ")
     assert done.returncode == 0, done.stderr
-    picture = tmp_path / "picture.png"
-    with Image.open(picture) as image:  # and not a problem as JSON
+    file = tmp_path / "picture.png"
+    with Image.open(file) as image:  # and not a problem as JSON
         assert image.format == "PNG"
     assert "[" not in printed or "'http://[::1]:" in printed, "zsh takes brackets for a pattern"
 
