@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -377,7 +378,8 @@ def _serve(settings: "Settings") -> None:
     from service import server
     from service.observability import logs
 
-    server.run(settings, _stay_silent if logs.is_json() else _announce)
+    announce = partial(_announce, wants_key=settings.keys is not None)
+    server.run(settings, _stay_silent if logs.is_json() else announce)
 
 
 def _say_triton_is_ready(grpc: int, http: int, metrics: int) -> None:
@@ -400,7 +402,7 @@ def _stay_silent(_: str, __: "Catalogue") -> None:
     """Where every line is JSON, the log's line `started` says it all."""
 
 
-def _announce(url: str, catalogue: "Catalogue") -> None:
+def _announce(url: str, catalogue: "Catalogue", wants_key: bool) -> None:
     """Say where the server is, with a request that works on what it serves."""
     name = catalogue.default or next(iter(catalogue.models))
     model = catalogue.models[name]
@@ -409,9 +411,12 @@ def _announce(url: str, catalogue: "Catalogue") -> None:
         body = {"class_label": manifest.unmistakable(len(classes) - 1), **body}
     if name != catalogue.default:
         body = {"model": name, **body}
+    # Quoted for zsh, to which the brackets of an IPv6 address are a pattern.
+    address, key = shlex.quote(f"{url}/generate"), '-H "X-API-Key: $SID_KEY" ' if wants_key else ""
     print(
-        f"SiD Serve is ready on {url} (open it in a browser); Ctrl-C stops it. Try:\n"
-        f"  curl {url}/generate -H 'content-type: application/json' "
+        f"SiD Serve is ready on {url} (open it in a browser); Ctrl-C stops it. "
+        f"Try{', with your key in SID_KEY' if wants_key else ''}:\n"
+        f"  curl {address} {key}-H 'content-type: application/json' "
         f"-d {shlex.quote(json.dumps(body))} -o picture.png",
         flush=True,
     )

@@ -62,6 +62,25 @@ def test_every_command_and_option_exists(page):
             assert flag in known, f"{program} {name} {flag}"
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "tests/compare/README.md"], ids=named)
+def test_a_command_to_type_is_named_by_its_path(page):
+    """Nobody is told to activate the environment; `sid serve` alone names the command."""
+    if page.parent == REFERENCE or page == ROOT / "docs" / "design.md":  # say what there is
+        return
+    text = re.sub(
+        r"`{3}.*?\n(.*?)`{3}", lambda block: _indented(block[1]), page.read_text(), flags=re.S
+    )
+    lines = re.findall(r"^ {4,}(.+)$", text, re.MULTILINE)
+    programs = r"(?:sid|sid-distill) [a-z]+|tensorboard|pytest|torchrun"
+    for code in [*lines, *re.findall(r"`([^`]+)`", text)]:
+        bare = re.search(rf"(?:^|[;&|(] *|\w=\S+ )({programs}) [-\w.{{/]", code)
+        assert bare is None, f"{code}: say .venv/bin/{bare[1]}"
+
+
+def _indented(block: str) -> str:
+    return "".join(f"    {line}\n" for line in block.splitlines())
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_make_target_exists(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

@@ -211,8 +211,14 @@ def _train(
             formatted = (f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float))
             bar.write(f"{seen:>9} images: {', '.join(formatted)}")
 
+    # What is drawn of it stays only if it comes to its end: the last line says where a run stopped.
     bar = tqdm(
-        total=config.total_images, initial=seen, unit="img", unit_scale=True, disable=not progress
+        total=config.total_images,
+        initial=min(seen, config.total_images),
+        unit="img",
+        unit_scale=True,
+        leave=False,
+        disable=not progress,
     )
     with (
         _events(folder if context.is_main else None, seen) as events,
@@ -225,7 +231,8 @@ def _train(
         while seen < config.total_images and not context.any(stop()):
             scalars = training.step(seen)
             before, seen = seen, seen + config.batch
-            bar.update(config.batch)
+            # No batch ends beyond the whole, of which tqdm would draw neither bar nor percentage.
+            bar.update(min(seen, config.total_images) - before)
             if seen // config.batch % LOG_EVERY == 0:
                 for name, value in context.mean(scalars).items():
                     events.add_scalar(name, value, seen)
@@ -245,11 +252,14 @@ def _train(
                 if not any(tally.consecutive_skips for tally in shown.values()):
                     checkpoint()
                     due = False
+        if seen >= config.total_images:
+            bar.refresh()  # at 100 % while the last is measured
         if seen != began_at:
             look(shown)
             if seen >= config.total_images:
                 measure()
             checkpoint()
+        bar.leave = seen >= config.total_images
     return seen
 
 
@@ -371,7 +381,9 @@ def _stop_requested(insists: bool) -> Iterator[Callable[[], bool]]:
             if len(received) == 1:
                 # Not by print: the signal may have come while the progress bar was being written.
                 with suppress(OSError):
-                    os.write(2, b"\nstopping after this step; once more: at once, unsaved\n")
+                    # On a terminal in the bar's place, which is drawn anew below it.
+                    begin = b"\r\x1b[K" if os.isatty(2) else b"\n"
+                    os.write(2, begin + b"stopping after this step; once more: at once, unsaved\n")
             signal.signal(number, previous[number])
 
     for number in (int(signal.SIGINT), int(signal.SIGTERM)):

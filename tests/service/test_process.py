@@ -48,7 +48,7 @@ def serving(
         else:
             announced = process.stdout.readline()
         assert announced, log.read_text() if log else process.stderr.read()
-        yield process, re.search(r"http://[0-9.:]+", announced)[0]
+        yield process, re.search(r"http://[0-9a-f.:\[\]]+", announced)[0]
     finally:
         if process.poll() is None:
             process.kill()

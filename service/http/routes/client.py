@@ -7,8 +7,9 @@ from typing import NamedTuple
 from fastapi import APIRouter, Response
 
 from service.http.problems import NotFoundError, responses
+from service.http.routes import tags
 
-router = APIRouter()
+router = APIRouter(tags=[tags.CLIENT])
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _WHEEL = "application/octet-stream"

@@ -8,12 +8,13 @@ from pydantic import BaseModel
 
 from service.exceptions import RefusedError
 from service.http.problems import responses
+from service.http.routes import tags
 from service.observability.metrics import Metrics
 from service.serving.catalogue import Catalogue
 from service.serving.exceptions import ClosedError
 
-router = APIRouter()
-metrics_router = APIRouter()
+router = APIRouter(tags=[tags.OPERATION])
+metrics_router = APIRouter(tags=[tags.OPERATION])
 """Apart, for /metrics may have a port of its own (service/http/metrics_port.py)."""
 
 

@@ -26,6 +26,7 @@ from service.exceptions import RefusedError
 from service.http.fast_route import FastRoute
 from service.http.problems import responses
 from service.http.public_address import public_address
+from service.http.routes import tags
 from service.http.routes.handlers import deadline_of, draw, resolve
 from service.http.routes.requests import GenerateRequest, WholeNumber
 from service.serving.catalogue import Catalogue
@@ -34,8 +35,8 @@ from service.serving.jobs import ImageJob, ImageResult
 from service.serving.served_model import ServedModel
 from service.settings import Settings
 
-generation_router = APIRouter(prefix="/v1", route_class=FastRoute)
-router = APIRouter(prefix="/v1")
+generation_router = APIRouter(prefix="/v1", route_class=FastRoute, tags=[tags.OPENAI])
+router = APIRouter(prefix="/v1", tags=[tags.OPENAI])
 
 # Strict first: 0 equals False.
 False_ = Annotated[Literal[False], BeforeValidator(TypeAdapter(StrictBool).validate_python)]
