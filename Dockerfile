@@ -1,18 +1,24 @@
 # The gateway: `sid serve` with both engines and tracing; no torch, no compiler.
 #   docker build -t sid-serve .
 #   docker run -p 8000:8000 sid-serve
+# More engines for SID_ENGINE (any extra of pyproject.toml): docker build --build-arg EXTRAS=openvino -t sid-serve .
 # Models of your own: -v "$PWD/models:/models:ro". Settings: -e SID_...=... (docs/reference/configuration.md).
 # Accepted requests may take SID_GRACE_SECONDS to finish, so stop it by `docker stop -t 30`.
 
 FROM python:3.11.15-slim-bookworm AS dependencies
 RUN python -m venv --without-pip /opt/venv
 WORKDIR /src
+ARG EXTRAS=
 # Without the code, so that a change of it installs nothing again: what this installs of sid-serve
 # is its licence, its metadata and its command. README.md need only exist.
 COPY pyproject.toml LICENSE ./
+# onnxruntime-gpu once more, because it and onnxruntime are one folder, and pip writes that last.
+# hadolint ignore=DL3013
 RUN --mount=type=cache,target=/root/.cache/pip \
     touch README.md \
-    && pip --python /opt/venv/bin/python install '/src[triton,tracing]' \
+    && pip --python /opt/venv/bin/python install "/src[triton,tracing${EXTRAS:+,$EXTRAS}]" \
+    && /opt/venv/bin/python -c "import sys; from importlib.metadata import metadata; from re import split; unknown = set(filter(None, split('[ ,]+', sys.argv[1]))) - set(metadata('sid-serve').get_all('Provides-Extra')); sys.exit(f'EXTRAS: no such extra: {unknown}' if unknown else 0)" "$EXTRAS" \
+    && case ",$EXTRAS," in *,gpu,*) pip --python /opt/venv/bin/python install --force-reinstall --no-deps onnxruntime-gpu ;; esac \
     && rm /opt/venv/bin/sid-distill
 
 FROM python:3.11.15-slim-bookworm

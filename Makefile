@@ -39,30 +39,33 @@ run-triton: $(VENV)/.triton
 # Run the whole test suite
 test: setup-dev
 	@# Trainings in any order, whichever process is free; servers by file, which shares them.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal \
+	@echo "The first of two runs: training and tools"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal \
 		--ignore tests/service --ignore tests/deploy
-	$(BIN)/pytest -n 2 --dist loadfile tests/service tests/deploy
+	@echo "The second of two runs: the server and its deployment"
+	@$(BIN)/pytest -n 2 --dist loadfile tests/service tests/deploy
 
 # Run the tests that need under two seconds each, in under two minutes: before a commit
 test-fast: setup-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
 
 # Run the server's tests with the newest releases of what it stands on, in .venv-newest
 test-newest:
-	$(PYTHON) -m venv $(NEWEST)
-	$(NEWEST)/bin/pip install --quiet --editable '.[dev]'
+	@echo "Installing the newest releases into $(NEWEST)"
+	@$(PYTHON) -m venv $(NEWEST)
+	@$(NEWEST)/bin/pip install --quiet --editable '.[dev]'
 	@# Past our own upper bounds, of which pip complains and goes on.
-	$(NEWEST)/bin/pip install --quiet --upgrade $$($(NEWEST)/bin/python -c "$$DEPENDENCIES")
-	$(NEWEST)/bin/pip freeze --exclude-editable
-	$(NEWEST)/bin/pytest tests/service
+	@$(NEWEST)/bin/pip install --quiet --upgrade $$($(NEWEST)/bin/python -c "$$DEPENDENCIES")
+	@$(NEWEST)/bin/pip freeze --exclude-editable
+	@$(NEWEST)/bin/pytest tests/service
 
 # Have misbehaving clients storm a real server for three minutes (SECONDS=... to change)
 soak: setup-dev
-	SOAK_SECONDS=$(or $(SECONDS),180) $(BIN)/pytest -s tests/service/test_storm.py
+	@SOAK_SECONDS=$(or $(SECONDS),180) $(BIN)/pytest -s tests/service/test_storm.py
 
 # Check and measure on an NVIDIA card, in eight minutes (TOY=1: on the CPU; ONLY=training: a part)
 gpu: setup-dev
-	$(BIN)/python -m tests.gpu $(if $(TOY),--toy) $(addprefix --only ,$(ONLY))
+	@$(BIN)/python -m tests.gpu $(if $(TOY),--toy) $(addprefix --only ,$(ONLY))
 
 # Check style, types, and which part imports which
 lint: setup-dev
@@ -78,24 +81,24 @@ docs: setup-dev
 	$(BIN)/python -m docs.screenshot
 
 $(VENV)/.python:
-	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}: say make PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}: say make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	touch $@
+	@touch $@
 
 $(VENV)/.base: pyproject.toml | $(VENV)/.python
 	$(BIN)/pip install --quiet --editable .
-	touch $@
+	@touch $@
 
 $(VENV)/.triton: $(VENV)/.base
 	$(BIN)/pip install --quiet --editable '.[triton]'
-	touch $@
+	@touch $@
 
 # onnxruntime, which the base asks for, lies over onnxruntime-gpu: they are one folder.
 $(VENV)/.gpu: $(VENV)/.base
 	$(BIN)/pip install --quiet --editable '.[gpu]'
 	$(BIN)/pip install --quiet --force-reinstall --no-deps onnxruntime-gpu
-	touch $@
+	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.python
 	$(BIN)/pip install --quiet --editable '.[dev]'
-	touch $@ $(VENV)/.base $(VENV)/.triton
+	@touch $@ $(VENV)/.base $(VENV)/.triton

@@ -20,10 +20,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from distill.errors import UserError, first_line
+from distill.file_kinds import describe_file, is_pickle
 from distill.importing.released import read_released
 from distill.licences import licence_of
 from distill.networks import Denoiser, read_config
 from service.bundle import write_atomically
+
+_EXPECTED = "a .safetensors file that sid-distill wrote, or a released .pkl of EDM's or SiD's"
 
 
 class NetworkMetadata(BaseModel):
@@ -66,20 +69,23 @@ def save_network(
 def load_network(path: Path) -> tuple[Denoiser, dict[str, Any]]:
     """Read a denoiser, in eval mode, and the metadata saved with it, its licence where it is known.
 
-    A released .pkl is read as well, safely, with what can be known of it (`distill.importing`).
+    A released .pkl is read as well, safely, with what can be known of it (`distill.importing`);
+    a pickle is told by its content, whatever its name.
 
     Raises:
         UserError: the file is missing, damaged, or not one of `save_network` nor a released one;
             or its weights are not finite.
     """
     if not path.is_file():
-        raise UserError(
-            f"no network at {path}: expected a .safetensors file of sid-distill's, or a released "
-            ".pkl"
-        )
-    if path.suffix == ".pkl":
+        reason = f"it is {describe_file(path)}" if path.is_dir() else "there is no such file"
+        raise UserError(f"no network at {path}: {reason}; expected {_EXPECTED}")
+    if path.suffix == ".pkl" or is_pickle(path):
         released = read_released(path)
         return released.network, released.metadata
+    if kind := describe_file(path):
+        raise UserError(
+            f"{path} is not a whole network of sid-distill's: it is {kind}; expected {_EXPECTED}"
+        )
     try:
         with safetensors.safe_open(path, "pt") as file:
             header = file.metadata() or {}

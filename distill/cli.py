@@ -1,6 +1,8 @@
 """`sid-distill`: train a teacher, distil it, measure, export and publish."""
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -15,7 +17,7 @@ from distill.commands.reference import reference
 from distill.commands.regress import regress
 from distill.commands.run import run
 from distill.commands.teacher import teacher
-from distill.errors import UserError, first_line
+from distill.errors import UserError, first_line, how_to_install
 from distill.threads import share_processors
 
 app = typer.Typer(
@@ -24,6 +26,26 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sid-distill {version('sid-serve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What stands before a command; the help is the application's."""
+
+
 training = (teacher, regress, run)
 afterwards = (evaluate, analyze, features, reference, avatars, export, publish)
 for command in training + afterwards:
@@ -39,8 +61,8 @@ def main() -> None:
     except UserError as error:
         message = str(error)
     except ModuleNotFoundError as error:
-        message = f"{error.name} is not installed: training needs 'make setup-dev', or pip's extra "
-        message += "'distill'"
+        message = f"{error.name} is not installed: training needs 'make setup-dev', or "
+        message += how_to_install("distill")
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

@@ -4,7 +4,9 @@ Every recipe has the sections that stand here, and one of its method of distilla
 kept as data: methods stand above, and check their own (`distill.methods.registry`).
 """
 
+import math
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -28,12 +30,12 @@ class Recipe(Section):
     """A network, its teacher's training and its distillation.
 
     Attributes:
-        description: what it is for and how long it takes.
+        description: of what its networks draw, in a sentence that the catalogue can show.
         features: the shipped feature extractor over which a distance means something here.
         licence: of networks that are trained on the recipe's data (SPDX or a sentence); None:
             not known, and publish asks for it.
-        data: the name of the data set that the licence is about, so that other images are not
-            published under it; None: whatever the recipe is used for.
+        data: the name of the data set that licence and description are about, so that other
+            images are not published under them; None: whatever the recipe is used for.
         network: the teacher's shape.
         teacher: how the teacher is trained; None where it is released and imported.
         regression: how the generator starts, for 'sid-distill regress'; None where it starts from
@@ -56,6 +58,39 @@ class Recipe(Section):
         """The licence of a network that is trained with this recipe on the data set `data`."""
         return self.licence if self.data in (None, data) else None
 
+    def description_for(self, data: str) -> str | None:
+        """What the recipe says of a network that is trained with it on the data set `data`."""
+        return self.description if self.data in (None, data) else None
+
+
+def nearest_recipe(network: AnyNetwork, source: str) -> tuple[str, Recipe]:
+    """The shipped recipe for networks that are most alike to one, by its name.
+
+    Args:
+        network: what is to be distilled.
+        source: the name of its file: of two recipes that are as near the one that it speaks of.
+    """
+
+    def distance(file: Path) -> tuple[float, ...]:
+        meant = load_recipe(file.stem).network
+        family = re.split(r"[\d-]", file.stem)[0]  # "cifar10-cond" is for CIFAR-10
+        return (
+            abs(math.log(meant.img_resolution / network.img_resolution)),
+            bool(meant.label_dim) != bool(network.label_dim),
+            abs(meant.img_channels - network.img_channels),
+            abs(meant.label_dim - network.label_dim),
+            family not in source.lower(),
+        )
+
+    nearest = min(sorted(RECIPES.glob("*.toml")), key=distance).stem
+    return nearest, load_recipe(nearest)
+
+
+def fits(recipe: Recipe, network: AnyNetwork) -> bool:
+    """Whether a recipe is for networks that draw such images of so many classes."""
+    sizes = ("img_resolution", "img_channels", "label_dim")
+    return all(getattr(recipe.network, size) == getattr(network, size) for size in sizes)
+
 
 RECIPE_SECTIONS: dict[str, type[BaseModel]] = {
     "teacher": TeacherConfig,
@@ -73,8 +108,7 @@ def load_recipe(name: str) -> Recipe:
     """
     path = Path(name) if name.lower().endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
-        shipped = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
-        raise UserError(f"no recipe {name!r}: name a .toml file or one of: {shipped}")
+        raise UserError(_missing(name))
     try:
         content = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
@@ -87,6 +121,22 @@ def load_recipe(name: str) -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path}: {first_error(error)}") from None
+
+
+def _missing(name: str) -> str:
+    """Say that a recipe is not there: a file that was meant, or the name of a shipped one."""
+    shipped = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
+    if not name.lower().endswith(".toml"):
+        if Path(f"{name}.toml").is_file():
+            return f"no recipe {name!r} is shipped: for the file say {name}.toml"
+        return f"no recipe {name!r}: name a .toml file or one of: {shipped}"
+    path = Path(name)
+    if path.exists():
+        return f"the recipe {name} is no file: name a .toml file or one of: {shipped}"
+    return (
+        f"the recipe file {name} is missing: there is none in {path.parent.resolve()}; shipped "
+        f"recipes are named without .toml: {shipped}"
+    )
 
 
 def _put_todays_precisions(content: dict[str, Any]) -> None:

@@ -42,8 +42,8 @@ def http(document: dict[str, Any]) -> str:
         "# HTTP reference\n\n"
         "The same to try out, on a running server: `/docs`; for programs: `/openapi.json`.\n"
         "Where the server has API keys, send one as `Authorization: Bearer KEY` or "
-        "`X-API-Key: KEY`, to all\nroutes but `/`, `/livez`, `/readyz` and `/metrics`. Every "
-        "answer carries `X-Request-ID`.\n"
+        "`X-API-Key: KEY`, to all\nroutes but `/`, `/client`, `/livez`, `/readyz` and `/metrics`. "
+        "Every answer carries `X-Request-ID`.\n"
     )
     for path, methods in document["paths"].items():
         for method, route in methods.items():
@@ -61,7 +61,8 @@ def configuration() -> str:
         "# Configuration reference\n\n"
         "Environment variables of `sid serve` and of all other commands that draw; `--host`, "
         "`--port` and\n`--models` go before theirs. A value that makes no sense ends the start "
-        "with one line.\n"
+        "with one line,\nand so does, for `sid serve` and `sid triton`, a variable `SID_*` that is "
+        "no setting.\n"
     )
     for name, field in Settings.model_fields.items():
         default = "none" if field.default is None else f"`{field.default}`"

@@ -13,7 +13,7 @@ from service.http import problems
 from service.http.cors import CrossOrigin
 from service.http.fast_route import FastRoute, FastRoutes
 from service.http.middleware import ApiKeys, BodyLimit, RequestMetrics
-from service.http.routes import generate, health, models, openai, playground
+from service.http.routes import client, generate, health, models, openai, playground, tags
 from service.http.security import TokenBuckets, load_keys
 from service.observability.metrics import Metrics
 from service.observability.tracing import open_tracing
@@ -46,6 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="SiD Serve",
         summary="Images in a single step of the network.",
         version=version("sid-serve"),
+        openapi_tags=tags.TAGS,
         lifespan=lifespan,
         redirect_slashes=False,
         openapi_url=None,  # playground.install has these, from this machine, not from a network
@@ -65,6 +66,8 @@ def create_app(settings: Settings) -> FastAPI:
         openai.generation_router,
         openai.router,
         health.router,
+        *([] if settings.metrics_port is not None else [health.metrics_router]),
+        client.router,
     ):
         app.include_router(router)
     playground.install(app)

@@ -8,6 +8,9 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +26,27 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"sid {version('sid-serve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What stands before a command; the help is the application's."""
+
 
 ModelsOption = Annotated[
     Path | None,
@@ -58,13 +82,8 @@ def serve(
     All other settings are environment variables SID_*: docs/reference/configuration.md.
     """
     _end_at_sigterm()
-    from service import server
-    from service.observability import logs
-
-    settings = _settings(host=host, port=port, models=models)
-    logs.configure(settings.log_format, settings.log_level)
-
-    server.run(settings, _announce)
+    with _json_errors():
+        _serve(_server_settings(host=host, port=port, models=models))
 
 
 @app.command()
@@ -82,22 +101,16 @@ def triton(
     Installs it (55 MB) when it is not there yet. Linux on x86-64 only; no GPU.
     """
     _end_at_sigterm()
-    from service import server
-    from service.observability import logs
-    from service.tools import triton_server
+    with _json_errors():
+        from service.tools import triton_server
 
-    settings = _settings(port=port, models=models, triton=f"127.0.0.1:{grpc_port}")
-    logs.configure(settings.log_format, settings.log_level)
-    triton_server.install()
-    with triton_server.running(
-        settings.models, http=http_port, grpc=grpc_port, metrics=metrics_port
-    ):
-        print(
-            f"Triton is ready: gRPC on 127.0.0.1:{grpc_port}, HTTP on 127.0.0.1:{http_port}, "
-            f"metrics on http://127.0.0.1:{metrics_port}/metrics",
-            flush=True,
-        )
-        server.run(settings, _announce)
+        settings = _server_settings(port=port, models=models, triton=f"127.0.0.1:{grpc_port}")
+        triton_server.install()
+        with triton_server.running(
+            settings.models, http=http_port, grpc=grpc_port, metrics=metrics_port
+        ):
+            _say_triton_is_ready(grpc_port, http_port, metrics_port)
+            _serve(settings)
 
 
 @app.command()
@@ -269,8 +282,12 @@ def bench(
         Path | None, typer.Option("--json", help="File for all figures; - is standard output.")
     ] = None,
 ) -> None:
-    """Put load on a server and report rates and latencies, as its clients see them."""
+    """Put load on a server and report rates and latencies, as its clients see them.
+
+    Where every request is refused it stops, shows one answer, and exits with status 1.
+    """
     from service.bench import command
+    from service.bench.refusal import AllRefusedError
 
     target = command.make_target(
         url,
@@ -282,17 +299,21 @@ def bench(
         headers=header or [],
         seed=seed,
     )
-    command.run(
-        target,
-        connections or [],
-        rate or [],
-        arrivals=arrivals,
-        max_connections=max_connections,
-        warmup=warmup,
-        duration=duration,
-        timeout=timeout,
-        json_file=json_file,
-    )
+    try:
+        command.run(
+            target,
+            connections or [],
+            rate or [],
+            arrivals=arrivals,
+            max_connections=max_connections,
+            warmup=warmup,
+            duration=duration,
+            timeout=timeout,
+            json_file=json_file,
+        )
+    except AllRefusedError as refused:
+        print(f"error: {refused}", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 @app.command()
@@ -308,6 +329,27 @@ def key(
     created = new_key(name)
     print(created.line, flush=True)
     print(f"the key of {name}, shown only now: {created.secret}", file=sys.stderr)
+
+
+@contextmanager
+def _json_errors() -> Iterator[None]:
+    """Where the log is JSON, log what ends a server, from its first setting on."""
+    import structlog
+
+    from service.observability import logs
+
+    if os.environ.get("SID_LOG_FORMAT") == "json":
+        logs.configure("json")
+    try:
+        yield
+    except Exception as error:
+        if not logs.is_json():
+            raise
+        if isinstance(error, _user_errors()):
+            structlog.get_logger().error("cannot serve", reason=str(error))
+            raise SystemExit(2) from None
+        structlog.get_logger().exception("the server failed")
+        raise SystemExit(1) from None
 
 
 def _end_at_sigterm() -> None:
@@ -332,7 +374,35 @@ def _open_standard_files() -> None:
             setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115
 
 
-def _announce(url: str, catalogue: "Catalogue") -> None:
+def _serve(settings: "Settings") -> None:
+    from service import server
+    from service.observability import logs
+
+    announce = partial(_announce, wants_key=settings.keys is not None)
+    server.run(settings, _stay_silent if logs.is_json() else announce)
+
+
+def _say_triton_is_ready(grpc: int, http: int, metrics: int) -> None:
+    from service.observability import logs
+
+    event = "Triton is ready"
+    if logs.is_json():
+        import structlog
+
+        structlog.get_logger().info(event, grpc=grpc, http=http, metrics=metrics)
+        return
+    print(
+        f"{event}: gRPC on 127.0.0.1:{grpc}, HTTP on 127.0.0.1:{http}, "
+        f"metrics on http://127.0.0.1:{metrics}/metrics",
+        flush=True,
+    )
+
+
+def _stay_silent(_: str, __: "Catalogue") -> None:
+    """Where every line is JSON, the log's line `started` says it all."""
+
+
+def _announce(url: str, catalogue: "Catalogue", wants_key: bool) -> None:
     """Say where the server is, with a request that works on what it serves."""
     name = catalogue.default or next(iter(catalogue.models))
     model = catalogue.models[name]
@@ -341,9 +411,12 @@ def _announce(url: str, catalogue: "Catalogue") -> None:
         body = {"class_label": manifest.unmistakable(len(classes) - 1), **body}
     if name != catalogue.default:
         body = {"model": name, **body}
+    # Quoted for zsh, to which the brackets of an IPv6 address are a pattern.
+    address, key = shlex.quote(f"{url}/generate"), '-H "X-API-Key: $SID_KEY" ' if wants_key else ""
     print(
-        f"SiD Serve is ready on {url} (open it in a browser); Ctrl-C stops it. Try:\n"
-        f"  curl {url}/generate -H 'content-type: application/json' "
+        f"SiD Serve is ready on {url} (open it in a browser); Ctrl-C stops it. "
+        f"Try{', with your key in SID_KEY' if wants_key else ''}:\n"
+        f"  curl {address} {key}-H 'content-type: application/json' "
         f"-d {shlex.quote(json.dumps(body))} -o picture.png",
         flush=True,
     )
@@ -353,12 +426,27 @@ class CommandError(Exception):
     """An option that cannot be followed; the message says why."""
 
 
+def _server_settings(**given: Any) -> "Settings":
+    """Those of a server, which refuses variables that mean nothing to it; sets up its log."""
+    from service.environment import check_variables
+    from service.observability import logs
+    from service.settings import Settings
+
+    check_variables(os.environ, Settings.model_fields)
+    settings = _settings(**given)
+    logs.configure(settings.log_format, settings.log_level)
+    return settings
+
+
 def _settings(**given: Any) -> "Settings":
     from pydantic import ValidationError
 
     from service.bundle import first_error
+    from service.environment import service_ports
     from service.settings import Settings
 
+    for name in service_ports(os.environ, Settings.model_fields):
+        del os.environ[name]  # Settings reads them there
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
@@ -375,10 +463,11 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from service.bundle import BundleError, ClassLabelError, InputError, SeedError
     from service.client import ClientError
     from service.engines import EngineError
+    from service.environment import UnknownVariableError
     from service.http.connections import ConnectionsError
     from service.http.security import KeysError
+    from service.listener import ListenError
     from service.observability.tracing import TracingError
-    from service.server import ListenError
     from service.serving.catalogue import ModelRequiredError, UnknownModelError
     from service.serving.default_model import DefaultModelError
     from service.serving.exceptions import ComputeError
@@ -403,6 +492,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         TracingError,
         TritonServerError,
         UnknownModelError,
+        UnknownVariableError,
     )
 
 

@@ -16,6 +16,7 @@ class RefusedError(Exception):
         reason: as what `sid_rejections` counts it; "": it is no refusal for want of room, time,
             rate or an engine, and is not counted there.
         public: what the client is told in place of the message, which is for the log.
+        param: the request's field that is to blame, where it is one.
         retry_after: seconds until it is worth to ask again; sent with 429 and 503.
         headers: additional headers of the answer.
         members: additional members of the problem's body.
@@ -29,6 +30,7 @@ class RefusedError(Exception):
     kind: str
     reason: str = ""
     public: str = ""
+    param: str = ""
     retry_after: float = 1.0
     headers: Mapping[str, str] = {}
     members: Mapping[str, object] = {}

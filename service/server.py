@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import errno
 import math
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from importlib.metadata import version
 from types import FrameType
 
 import structlog
@@ -22,25 +21,22 @@ from service.bundle import BundleError
 from service.engines import EngineError
 from service.engines.threads import left_behind
 from service.http.connections import FileWatch, Room, make_room
+from service.http.metrics_port import serving_metrics
 from service.http.protocol import bounded
 from service.http.security import Keys, KeysError, load_keys
+from service.listener import address_of, listen
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.serving.catalogue import Catalogue, Contents, load_contents
 from service.serving.default_model import DefaultModelError
 from service.settings import Settings
+from service.signals import ENDING, EarlySignals, handling, starting, terminal_is_gone
 
 log = structlog.get_logger(__name__)
 
-_UNREAD_MS = 30_000  # milliseconds that sent bytes may stay unacknowledged
 # How long a thread that leaves the engine waits for the event loop to hand over the interpreter:
 # Python's 5 ms is a fifth of a batch.
 _SWITCH_SECONDS = 0.0002
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class ListenError(Exception):
-    """The address cannot be listened on; the message says why and what to do."""
 
 
 def run(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
@@ -50,6 +46,7 @@ def run(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # but for the time in `serve`
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings, announce))
+        log.info("ended")
         if hangs := left_behind():
             log.warning("a native call hangs and is left behind")
     if hangs:
@@ -76,19 +73,24 @@ async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) 
         DefaultModelError: the default is none of the models.
         TracingError: traces were asked for and cannot be made.
     """
-    with _starting() as signals:
+    with starting() as signals:
         try:
             await _serve(settings, announce, signals)
         except asyncio.CancelledError:
             if not signals.end:
                 raise
+            log.info("told to end before it had started")
 
 
 async def _serve(
-    settings: Settings, announce: Callable[[str, Catalogue], None], signals: "_Signals"
+    settings: Settings, announce: Callable[[str, Catalogue], None], signals: EarlySignals
 ) -> None:
-    listener = listen(settings.host, settings.port)
-    with contextlib.closing(listener):
+    async with contextlib.AsyncExitStack() as stack:
+        listener = stack.enter_context(listen(settings.host, settings.port))
+        addresses = {"address": listener}
+        if settings.metrics_port is not None:
+            scraped = listen(settings.host, settings.metrics_port, "SID_METRICS_PORT")
+            addresses["metrics"] = stack.enter_context(scraped)
         app = create_app(settings)
         metrics: Metrics = app.state.metrics
         room = Room(make_room(settings.max_connections), metrics.connections_refused.inc)
@@ -114,86 +116,43 @@ async def _serve(
             # Beyond our own grace, which ends requests with an answer; uvicorn's cuts them off.
             timeout_graceful_shutdown=math.ceil(settings.grace_seconds) + 2,
         )
-        async with app.router.lifespan_context(app):
-            host, port = listener.getsockname()[:2]
-            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        if "metrics" in addresses:
+            scraped = serving_metrics(addresses["metrics"], metrics, settings)
+            await stack.enter_async_context(scraped)
+        catalogue: Catalogue = app.state.catalogue
 
-            catalogue: Catalogue = app.state.catalogue
+        def ready() -> None:
+            urls = {name: address_of(one) for name, one in addresses.items()}
+            _log_start(urls, settings, catalogue, app.state.keys)
+            announce(urls["address"], catalogue)
+            if signals.hang_up:
+                server.hang_up()
 
-            def ready() -> None:
-                announce(url, catalogue)
-                if signals.hang_up:
-                    server.hang_up()
-
-            server = _Server(config, settings, catalogue, app.state.keys, ready)
-            metrics.connections.set_function(lambda: len(server.server_state.connections))
-            await server.serve(sockets=[listener])
-
-
-@dataclass
-class _Signals:
-    """Those that came before the server was up."""
-
-    end: bool = False
-    hang_up: bool = False
+        server = _Server(config, settings, catalogue, app.state.keys, ready)
+        metrics.connections.set_function(lambda: len(server.server_state.connections))
+        await server.serve(sockets=[listener])
 
 
-@contextlib.contextmanager
-def _starting() -> Iterator[_Signals]:
-    """Have SIGINT and SIGTERM cancel this task, and notice SIGHUP.
-
-    Models may take long to load, and process 1 of a container ignores signals without a handler:
-    it would be killed at the end of its platform's patience, and never read a revoked key.
-    """
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    signals = _Signals()
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if number == signal.SIGHUP:
-            signals.hang_up = True
-            return
-        signals.end = True
-        loop.call_soon_threadsafe(task.cancel)
-
-    with _handling(dict.fromkeys((*_SIGNALS, signal.SIGHUP), handle)):
-        yield signals
-
-
-@contextlib.contextmanager
-def _handling(
-    handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]],
-) -> Iterator[None]:
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Open the listening socket; raises ListenError."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; each connection inherits it
-                # A client that takes nothing of its answer does not hold it for ever.
-                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ListenError(
-            f"cannot listen on {host}:{port}: {reason}; choose another with --port (or SID_PORT)"
-        ) from error
-    return listener
+def _log_start(
+    addresses: dict[str, str], settings: Settings, catalogue: Catalogue, keys: Keys | None
+) -> None:
+    engines = {f"{one.engine.name} {one.engine.version}" for one in catalogue.models.values()}
+    because = "the default"
+    if settings.engine == "auto" and not settings.triton:
+        because = "SID_ENGINE=auto: the fastest that draws the right image"
+    elif settings.triton or settings.engine:
+        because = "SID_TRITON" if settings.triton else "SID_ENGINE"
+    log.info(
+        "started",
+        version=version("sid-serve"),
+        **addresses,
+        models=[model.tag for model in catalogue.models.values()],
+        default=catalogue.default or "none",
+        engine=", ".join(sorted(engines)),
+        because=because,
+        keys=len(keys or ()),
+    )
 
 
 class _Server(uvicorn.Server):
@@ -226,19 +185,19 @@ class _Server(uvicorn.Server):
         """
         loop = asyncio.get_running_loop()
 
-        def handle(_: int, __: FrameType | None) -> None:
-            loop.call_soon_threadsafe(self._stop, loop)
+        def handle(number: int, _: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self._stop, loop, signal.Signals(number).name)
 
         def hang_up(_: int, __: FrameType | None) -> None:
             loop.call_soon_threadsafe(self.hang_up)
 
-        with _handling({**dict.fromkeys(_SIGNALS, handle), signal.SIGHUP: hang_up}):
+        with handling({**dict.fromkeys(ENDING, handle), signal.SIGHUP: hang_up}):
             yield
 
     def hang_up(self) -> None:
         """Do what SIGHUP asks for."""
-        if _terminal_is_gone():  # the older meaning of the signal
-            self._stop(asyncio.get_running_loop())
+        if terminal_is_gone():  # the older meaning of the signal
+            self._stop(asyncio.get_running_loop(), "the terminal was closed")
         elif not self._stopping:
             task = asyncio.create_task(self._reload())
             self._reloads.add(task)
@@ -268,19 +227,26 @@ class _Server(uvicorn.Server):
             if self._keys is not None and keys is not None:
                 self._keys.replace(keys)
             default = self._catalogue.default or "none"
-            log.warning("reloaded", models=served, default=default, keys=len(self._keys or ()))
+            log.info("reloaded", models=served, default=default, keys=len(self._keys or ()))
             if stated is None and self._catalogue.default and len(served) > 1:
                 log.warning(
                     "the default is only remembered: SID_DEFAULT_MODEL keeps it over a restart",
                     default=default,
                 )
 
-    def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _stop(self, loop: asyncio.AbstractEventLoop, because: str) -> None:
         if self._stopping:  # asked twice: do not wait for anything
+            log.warning("told twice: ends without waiting", because=because)
             self.should_exit = self.force_exit = True
             return
         self._stopping = True
         self._catalogue.draining = True
+        log.info(
+            "draining: readiness fails, then accepted requests are finished",
+            because=because,
+            drain_seconds=self._settings.drain_seconds,
+            grace_seconds=self._settings.grace_seconds,
+        )
         for reload in self._reloads:
             reload.cancel()
         loop.call_later(self._settings.drain_seconds, setattr, self, "should_exit", True)
@@ -289,12 +255,3 @@ class _Server(uvicorn.Server):
 
     def _abort(self) -> None:
         self._aborting = asyncio.create_task(self._catalogue.abort())
-
-
-def _terminal_is_gone() -> bool:
-    """Whether this process had a terminal, which has been closed."""
-    try:
-        os.tcgetpgrp(0)
-    except OSError as error:
-        return error.errno == errno.EIO
-    return False

@@ -30,6 +30,14 @@ class Settings(BaseSettings):
     port: int = Field(
         default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one."
     )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="A port of its own for /metrics, on SID_HOST too: the other port then has no "
+        "/metrics, and this one nothing else; 0 takes any free one. For servers that strangers "
+        "reach: let only Prometheus reach this port. Default: on the server's port, for all.",
+    )
     public_url: str | None = Field(
         default=None,
         description="The address at which clients reach this server, such as "
@@ -141,12 +149,15 @@ class Settings(BaseSettings):
         "the time after which your platform kills the process.",
     )
     log_format: Literal["human", "json"] = Field(
-        default="human", description="Log lines for people, or JSON for a log collector."
+        default="human",
+        description="Log lines for people, or JSON for a log collector: then each line on standard "
+        "output and error is JSON, those of libraries too.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
-        description="The least that is logged; at warning there is no line for each request, "
-        "which saves its cost.",
+        description="The least that is logged; at warning there is a line only for requests that "
+        "the server failed at (500, 502, 503), which saves the cost of the others, and none for "
+        "start, reload and end.",
     )
     traces: str | None = Field(
         default=None,
@@ -225,6 +236,13 @@ class Settings(BaseSettings):
             )
         return precision
 
+    @field_validator("keys", "models", mode="before")
+    @classmethod
+    def _not_empty(cls, path: Any) -> Any:
+        if path == "":  # which would be the folder that this process runs in
+            raise PydanticCustomError("path", "a path is expected; or leave the setting out")
+        return path
+
     @field_validator("triton")
     @classmethod
     def _addresses(cls, triton: str | None) -> str | None:
@@ -271,6 +289,12 @@ class Settings(BaseSettings):
                 "several, or *",
             ) from None
         return trusted
+
+    @model_validator(mode="after")
+    def _two_ports(self) -> Self:
+        if self.metrics_port == self.port != 0:
+            raise ValueError("SID_METRICS_PORT is a port of its own: another than SID_PORT")
+        return self
 
     @model_validator(mode="after")
     def _rate_needs_keys(self) -> Self:

@@ -38,10 +38,14 @@ def url(tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def program(url) -> dict:
-    """What the page's Python block defines."""
+def program(url, tmp_path_factory) -> dict:
+    """What the page's Python block defines, with the client that the server offers."""
     namespace: dict = {}
-    exec(at(BLOCKS["python"], url), namespace)
+    wheel = tmp_path_factory.mktemp("client") / "client.whl"
+    wheel.write_bytes(httpx.get(f"{url}/client", follow_redirects=True).content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(wheel)
+        exec(at(BLOCKS["python"], url), namespace)
     return namespace
 
 

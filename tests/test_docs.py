@@ -1,6 +1,8 @@
 """README and docs say what is true: links lead somewhere, commands and options exist."""
 
 import re
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -60,11 +62,50 @@ def test_every_command_and_option_exists(page):
             assert flag in known, f"{program} {name} {flag}"
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "tests/compare/README.md"], ids=named)
+def test_a_command_to_type_is_named_by_its_path(page):
+    """Nobody is told to activate the environment; `sid serve` alone names the command."""
+    if page.parent == REFERENCE or page == ROOT / "docs" / "design.md":  # say what there is
+        return
+    text = re.sub(
+        r"`{3}.*?\n(.*?)`{3}", lambda block: _indented(block[1]), page.read_text(), flags=re.S
+    )
+    lines = re.findall(r"^ {4,}(.+)$", text, re.MULTILINE)
+    programs = r"(?:sid|sid-distill) [a-z]+|tensorboard|pytest|torchrun"
+    for code in [*lines, *re.findall(r"`([^`]+)`", text)]:
+        bare = re.search(rf"(?:^|[;&|(] *|\w=\S+ )({programs}) [-\w.{{/]", code)
+        assert bare is None, f"{code}: say .venv/bin/{bare[1]}"
+
+
+def _indented(block: str) -> str:
+    return "".join(f"    {line}\n" for line in block.splitlines())
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_make_target_exists(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for target in re.findall(r"(?:^    |`)make ([a-z-]+)", page.read_text(), re.MULTILINE):
         assert target in targets, target
+
+
+def test_nothing_promises_to_install_the_package_from_an_index():
+    """It is on none: `how_to_install` says what works."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.rstrip("\0").split("\0"):
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".js", ".html", ".yml", ".sh", ""} and path.is_file():
+            promise = re.search(r"pip install[^\n]*sid-serve|'sid-serve\[", _text(path))
+            assert promise is None or path == Path(__file__), f"{name}: {promise[0]}"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for page in PAGES:
+        for extra in re.findall(r"'\.\[([\w,]+)\]'|EXTRAS=([\w,]+)", page.read_text()):
+            assert set("".join(extra).split(",")) <= set(extras["optional-dependencies"]), page
+
+
+def _text(path: Path) -> str:
+    return path.read_bytes().decode("utf-8", "replace")
 
 
 @pytest.mark.parametrize("name", ["http.md", "configuration.md", "commands.md", "metrics.md"])

@@ -1,6 +1,7 @@
 """`sid-distill import`."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -57,6 +58,7 @@ def import_(
     from pydantic import TypeAdapter, ValidationError
 
     from distill.checkpoints import save_network
+    from distill.commands.publish import published
     from distill.export.publish import publish
     from distill.importing.released import read_released
     from distill.licences import checked_licence
@@ -85,10 +87,30 @@ def import_(
         other = "generator" if assumed == "teacher" else "teacher"
         typer.echo(f"taken for a {assumed}, as {released.reason}; if not: --role {other}")
     if assumed == "teacher":
-        typer.echo(f"to distil it: sid-distill run --teacher {network} --out runs/{name}")
+        _say_how_to_distil(network, name, released)
         return
     folder = publish(network, None, name, description, licence, models)
-    typer.echo(f"{folder} is published: sid generate --models {models} --model {name} --seed 0")
+    typer.echo(published(folder, models, name))
+
+
+def _say_how_to_distil(network: Path, name: str, released: "Released") -> None:
+    """Print the command that distils an imported teacher by the shipped recipe nearest to it."""
+    from distill.recipe import fits, nearest_recipe
+
+    config = released.network.config
+    recipe, shipped = nearest_recipe(config, str(released.metadata["source"]))
+    command = ["sid-distill", "run", "--recipe", recipe]
+    if shipped.features:  # which was trained on the images that the recipe is for
+        command += ["--features", "none"]
+    if config.augment_dim != shipped.network.augment_dim and "augment" in shipped.method_entries:
+        command += ["--augment", "0"]
+    command += ["--teacher", str(network), "--out", f"runs/{name}"]
+    typer.echo(f"to distil it: {shlex.join(command)}")
+    if not fits(shipped, config):
+        typer.echo(
+            "no shipped recipe is for such a network, and the rates of this one may not suit: see "
+            "'A recipe' in docs/tutorial.md"
+        )
 
 
 def _names(classes: str | None) -> list[str] | None:

@@ -1,5 +1,6 @@
 """`sid-distill publish`."""
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -40,7 +41,14 @@ def publish(
         ),
     ] = None,
     models: Annotated[Path, typer.Option(help="The catalogue's folder.")] = Path("models"),
-    description: Annotated[str, typer.Option(help="A sentence for the catalogue.")] = "",
+    description: Annotated[
+        str,
+        typer.Option(
+            help="A sentence for the catalogue. Left out: the one in the generator's file, which "
+            "the recipe of its teacher gave it.",
+            show_default=False,
+        ),
+    ] = "",
     licence: Annotated[
         str | None,
         typer.Option(
@@ -106,6 +114,12 @@ def publish(
         ),
     )
     manifest = load_manifest(folder)
+    if not manifest.description:
+        typer.echo(
+            "note: the catalogue says nothing about this model: publish it again with "
+            "--description 'A sentence'",
+            err=True,
+        )
     if misleading := manifest.misleading_names():
         first, other = next(iter(misleading.items()))
         typer.echo(
@@ -130,4 +144,10 @@ def publish(
     inherited = manifest.training.get("licence", manifest.licence)
     note = "" if inherited == manifest.licence else f", as told; its own file says {inherited}"
     typer.echo(f"licence: {manifest.licence}{note}")
-    typer.echo(f"{folder} is published: sid generate --models {models} --model {name} --seed 0")
+    typer.echo(published(folder, models, name))
+
+
+def published(folder: Path, models: Path, name: str) -> str:
+    """Say where a model is, with a command that draws with it."""
+    command = ["sid", "generate", "--models", str(models), "--model", name, "--seed", "0"]
+    return f"{folder} is published: {shlex.join(command)}"

@@ -97,8 +97,11 @@ def teacher(
         "data": f"{dataset.name}, {len(dataset)} images",
         "classes": list(dataset.classes),
     }
+    # What 'publish' says of the network and of its students, unless it is told something else.
     if licence := chosen.licence_for(dataset.name):
         metadata["licence"] = licence
+    if description := chosen.description_for(dataset.name):
+        metadata["description"] = description
     named = precision is not None or "precision" in chosen.teacher.model_fields_set
     with join_process_group(computes_on, shard, not no_cuda_graph) as context:
         config = with_precision(config, named, context, lambda: begun_precision(out))

@@ -36,6 +36,7 @@ FASHION_CLASSES = (
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+FAULTS_SHOWN = 20  # images that cannot be read, by name and reason
 CLASS_ORDER = "classes.txt"  # beside the class folders: their names in order, one a line
 
 
@@ -132,10 +133,13 @@ def _load_fashion(folder: Path, prefix: str) -> Dataset:
 def _load_images(path: Path, resolution: int, background: str) -> Dataset:
     """Read a folder or zip of images, with classes by sub-folder or by EDM's dataset.json.
 
-    Sub-folders are in natural order, or in that of a file `classes.txt` beside them.
+    Sub-folders are in natural order, or in that of a file `classes.txt` beside them. What is
+    damaged is looked for to the end, so that all of it can be mended at once.
     """
     colour, notes = parse_colour(background), Notes()
-    names, images = [], []
+    names: list[PurePosixPath] = []
+    images: list[np.ndarray] = []
+    damaged: list[str] = []
     with open_sources(path, notes) as sources:
         labels_file = find_labels_file(sources.files)
         listed = None if labels_file is None else read_labels(path, labels_file)
@@ -146,23 +150,23 @@ def _load_images(path: Path, resolution: int, background: str) -> Dataset:
             if file.name.name == CLASS_ORDER:
                 orders[file.name.parent] = file.read()
                 continue
-            if not is_image(file):
-                notes.pass_over("files that are no images", file.name)
-                continue
             try:
+                if not is_image(file):
+                    notes.pass_over("files that are no images", file.name)
+                    continue
                 with open_image(file) as image:
-                    images.append(decode(image, resolution, colour, notes))
-            except UserError:
-                raise
+                    decoded = decode(image, resolution, colour, notes)
+            except PermissionError:
+                raise  # the file may be a good one
             except Exception as error:  # Pillow raises many types for damaged files
-                name = printable(str(file.name))
-                reason = (
-                    "Pillow knows it as none"
-                    if isinstance(error, UnidentifiedImageError)
-                    else error
-                )
-                raise UserError(f"{path}: {name} is not a readable image ({reason})") from None
+                damaged.append(_fault(path, file.name, error))
+                images.clear()  # nobody will need them
+                continue
             names.append(file.name)
+            if not damaged:
+                images.append(decoded)
+    if damaged:
+        raise UserError(_damaged(path, damaged))
     for folder in _without_images(sources.folders, names):
         notes.pass_over("folders without images", folder)
     if not images:
@@ -177,6 +181,23 @@ def _load_images(path: Path, resolution: int, background: str) -> Dataset:
     if (pixels == pixels[:, :1]).all():  # every image is grey: one channel says it all
         pixels = pixels[:, :1]
     return _described(path, notes, path.stem, pixels.contiguous(), torch.tensor(labels), classes)
+
+
+def _fault(path: Path, name: PurePosixPath, error: Exception) -> str:
+    """What is wrong with an image that could not be read, in words that begin with its name."""
+    if isinstance(error, UserError):  # of a zip
+        return str(error).removeprefix(f"{path}: ")
+    reason = "Pillow knows it as none" if isinstance(error, UnidentifiedImageError) else error
+    return f"{printable(str(name))} is not a readable image ({reason})"
+
+
+def _damaged(path: Path, faults: list[str]) -> str:
+    """All that is wrong with the images of a data set, as far as it can be shown."""
+    if len(faults) == 1:
+        return f"{path}: {faults[0]}"
+    more = len(faults) - FAULTS_SHOWN
+    shown = "; ".join(faults[:FAULTS_SHOWN]) + (f"; and {more:,} more" if more > 0 else "")
+    return f"{path}: {len(faults):,} images cannot be read, replace or remove them: {shown}"
 
 
 def _described(

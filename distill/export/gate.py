@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from distill.errors import UserError
+from distill.errors import UserError, how_to_install
 from distill.evaluation.feature_extractor import FeatureExtractor
 from distill.evaluation.frechet import frechet_distance, statistics
 from distill.evaluation.reference import bundled_reference
@@ -233,7 +233,7 @@ def _openvino(path: Path) -> tuple[str, Draw]:
         import openvino
     except ImportError as error:
         raise UserError(
-            f"{path.name} is validated by OpenVINO: pip install 'sid-serve[openvino]'"
+            f"{path.name} is validated by OpenVINO: {how_to_install('openvino')}"
         ) from error
     core = openvino.Core()
     hint = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"

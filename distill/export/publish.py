@@ -86,7 +86,8 @@ def publish(
         generator_file: the distilled network (.safetensors).
         teacher_file: its teacher, for the quality beside the generator's; None for no quality.
         name: of the bundle and its folder.
-        description: one sentence for the catalogue.
+        description: one sentence for the catalogue; empty for the one in the generator's file,
+            which its teacher's recipe gave it.
         licence: of the weights; None for the one that the generator's file states.
         models: the catalogue's folder.
         precisions: in which the bundle holds the network besides float32; float16 twice, once for
@@ -145,7 +146,7 @@ def publish(
             files={f"{version}/{name}": sha256_file(inside / name) for name in graphs},
             graphs=graphs,
             licence=licence,
-            description=description,
+            description=description or metadata.get("description", ""),
             training=_training_metadata(metadata),
             quality=quality,
             golden=_golden(module),
@@ -193,7 +194,8 @@ def _licence(generator_file: Path, metadata: Mapping[str, Any]) -> str:
     if licence is None:
         raise UserError(
             f"the licence of {generator_file} is not known: say --licence, an SPDX identifier or a "
-            "sentence, as its training images allow"
+            "sentence, as its training images allow (CC-BY-4.0, say; LicenseRef-private for a "
+            "model that nobody else may use)"
         )
     return str(licence)
 
@@ -282,7 +284,7 @@ def _training_metadata(metadata: Mapping[str, Any]) -> dict[str, str | int | flo
     return {
         name: value if isinstance(value, str | int | float) else json.dumps(value)
         for name, value in metadata.items()
-        if name not in ("role", "classes")
+        if name not in ("role", "classes", "description")
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from distill.errors import UserError
+from distill.file_kinds import describe_file, is_network
 from distill.importing.arguments import configuration, plain_arguments
 from distill.importing.machine import (
     DTYPE,
@@ -78,8 +79,17 @@ def read_snapshot(path: Path) -> Snapshot:
     Raises:
         UserError: it is no such file, damaged, hostile, or of a network that is not supported.
     """
+    expected = "a released .pkl of EDM's or SiD's"
     if not path.is_file():
-        raise UserError(f"no network at {path}: expected a released .pkl file")
+        reason = f"it is {describe_file(path)}" if path.is_dir() else "there is no such file"
+        raise UserError(f"no network at {path}: {reason}; expected {expected}")
+    if kind := describe_file(path):
+        raise UserError(f"{path} is refused: it is {kind}; expected {expected}")
+    if is_network(path):
+        raise UserError(
+            f"{path} is refused: it is a network that sid-distill wrote, which needs no import: "
+            "name it as it is, say with --teacher"
+        )
     try:
         return _read(path)
     except RefusedError as error:

@@ -4,11 +4,12 @@ import errno
 import fcntl
 import json
 import math
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -210,8 +211,14 @@ def _train(
             formatted = (f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float))
             bar.write(f"{seen:>9} images: {', '.join(formatted)}")
 
+    # What is drawn of it stays only if it comes to its end: the last line says where a run stopped.
     bar = tqdm(
-        total=config.total_images, initial=seen, unit="img", unit_scale=True, disable=not progress
+        total=config.total_images,
+        initial=min(seen, config.total_images),
+        unit="img",
+        unit_scale=True,
+        leave=False,
+        disable=not progress,
     )
     with (
         _events(folder if context.is_main else None, seen) as events,
@@ -224,7 +231,8 @@ def _train(
         while seen < config.total_images and not context.any(stop()):
             scalars = training.step(seen)
             before, seen = seen, seen + config.batch
-            bar.update(config.batch)
+            # No batch ends beyond the whole, of which tqdm would draw neither bar nor percentage.
+            bar.update(min(seen, config.total_images) - before)
             if seen // config.batch % LOG_EVERY == 0:
                 for name, value in context.mean(scalars).items():
                     events.add_scalar(name, value, seen)
@@ -244,11 +252,14 @@ def _train(
                 if not any(tally.consecutive_skips for tally in shown.values()):
                     checkpoint()
                     due = False
+        if seen >= config.total_images:
+            bar.refresh()  # at 100 % while the last is measured
         if seen != began_at:
             look(shown)
             if seen >= config.total_images:
                 measure()
             checkpoint()
+        bar.leave = seen >= config.total_images
     return seen
 
 
@@ -357,8 +368,9 @@ def _locked(folder: Path) -> Iterator[None]:
 def _stop_requested(insists: bool) -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether SIGINT or SIGTERM came.
 
-    If `insists`, a second one kills. Not under torchrun, which passes on what the terminal has
-    already sent to every process.
+    If `insists`, the first is answered at once on standard error, for a step can take long, and a
+    second one kills. Not under torchrun, which passes on what the terminal has already sent to
+    every process.
     """
     received: list[int] = []
     previous: dict[int, Any] = {}
@@ -366,6 +378,12 @@ def _stop_requested(insists: bool) -> Iterator[Callable[[], bool]]:
     def note(number: int, _frame: object) -> None:
         received.append(number)
         if insists:
+            if len(received) == 1:
+                # Not by print: the signal may have come while the progress bar was being written.
+                with suppress(OSError):
+                    # On a terminal in the bar's place, which is drawn anew below it.
+                    begin = b"\r\x1b[K" if os.isatty(2) else b"\n"
+                    os.write(2, begin + b"stopping after this step; once more: at once, unsaved\n")
             signal.signal(number, previous[number])
 
     for number in (int(signal.SIGINT), int(signal.SIGTERM)):

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Any
 
 from service.bench.connection import Connection
+from service.bench.refusal import is_hopeless
 from service.bench.samples import Samples
 from service.bench.target import Target
 
@@ -57,6 +58,13 @@ class Load(ABC):
         if connection.due is not None:
             self.samples.failed(connection.due, failure)
         self._gone(connection)
+
+    def refused(self, status: int, body: bytes) -> None:
+        """An answer that was just noted is none of 2xx: end the load if no other is to come."""
+        if self.samples.refusal is None:
+            self.samples.refusal = status, body
+        if is_hopeless(self.samples.status):
+            self._finish()
 
     async def finish(self, deadline: float) -> None:
         """Return when all is answered, or give up what is left at `deadline`."""

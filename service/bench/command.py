@@ -53,6 +53,7 @@ def run(
     """Put one load after the other on the server, then print and write the reports.
 
     Raises:
+        AllRefusedError: the server refused every request of a load; there are no others then.
         BenchError: an option cannot be followed, or the server is out of reach.
     """
     if not connections and not rates:

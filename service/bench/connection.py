@@ -34,6 +34,9 @@ class Owner(Protocol):
     def lost(self, connection: "Connection", failure: str) -> None:
         """The connection is at its end; a request under way on it ends with `failure`."""
 
+    def refused(self, status: int, body: bytes) -> None:
+        """An answer that was just noted is none of 2xx."""
+
 
 class Connection(asyncio.Protocol):
     """Carries one request at a time; tells its load when it is free for the next, or lost.
@@ -41,7 +44,17 @@ class Connection(asyncio.Protocol):
     An answer has a length or is chunked: one that only ends with its connection has not arrived.
     """
 
-    __slots__ = ("_complete", "_keep", "_load", "_parser", "_timing", "_transport", "due", "sent")
+    __slots__ = (
+        "_body",
+        "_complete",
+        "_keep",
+        "_load",
+        "_parser",
+        "_timing",
+        "_transport",
+        "due",
+        "sent",
+    )
 
     def __init__(self, load: Owner) -> None:
         self._load = load
@@ -49,6 +62,7 @@ class Connection(asyncio.Protocol):
         self._complete = False
         self._keep = True
         self._timing: bytes | None = None
+        self._body = b""  # of the first refusal
         self.due: float | None = None  # None: no request is under way
         self.sent = 0.0
 
@@ -90,6 +104,11 @@ class Connection(asyncio.Protocol):
         if len(name) == 13 and name.lower() == b"server-timing":
             self._timing = value
 
+    def on_body(self, part: bytes) -> None:
+        """Keep what the first refusal says (called by the parser)."""
+        if self._load.samples.refusal is None and self._parser.get_status_code() >= 300:
+            self._body += part
+
     def on_message_complete(self) -> None:
         """Note that the answer is whole (called by the parser)."""
         self._complete = True
@@ -104,6 +123,8 @@ class Connection(asyncio.Protocol):
             status = self._parser.get_status_code()
             self._load.samples.answered(due, self.sent, now, status, self._timing)
             self.due = None
+            if status >= 300:
+                self._load.refused(status, self._body)
         if keep:
             self._load.free(self, now)
         else:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from service.bench.base import Load
 from service.bench.loops import ClosedLoop, OpenLoop
+from service.bench.refusal import all_refused
 from service.bench.report import Report, summarise
 from service.bench.target import BenchError, Target
 
@@ -37,6 +38,7 @@ def closed(
         timeout: seconds that what is unanswered at the end is waited for.
 
     Raises:
+        AllRefusedError: the server refused every request; early, if no other answer was to come.
         BenchError: the server is out of reach.
     """
 
@@ -72,6 +74,7 @@ def open_loop(
         warmup, duration, timeout: as for `closed`.
 
     Raises:
+        AllRefusedError: as for `closed`.
         BenchError: the server is out of reach, or more requests are asked for than anybody means.
     """
     due = schedule(rate, warmup + duration, arrivals)
@@ -120,8 +123,11 @@ def _run(
         end = start + warmup + duration
         load = begin(address, start, end)
         await load.finish(end + timeout)
+        samples = load.samples
+        if samples.refusal is not None and min(samples.status) >= 300:
+            raise all_refused(target.url, len(samples.status), *samples.refusal)
         return summarise(
-            load.samples,
+            samples,
             (start + warmup, end),
             mode=mode,
             rate=rate,

@@ -13,6 +13,7 @@ class Samples:
         errors: of each request without an answer, when it was due and what became of it.
         late: when each request was due that was still unanswered at the end.
         not_sent: when each request was due that found no free connection.
+        refusal: status and body of the first answer that was none of 2xx.
     """
 
     def __init__(self) -> None:
@@ -24,6 +25,7 @@ class Samples:
         self.errors: list[tuple[float, str]] = []
         self.late = array("d")
         self.not_sent = array("d")
+        self.refusal: tuple[int, bytes] | None = None
 
     def answered(
         self, due: float, sent: float, done: float, status: int, timing: bytes | None

@@ -1,6 +1,6 @@
 """Images drawn in this process, by the engine that `sid serve` would serve them with."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -31,7 +31,8 @@ class EmbeddedSource:
 
     def __init__(self, model: ServedModel, form: str, inputs: Mapping[str, Any]) -> None:
         model.bundle.manifest.resolve_inputs(inputs)
-        self.model, self.classes = model.tag, len(model.bundle.manifest.classes)
+        self.model = model.tag
+        self.classes: Sequence[str] = model.bundle.manifest.classes
         self.piece, self.inputs = model.engine.max_batch_size, inputs
         self._model = model
         self._media_type = f"image/{form}"

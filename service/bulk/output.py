@@ -12,12 +12,10 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from service.bulk.class_folders import CLASS_LIST, RECORD
 from service.bulk.errors import BulkError
-from service.bulk.plan import DEFAULTS, Plan
+from service.bulk.plan import DEFAULTS, INDICES, Plan
 from service.bundle import add_to_zip, write_atomically
-
-RECORD = "sid-generate.json"
-"""The file that says what is drawn into a folder, as `Plan.record` has it."""
 
 _ELSE = "name another with -o, or remove this one"
 
@@ -57,11 +55,17 @@ class Folder:
         record = self.folder / RECORD
         if record.exists():
             _compare(self.path, record.read_bytes(), self._plan)
+            self._write_classes()
             return _images(self.folder, self._plan.form)
         if any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
             raise BulkError(f"{self.path} holds other files: {_ELSE}")
         _write(record, _record(self._plan))
+        self._write_classes()
         return set()
+
+    def _write_classes(self) -> None:
+        if (listed := self._plan.class_list) is not None:
+            _write(self.folder / CLASS_LIST, listed.encode())
 
     def write(self, names: Sequence[str], files: Sequence[bytes]) -> None:
         """Write images; raises OSError."""
@@ -93,7 +97,7 @@ class Archive(Folder):
         try:
             with zipfile.ZipFile(self.path) as archive:
                 _compare(self.path, archive.read(RECORD), self._plan)
-                names = set(archive.namelist()) - {RECORD}
+                names = set(archive.namelist()) - {RECORD, CLASS_LIST}
         except (zipfile.BadZipFile, KeyError):
             raise BulkError(f"{self.path} is not of this command: {_ELSE}") from None
         shutil.rmtree(self.folder, ignore_errors=True)  # of a run killed after its last step
@@ -109,6 +113,8 @@ class Archive(Folder):
     def _pack(self, path: Path) -> None:
         with zipfile.ZipFile(path, "w") as archive:
             add_to_zip(archive, RECORD, _record(self._plan))
+            if (listed := self._plan.class_list) is not None:
+                add_to_zip(archive, CLASS_LIST, listed.encode())
             for piece in self._plan.pieces(set(), 1):
                 (name,) = self._plan.names(piece)
                 add_to_zip(archive, name, (self.folder / name).read_bytes())
@@ -123,8 +129,8 @@ def _compare(path: Path, recorded: bytes, plan: Plan) -> None:
     """Raise BulkError unless the record says the same as the plan."""
     wanted = plan.record()
     try:
-        # A run of before there were inputs has none in its record.
-        previous = {"inputs": DEFAULTS} | json.loads(recorded)
+        # An older run has no inputs in its record, or did not say how its folders are called.
+        previous = {"inputs": DEFAULTS, "folders": INDICES} | json.loads(recorded)
         differing = [name for name in wanted if previous[name] != wanted[name]]
     except (ValueError, KeyError, TypeError):
         raise BulkError(f"{path}: its {RECORD} is not of this command: {_ELSE}") from None

@@ -4,15 +4,19 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
+from service.bulk.class_folders import class_folders, indexed_folders
 from service.bulk.errors import BulkError
 from service.bundle.seeds import SEED_MAX
 
 ALL_CLASSES = "all"
 DEFAULTS = "defaults"
 """What a record says of a run that names no inputs."""
-_SHORTEST_CLASS, _SHORTEST_SEED = 2, 7  # digits
+INDICES = "class indices"
+"""What a record says of a run whose folders are called by index, as all once were."""
+_SHORTEST_SEED = 7  # digits
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Plan:
 
     Attributes:
         model: name:version:digest:graph.
-        classes: how many the model has; 0: it has none.
+        classes: the model's, by index; empty: it has none.
         labels: class indices; (None,): each seed modulo the number of classes, or no class.
         seeds: as `parse_seeds` returns them.
         form: png, webp or jpeg.
@@ -60,11 +64,27 @@ class Plan:
     """
 
     model: str
-    classes: int
+    classes: Sequence[str]
     labels: tuple[int | None, ...]
     seeds: tuple[range, ...]
     form: str
     inputs: Mapping[str, object] = field(default_factory=dict)
+
+    @cached_property
+    def folders(self) -> tuple[str, ...]:
+        """The folder of each class."""
+        return class_folders(self.classes)
+
+    @property
+    def class_list(self) -> str | None:
+        """The folders that there will be, one a line; None where sorting them by name does."""
+        if self.folders == indexed_folders(len(self.classes)):
+            return None
+        count = len(self.classes)
+        drawn = set(self.labels)
+        if None in drawn:
+            drawn = {seed % count for part in self.seeds for seed in part[:count]}
+        return "".join(f"{name}\n" for i, name in enumerate(self.folders) if i in drawn)
 
     @property
     def count(self) -> int:
@@ -90,21 +110,19 @@ class Plan:
         return [self.name(piece.class_label, piece.first + i) for i in range(piece.count)]
 
     def name(self, label: int | None, seed: int) -> str:
-        """A file's name: with its class's folder, and sorted by name it is sorted by number."""
+        """A file's name, in its class's folder: sorted by name they are sorted by number."""
         digits = max(_SHORTEST_SEED, len(str(self.seeds[-1].stop - 1)))
         file = f"seed{seed:0{digits}d}.{self.form}"
         if not self.classes:
             return file
-        index = seed % self.classes if label is None else label
-        digits = max(_SHORTEST_CLASS, len(str(self.classes - 1)))
-        return f"class{index:0{digits}d}/{file}"
+        return f"{self.folders[seed % len(self.classes) if label is None else label]}/{file}"
 
     def record(self) -> dict[str, str]:
         """The plan in words: two are the same if these are."""
         labels = "each seed modulo their number" if self.classes else "none"
         if self.labels != (None,):
             labels = ", ".join(str(label) for label in self.labels)
-            if len(self.labels) == self.classes:
+            if len(self.labels) == len(self.classes):
                 labels = ALL_CLASSES
         seeds = ",".join(
             f"{part.start}-{part.stop - 1}" if part.stop - part.start > 1 else f"{part.start}"
@@ -117,6 +135,7 @@ class Plan:
             "seeds": seeds,
             "form": self.form,
             "inputs": named,
+            "folders": INDICES if self.class_list is None else "class names",
         }
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -34,13 +34,13 @@ class Source(Protocol):
 
     Attributes:
         model: name:version:digest:graph.
-        classes: how many the model has.
+        classes: the model's, by index.
         piece: how many images to ask for together.
         inputs: labels and vectors of the model that all images have.
     """
 
     model: str
-    classes: int
+    classes: Sequence[str]
     piece: int
     inputs: Mapping[str, Any]
 
@@ -112,7 +112,7 @@ async def _labels(source: Source, class_label: str | None) -> tuple[int | None, 
         return (None,)
     if class_label.strip().casefold() != ALL_CLASSES:
         return (await source.resolve(class_label),)
-    return tuple(range(source.classes)) or (None,)
+    return tuple(range(len(source.classes))) or (None,)
 
 
 def _announced(plan: Plan, path: Path, missing: int) -> str:

@@ -1,6 +1,6 @@
 """Images of a bulk run from a server, as fast as it draws them and without crowding others."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any, cast
@@ -48,7 +48,8 @@ class ServerSource:
         form: str,
         inputs: Mapping[str, Any],
     ) -> None:
-        self.model, self.classes = card.tag, len(card.classes)
+        self.model = card.tag
+        self.classes: Sequence[str] = card.classes
         self.inputs = inputs
         self._client, self._patient = client, patient
         self._form = cast(Form, form)

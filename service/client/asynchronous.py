@@ -9,8 +9,8 @@ from typing import Any, Self
 
 import httpx
 
-from service.client.errors import ClientError
-from service.client.messages import (
+from .errors import ClientError
+from .messages import (
     ClassLabel,
     Form,
     GeneratedImage,
@@ -25,7 +25,7 @@ from service.client.messages import (
     read_models,
     unreachable,
 )
-from service.client.retries import Attempts
+from .retries import Attempts
 
 
 class AsyncClient:

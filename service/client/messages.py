@@ -13,7 +13,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from service.client.errors import AnswerError, ClientError, UnreachableError
+from .errors import AnswerError, ClientError, UnreachableError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +61,10 @@ class GeneratedImage:
         Path(path).write_bytes(self.content)
 
     def pixels(self) -> "npt.NDArray[np.uint8]":
-        """The pixels, uint8 [H, W, C]; C is 1 (grey) or 3 (RGB; WebP has no grey)."""
+        """The pixels, uint8 [H, W, C]; C is 1 (grey) or 3 (RGB; WebP has no grey).
+
+        Needs numpy and Pillow, which nothing else here does: raises ImportError without them.
+        """
         import numpy as np
         from PIL import Image
 
@@ -161,6 +164,8 @@ def read_error(response: httpx.Response) -> AnswerError:
         detail = str(problem["detail"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return _unexpected(response)
+    if kind == "key-required" and "x-api-key" not in response.request.headers:
+        detail += "; this client was given none: give it yours as `key`"
     return AnswerError(response.status_code, kind, detail, problem, _retry_after(response))
 
 

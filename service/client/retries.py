@@ -7,7 +7,7 @@ import random
 from time import monotonic
 from typing import Final
 
-from service.client.errors import AnswerError, ClientError, UnreachableError
+from .errors import AnswerError, ClientError, UnreachableError
 
 _AGAIN: Final = (429, 503)
 _SHORTEST, _LONGEST = 0.1, 5.0  # seconds between tries where the server names none

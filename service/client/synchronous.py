@@ -6,8 +6,8 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from service.client.asynchronous import AsyncClient
-from service.client.messages import ClassLabel, Form, GeneratedImage, Inputs, ModelCard
+from .asynchronous import AsyncClient
+from .messages import ClassLabel, Form, GeneratedImage, Inputs, ModelCard
 
 T = TypeVar("T")
 

@@ -24,8 +24,8 @@ log = structlog.get_logger(__name__)
 
 # pip writes onnxruntime, which the base asks for, over onnxruntime-gpu: both are one folder.
 _INSTALL = (
-    "make setup-gpu in a checkout; elsewhere the extra `gpu`, and then, for onnxruntime lies over "
-    "it, pip install --force-reinstall --no-deps onnxruntime-gpu"
+    "`make setup-gpu` in the checkout, or an image built with `--build-arg EXTRAS=gpu`; if it is "
+    "installed, onnxruntime lies over it: pip install --force-reinstall --no-deps onnxruntime-gpu"
 )
 _MISSING = re.compile(r"(lib[\w.-]+): cannot open shared object file")
 _FAILURE = re.compile(r"CUDA failure (\d+): (.*?) ;")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from service.bundle import BASELINE, CPU, Precision
 from service.engines import EngineError, Images, Inputs
 from service.engines.embedded import EmbeddedEngine, Signature, check_signature
+from service.extras import how_to_install
 from service.resources import available_cpus
 
 # Left to itself OpenVINO computes in bfloat16 wherever the processor can, whatever the graph says.
@@ -33,7 +34,7 @@ class OpenVinoEngine(EmbeddedEngine):
         except ImportError as error:
             raise EngineError(
                 "SID_ENGINE=openvino needs the extra `openvino`, "
-                f"pip install 'sid-serve[openvino]': {error}"
+                f"{how_to_install('openvino')}: {error}"
             ) from error
 
         if self.precision == "bfloat16" and "BF16" not in capabilities():

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.exceptions import RefusedError
-from service.http.problems import MalformedError, internal_error, problem_for
+from service.http.problems import UNKNOWN_FIELD, MalformedError, internal_error, problem_for
 
 
 class UnsupportedMediaTypeError(RefusedError):
@@ -104,6 +104,9 @@ def _parse(request: Request, content: bytes, model: type[BaseModel]) -> BaseMode
             reason = errors[0]["ctx"]["error"]
             raise MalformedError(f"the body is not JSON: {reason}") from None
         located = [{**item, "loc": ("body", *item["loc"])} for item in errors]
+        for item in located:
+            if item["type"] == UNKNOWN_FIELD:
+                item["ctx"] = {"known": list(model.model_fields)}
         raise RequestValidationError(located) from None
 
 

@@ -17,15 +17,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.exceptions import RefusedError
 from service.http.disconnect import ClientLeftError
-from service.http.problems import internal_error, problem_for
+from service.http.problems import InternalError, internal_error, problem_for
 from service.http.security import Keys
 from service.observability.metrics import Metrics
 from service.observability.tracing import UNTRACED, Tracing
 
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
-# What needs no key: probes, and the playground's own files, which ask their user for one.
-_OPEN = PROBES | {"/"}
-_OPEN_PREFIX = "/playground/"
+# What needs no key: probes, the playground's own files, which ask their user for one, and the
+# client, which pip fetches without one.
+_OPEN = PROBES | {"/", "/client"}
+_OPEN_PREFIXES = ("/playground/", "/client/")
+# What counts against availability (deploy/prometheus/rules/recording.yml); the rest of the failures
+# are the client's: its mistake, its rate, its deadline.
+_FAILED = frozenset({500, 502, 503})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
@@ -76,6 +80,7 @@ class RequestMetrics:
             await self._app(scope, receive, watch)
         except Exception:
             self._log.exception("request failed", **_ids(state))
+            state.setdefault("problem", InternalError.kind)
             if not status:  # else the answer is cut off: uvicorn closes the connection
                 await internal_error()(scope, receive, watch)
         finally:
@@ -95,15 +100,16 @@ class RequestMetrics:
         timer.observe(seconds)
         if route in PROBES:
             return
-        identity = {name: state[name] for name in ("client", "model") if name in state}
-        self._log.info(
+        known = {name: state[name] for name in ("client", "model", "problem") if name in state}
+        write = self._log.error if status in _FAILED else self._log.info
+        write(
             "request",
             method=scope["method"],
             path=scope["path"],
             status=status,
             ms=round(seconds * 1000, 2),
             **_ids(state),
-            **identity,
+            **known,
         )
 
 
@@ -114,7 +120,7 @@ class KeyRequiredError(RefusedError):
 
 
 class KeyUnknownError(RefusedError):
-    """The request brought an API key that is not let in."""
+    """The request brought an API key that is not let in: a wrong one, or one that was taken out."""
 
     status, kind = 403, "key-unknown"
 
@@ -141,12 +147,18 @@ class ApiKeys:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":  # nothing here speaks anything else
             if (key := _sent_key(scope)) is None:
-                detail = "send your API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
+                detail = (
+                    "this server asks for an API key, and the request brought none: send yours, as "
+                    "`Authorization: Bearer KEY` or `X-API-Key: KEY`"
+                )
                 headers = {"WWW-Authenticate": "Bearer"}
                 refusal = KeyRequiredError(detail, headers=headers)
                 await _refuse(refusal, scope, receive, send)
             elif (client := self._keys.client(key)) is None:
-                detail = "this server does not know the API key that was sent"
+                detail = (
+                    "the API key is wrong: this server does not know the API key that was sent; "
+                    "was all of it copied, and is it still in use here?"
+                )
                 await _refuse(KeyUnknownError(detail), scope, receive, send)
             else:
                 scope.setdefault("state", {})["client"] = client
@@ -211,7 +223,7 @@ def _route(scope: Scope) -> str:
 
 
 def _is_open(path: str) -> bool:
-    return path in _OPEN or path.startswith(_OPEN_PREFIX)
+    return path in _OPEN or path.startswith(_OPEN_PREFIXES)
 
 
 async def _refuse(error: RefusedError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,6 +6,7 @@ Every refusal is a class of its own (service/exceptions.py), and is answered as 
 import json
 import math
 from collections.abc import Mapping
+from difflib import get_close_matches
 from http import HTTPStatus
 from typing import Any
 
@@ -19,6 +20,8 @@ from service.exceptions import RefusedError
 
 PROBLEM = "application/problem+json"
 OPENAI_PREFIX = "/v1/"
+UNKNOWN_FIELD = "extra_forbidden"
+"""Pydantic's type of the error; ours has `known` in its context, the names that there are."""
 
 
 class Problem(BaseModel):
@@ -79,14 +82,20 @@ def install(app: FastAPI) -> None:
 
 
 def problem_for(request: Request, error: Exception) -> Response | None:
-    """The answer for an exception that is meant for the client; None for any other."""
+    """The answer for an exception that is meant for the client; None for any other.
+
+    The request's state keeps the problem's kind, for the log.
+    """
     if isinstance(error, RequestValidationError):
         error = _invalid_request(error)
     elif isinstance(error, HTTPException):
         error = _of_starlette(request, error)
     if not isinstance(error, RefusedError):
         return None
+    request.scope.setdefault("state", {})["problem"] = error.kind
     if request.url.path.startswith(OPENAI_PREFIX):
+        if error.param and error.status == 413:
+            error.status = 400  # as OpenAI's API says it; its libraries do not know 413
         return problem(error, error=_openai_error(error))
     return problem(error)
 
@@ -124,7 +133,12 @@ def _openai_error(problem: RefusedError) -> dict[str, str | None]:
     """What tools that speak OpenAI's API show of an error, as a member of the problem."""
     kind = "server_error" if problem.status >= 500 else "invalid_request_error"
     kind = "rate_limit_error" if problem.status == 429 else kind
-    return {"message": _detail(problem), "type": kind, "param": None, "code": problem.kind}
+    return {
+        "message": _detail(problem),
+        "type": kind,
+        "param": problem.param or None,
+        "code": problem.kind,
+    }
 
 
 async def _known_error(request: Request, error: Exception) -> Response:
@@ -134,14 +148,23 @@ async def _known_error(request: Request, error: Exception) -> Response:
 
 
 def _invalid_request(error: RequestValidationError) -> InvalidRequestError:
-    errors = error.errors()
+    """All that is wrong, and of a field that is unknown the known ones, which its error lists."""
     fields: dict[str, str] = {}
-    for item in errors:
+    known: list[str] = []
+    for item in error.errors():
         field = ".".join(str(part) for part in item["loc"][1:2]) or "body"
-        message = "no such field" if item["type"] == "extra_forbidden" else item["msg"]
+        message = item["msg"]
+        if item["type"] == UNKNOWN_FIELD:
+            known = item["ctx"]["known"]
+            nearest = get_close_matches(field.lower(), known, n=1)
+            message = f"no such field, perhaps {nearest[0]}" if nearest else "no such field"
         fields[field] = f"{fields[field]}; or {message}" if field in fields else message
     detail = "; ".join(f"{field}: {message}" for field, message in fields.items())
-    return InvalidRequestError(detail, errors=fields)
+    if known:
+        detail += f"; the fields are {', '.join(known)}"
+    refusal = InvalidRequestError(detail, errors=fields)
+    refusal.param = next((field for field in fields if field != "body"), "")
+    return refusal
 
 
 def _of_starlette(request: Request, error: HTTPException) -> RefusedError:

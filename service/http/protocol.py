@@ -392,7 +392,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if (request_id := state.get("request_id")) is None:
             request_id = new_request_id()
             log.info(
-                "request refused", status=refusal.status, reason=refusal.kind, request_id=request_id
+                "request refused",
+                status=refusal.status,
+                problem=refusal.kind,
+                request_id=request_id,
             )
             self.count_refusal(refusal.status)
         headers = {"Connection": "close", "X-Request-ID": request_id}

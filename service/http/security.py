@@ -45,7 +45,7 @@ class RateLimitedError(RefusedError):
 class BurstError(RefusedError):
     """A request for more images than a bucket can ever hold; the message says how many."""
 
-    status, kind = 413, "above-burst"
+    status, kind, param = 413, "above-burst", "n"
 
 
 class NewKey(NamedTuple):

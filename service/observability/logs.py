@@ -4,7 +4,9 @@ Our own go straight from structlog to the file descriptor, because the standard 
 costs several times what they do; the libraries' lines, which are few, join them at the end. No
 value can forge a line or reach the terminal as a command: control characters are escaped.
 
-In a process that serves, nobody waits for the reader of a line (`unblocked`).
+In a process that serves, nobody waits for the reader of a line, and what is printed, warned of or
+raised in a thread is a line too; where the form is JSON, so is all that libraries write to standard
+output and error (`unblocked`).
 """
 
 import contextlib
@@ -24,6 +26,8 @@ import orjson
 import structlog
 
 from service.observability.log_writer import LineWriter
+from service.observability.relay import Relay
+from service.observability.uncaught import uncaught_logged
 
 LogFormat = Literal["human", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -62,21 +66,40 @@ def configure(log_format: LogFormat, log_level: LogLevel = "info") -> None:
     )
 
 
+def is_json() -> bool:
+    """Whether every line has to be JSON: what `configure` was told."""
+    return _render is _json and structlog.is_configured()
+
+
 @contextmanager
 def unblocked() -> Iterator[None]:
     """Have nobody wait for the reader of what is logged or printed meanwhile.
 
-    For a process that serves. At the end the last lines get two seconds.
+    For a process that serves. Warnings and what threads raise become log lines, and where those
+    are JSON, whatever is printed does too. At the end the last lines get two seconds.
     """
-    writers = {descriptor: LineWriter(descriptor) for descriptor in (_STDOUT, _STDERR)}
-    writers[_STDERR].notice = _report_dropped
     streams = sys.stdout, sys.stderr
+    relays = [Relay(*item) for item in _PRINTED.items()] if is_json() else []
+    places = [relay.original for relay in relays] or [_STDOUT, _STDERR]
+    writers = {
+        descriptor: LineWriter(place)
+        for descriptor, place in zip((_STDOUT, _STDERR), places, strict=True)
+    }
+    writers[_STDERR].notice = _report_dropped
     _writers.update(writers)
-    # For print, warnings, and the tracebacks of threads.
-    sys.stdout, sys.stderr = (_Stream(*item) for item in writers.items())
+    if not relays:
+        sys.stdout, sys.stderr = (_Stream(*item) for item in writers.items())
+    for relay in relays:
+        relay.start()
     try:
-        yield
+        with uncaught_logged():
+            yield
     finally:
+        for stream in streams:
+            with contextlib.suppress(OSError, ValueError):  # its reader left; it is closed
+                stream.flush()
+        for relay in relays:
+            relay.close()
         until = time.monotonic() + _LAST_SECONDS
         flushed = [writer.flush(until - time.monotonic()) for writer in writers.values()]
         if all(flushed):  # else its reader stalls: the last words shall not wait for it either
@@ -87,6 +110,17 @@ def unblocked() -> Iterator[None]:
 def dropped() -> int:
     """How many lines were dropped: their reader does not keep up, or there is no place."""
     return sum(writer.dropped for writer in _writers.values())
+
+
+def _hand_on_printed(line: str) -> None:
+    _writers[_STDOUT].write(_json(None, "info", {"event": line, "logger": "stdout"}))
+
+
+def _hand_on_errors(line: str) -> None:
+    _writers[_STDERR].write(_json(None, "warning", {"event": line, "logger": "stderr"}))
+
+
+_PRINTED = {_STDOUT: _hand_on_printed, _STDERR: _hand_on_errors}
 
 
 class _Stream(io.TextIOBase):

@@ -3,16 +3,18 @@
 const ATTEMPTS = 6;
 const KEY = "sid-key"; // in sessionStorage: gone with the tab
 
-/** An answer that is no image; `detail` is the server's own sentence. */
+/** An answer that is no image; `kind` is the problem's, `detail` the server's own sentence. */
 export class Refused extends Error {
-  constructor(status, detail) {
+  constructor(status, kind, detail) {
     super(detail);
     this.status = status;
+    this.kind = kind;
   }
 }
 
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 export const rememberKey = (key) => sessionStorage.setItem(KEY, key);
+export const forgetKey = () => sessionStorage.removeItem(KEY);
 
 // The browser notes 250 requests, and then no more.
 performance.addEventListener("resourcetimingbufferfull", () => performance.clearResourceTimings());
@@ -20,6 +22,11 @@ performance.addEventListener("resourcetimingbufferfull", () => performance.clear
 /** The cards of all models (GET /models). */
 export async function listModels() {
   return (await (await ask("models")).json()).models;
+}
+
+/** The address of the client for Python, for pip: its name has a version, which the server tells. */
+export async function findClient() {
+  return (await fetch("client", { method: "HEAD" })).url;
 }
 
 /** The address of an image, relative to the page; parameters that are "" are left out. */
@@ -81,9 +88,10 @@ async function ask(url, { signal, onBusy = () => {}, accept = "application/json"
 
 async function refusal(answer) {
   try {
-    return new Refused(answer.status, (await answer.json()).detail);
+    const { type, detail } = await answer.json();
+    return new Refused(answer.status, type.split(":").at(-1), detail);
   } catch {
-    return new Refused(answer.status, `the server answered ${answer.status}`);
+    return new Refused(answer.status, "", `the server answered ${answer.status}`);
   }
 }
 

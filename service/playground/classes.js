@@ -53,11 +53,12 @@ export class ClassList {
     this.#search("");
   }
 
-  /** Mark a class as the chosen one, and bring it into the list's view. */
+  /** Mark a class as the chosen one, none where there is none such, and bring it into view. */
   choose(label) {
     const entry = this.#entries.find(({ input }) => input.value === label);
-    if (!entry || entry.input.checked) return;
-    entry.input.checked = true;
+    if (entry?.input.checked) return;
+    for (const { input } of this.#entries) input.checked = input === entry?.input;
+    if (!entry) return;
     const list = $("class-list");
     const { offsetTop, offsetLeft, offsetHeight, offsetWidth } = entry.item;
     list.scrollTo({ // and not scrollIntoView, which moves the page as well

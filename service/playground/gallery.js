@@ -26,13 +26,8 @@ export class Gallery {
    * @param onBusy told the seconds that an overloaded server asks to wait.
    */
   async draw({ model, class_label, seed, n }, { describe, onChange, onBusy }) {
-    this.#aborter.abort();
-    const aborter = (this.#aborter = new AbortController());
-    const old = this.#urls.splice(0);
-    this.images = new Array(n);
     const tiles = Array.from({ length: n }, (_, i) => this.#tile(i, shiftedSeed(seed, i + 1)));
-    this.#list.replaceChildren(...tiles.map((tile) => tile.item));
-    old.forEach(URL.revokeObjectURL);
+    const aborter = this.#show(tiles);
     const started = performance.now();
     let done = 0;
     let failed = 0;
@@ -57,6 +52,31 @@ export class Gallery {
     await Promise.all(tiles.map(fill));
   }
 
+  /** What came of the drawing, as a sentence. */
+  summary({ done, failed, milliseconds }) {
+    const cached = this.images.filter((image) => image?.cached).length;
+    const notes = [cached && `${cached} from the browser's cache`, failed && `${failed} not drawn`];
+    return [
+      `${done} images in ${shownMilliseconds(milliseconds)} ms, as your browser saw it`,
+      ...notes.filter(Boolean),
+    ].join("; ");
+  }
+
+  /** Show no images, and give up those that are being drawn. */
+  clear() {
+    this.#show([]);
+  }
+
+  #show(tiles) {
+    this.#aborter.abort();
+    this.#aborter = new AbortController();
+    const old = this.#urls.splice(0);
+    this.images = new Array(tiles.length);
+    this.#list.replaceChildren(...tiles.map((tile) => tile.item));
+    old.forEach(URL.revokeObjectURL);
+    return this.#aborter;
+  }
+
   #keep(blob) {
     const url = URL.createObjectURL(blob);
     this.#urls.push(url);
@@ -67,9 +87,15 @@ export class Gallery {
     const item = document.createElement("li");
     const button = document.createElement("button");
     const caption = document.createElement("p");
+    const number = document.createElement("span");
+    const took = document.createElement("span");
     button.type = "button";
     button.className = "frame";
     caption.className = "caption";
+    number.className = "seed";
+    number.textContent = seed;
+    took.className = "took";
+    caption.append(number, " ", took);
     item.append(button, caption);
     return {
       item,
@@ -78,7 +104,7 @@ export class Gallery {
         button.replaceChildren();
         button.setAttribute("aria-label", `Seed ${seed}, being drawn`);
         item.className = "waiting";
-        caption.textContent = "…";
+        took.textContent = "…";
       },
       show: (image, what, url) => {
         const img = document.createElement("img");
@@ -89,10 +115,10 @@ export class Gallery {
         button.setAttribute("aria-label", `${what}, seed ${seed}: zoom`);
         button.replaceChildren(img);
         button.onclick = () => this.#onOpen(index);
-        caption.textContent = image.cached
+        took.textContent = image.cached
           ? "from cache"
           : `${shownMilliseconds(serverTime(image))} ms`;
-        caption.title = timingText(image);
+        took.title = timingText(image);
       },
       fail: (error, again) => {
         item.className = "failed";
@@ -100,8 +126,8 @@ export class Gallery {
         button.textContent = "Try again";
         button.setAttribute("aria-label", `Seed ${seed} was not drawn. Try again`);
         button.onclick = again;
-        caption.textContent = "not drawn";
-        caption.title = error.message;
+        took.textContent = "not drawn";
+        took.title = error.message;
       },
     };
   }

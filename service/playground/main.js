@@ -1,19 +1,27 @@
 // The playground: wires the controls to the stage, the walk and the gallery.
 
-import { Refused, draw, listModels, rememberKey } from "./api.js";
+import { showAbout } from "./about.js";
+import { draw, findClient, listModels } from "./api.js";
+import { wireAppearance } from "./appearance.js";
 import { ClassList } from "./classes.js";
 import { Gallery } from "./gallery.js";
+import { correct, visit } from "./history.js";
+import { wireKeys } from "./keys.js";
+import { showBusy, showError, showNotice } from "./notice.js";
 import { asCurl, asPython, copy, download } from "./snippets.js";
 import * as states from "./state.js";
-import { showTiming, shownMilliseconds } from "./timing.js";
+import { showTiming } from "./timing.js";
 import { Walk } from "./walk.js";
 import { Zoom } from "./zoom.js";
 
 const $ = (id) => document.getElementById(id);
+const NEEDS_AN_IMAGE = ["stage-zoom", "download", "copy-curl", "copy-python", "share", "play"];
 const SETTLE = 120; // milliseconds that a control rests before the gallery is drawn again
 
 const state = states.readState(location.search);
 let models = [];
+let listed; // name of the model whose classes are listed
+let wheel; // address of the client for Python
 let shown; // the image on the stage
 let gallerySettles = 0;
 
@@ -22,15 +30,26 @@ const classList = new ClassList((label) => change({ class_label: label }));
 const walk = new Walk(showStep, showBusy);
 const zoom = new Zoom({
   describe,
-  onUse: (image) => change({ seed: image.asked.seed, toward: "", step: 0 }),
+  onUse: (image) => {
+    change({ seed: image.asked.seed, toward: "", step: 0 });
+    bringIntoView("desk", "start");
+  },
   onWalk: (image) => {
     change({ toward: image.asked.toward ?? image.asked.seed, step: 0 }, { gallery: false });
     setPlaying(true);
+    bringIntoView("walk", "end"); // with the image, which stays in view beside or above it
+    $("play").focus({ preventScroll: true });
   },
 });
 
-const model = () =>
-  models.find(({ name }) => name === state.model) ?? models.find((one) => one.default) ?? models[0];
+/** The state's model; undefined where an address names one that is not there. */
+const model = () => models.find(({ name }) => name === state.model);
+const defaultModel = () => models.find((one) => one.default) ?? models[0];
+
+function bringIntoView(id, block) {
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  $(id).scrollIntoView({ block, behavior: still ? "instant" : "smooth" });
+}
 
 /** What an image shows, in words. */
 function describe({ classLabel }) {
@@ -39,13 +58,32 @@ function describe({ classLabel }) {
 
 // ---- from the controls to the state, and back
 
-/** Take what was chosen, show it in controls and address, and draw. */
+/** Take what was chosen, note it in the address, and show it. */
 function change(chosen, { gallery: withGallery = true } = {}) {
-  const identity = JSON.stringify({ ...state, step: 0 });
+  const another = { ...state, ...chosen, step: state.step };
+  if (JSON.stringify(another) !== JSON.stringify(state)) setPlaying(false);
   Object.assign(state, chosen);
-  if (JSON.stringify({ ...state, step: 0 }) !== identity) setPlaying(false);
+  visit(states.queryOf(state));
+  show({ gallery: withGallery });
+}
+
+/** Show what the address says, after Back or Forward. */
+function goBack() {
+  const { toward, step, ...before } = state;
+  walk.pause(); // and leave the address alone
+  showPlaying();
+  Object.assign(state, states.readState(location.search));
+  show({ gallery: JSON.stringify({ ...state, ...before }) !== JSON.stringify(state) });
+}
+
+/** Show the state in the controls, and draw. */
+function show({ gallery: withGallery }) {
+  if (!models.length) return; // what they are is still to come
+  const gone = states.whatIsGone(state, models);
+  if (listed !== state.model) showModels();
   showControls();
-  states.writeState(state);
+  for (const id of NEEDS_AN_IMAGE) $(id).disabled = Boolean(gone);
+  if (gone) return showNothing(gone);
   drawStage();
   if (!withGallery) return;
   clearTimeout(gallerySettles);
@@ -64,33 +102,20 @@ function showControls() {
   $("scrubber").setAttribute("aria-valuetext", `seed ${state.seed}`);
   $("mix").value = state.step;
   $("mix").disabled = !state.toward;
+  if (!state.toward && document.activeElement === $("end")) $("play").focus();
+  $("end").hidden = !state.toward;
   const share = `${Math.round((100 * state.step) / states.STEPS)} %`;
   $("mix-shown").textContent = share;
   $("mix").setAttribute("aria-valuetext", share);
 }
 
 function showModels() {
-  const option = (value, text) => new Option(text, value);
-  $("model").replaceChildren(...models.map(({ name }) => option(name, name)));
-  const { name, classes } = model();
-  state.model = name;
-  classList.show(model());
-  const index = states.classIndex(classes, state.class_label);
-  state.class_label = index === -1 ? "" : states.unmistakable(classes, index);
-  showAbout();
-}
-
-function showAbout() {
-  const { description, quality, engine, resolution, licence } = model();
-  const teacher = quality?.teacher_evaluations;
-  $("tagline").textContent = teacher
-    ? `One step of the network draws an image. Its teacher takes ${teacher}.`
-    : "One step of the network draws an image.";
-  const measured = quality
-    ? ` ${quality.distance}: ${quality.generator.toFixed(2)}, the teacher's ${quality.teacher.toFixed(2)}; lower is better.`
-    : "";
-  $("about").textContent =
-    `${description || `${resolution}×${resolution}`}.${measured} Drawn by ${engine}. Licence: ${licence}.`;
+  listed = state.model;
+  const options = models.map(({ name }) => new Option(name));
+  if (!model()) options.unshift(new Option(`${state.model} (not here)`, state.model));
+  $("model").replaceChildren(...options);
+  classList.show(model() ?? { classes: [] });
+  showAbout(model());
 }
 
 // ---- the stage: the newest wish wins, and each drawing is finished before the next begins
@@ -102,7 +127,10 @@ let shownWish = 0; // which of them the stage shows: never an older one than bef
 async function drawStage() {
   wishes += 1;
   const frame = state.toward && walk.frame(state);
-  if (frame) return showImage(frame, wishes);
+  if (frame) {
+    showNotice("");
+    return showImage(frame, wishes);
+  }
   if (stageBusy) return;
   stageBusy = true;
   try {
@@ -110,10 +138,10 @@ async function drawStage() {
     do {
       wish = wishes;
       showImage(await draw(states.askedOf(state), { onBusy: showBusy }), wish);
-      showNotice("");
+      if (shownWish === wish) showNotice("");
     } while (wish < wishes && shownWish < wishes);
   } catch (error) {
-    showError(error, drawStage);
+    showError(error, drawStage, start);
   } finally {
     stageBusy = false;
   }
@@ -135,12 +163,34 @@ function showImage(image, wish) {
   showTiming($("stage-timing"), image);
 }
 
+/** Show no image, for what the address names is gone; say so, and offer what there is. */
+function showNothing(gone) {
+  wishes += 1;
+  shownWish = wishes; // whatever is still being drawn comes too late
+  clearTimeout(gallerySettles);
+  shown = undefined;
+  URL.revokeObjectURL($("stage-image").src);
+  $("stage-image").removeAttribute("src");
+  $("stage-image").hidden = true;
+  $("stage-caption").textContent = "No image";
+  $("stage-timing").replaceChildren();
+  gallery.clear();
+  $("gallery").removeAttribute("aria-busy");
+  $("summary").textContent = "";
+  const instead = model() ?? defaultModel();
+  showNotice(
+    gone,
+    () => change({ model: instead.name, class_label: "" }),
+    model() ? "Draw any class" : `Draw with ${instead.name}`,
+  );
+}
+
 // ---- the walk
 
 function showStep(step, image, error) {
   if (error) {
     setPlaying(false);
-    showError(error, () => setPlaying(true));
+    showError(error, () => setPlaying(true), start);
     return;
   }
   state.step = step;
@@ -156,8 +206,12 @@ function setPlaying(wanted) {
   if (wanted) walk.play({ ...state });
   else if (walk.playing) {
     walk.pause();
-    states.writeState(state);
+    correct(states.queryOf(state));
   }
+  showPlaying();
+}
+
+function showPlaying() {
   $("play").textContent = walk.playing ? "Pause" : "Play";
   $("play").setAttribute("aria-pressed", String(walk.playing));
 }
@@ -173,57 +227,8 @@ function showProgress({ done, failed, total, milliseconds }) {
   const whole = done + failed === total;
   if (whole) $("gallery").removeAttribute("aria-busy");
   if (whole && !failed) showNotice("");
-  const cached = gallery.images.filter((image) => image?.cached).length;
-  const notes = [cached && `${cached} from the browser's cache`, failed && `${failed} not drawn`];
   // Announced at the end and not for each image.
-  if (whole) {
-    $("summary").textContent = [
-      `${done} images in ${shownMilliseconds(milliseconds)} ms, as your browser saw it`,
-      ...notes.filter(Boolean),
-    ].join("; ");
-  }
-}
-
-// ---- what went wrong
-
-function showNotice(text, again) {
-  const notice = $("notice");
-  notice.hidden = !text;
-  notice.textContent = text;
-  if (!again) return;
-  const button = document.createElement("button");
-  button.type = "button";
-  button.textContent = "Try again";
-  button.onclick = () => {
-    showNotice("");
-    again();
-  };
-  notice.append(" ", button);
-}
-
-function showBusy(seconds) {
-  showNotice(`The server has more to draw than it can take now; trying again in ${seconds} s.`);
-}
-
-function showError(error, again) {
-  if (error instanceof Refused && [401, 403].includes(error.status)) {
-    askForKey();
-  } else if (error instanceof Refused) {
-    showNotice(`Not drawn: ${error.message}.`, again);
-  } else {
-    showNotice("The server cannot be reached.", again);
-  }
-}
-
-function askForKey() {
-  if ($("key").open) return;
-  $("key").returnValue = "";
-  $("key").onclose = () => {
-    if (!$("key").returnValue) return showNotice("This server asks for an API key.", start);
-    rememberKey($("key-input").value);
-    start();
-  };
-  $("key").showModal();
+  if (whole) $("summary").textContent = gallery.summary({ done, failed, milliseconds });
 }
 
 // ---- wiring
@@ -244,9 +249,8 @@ function wire() {
   typed("seed", "seed");
   typed("toward", "toward", { optional: true });
   $("model").onchange = () => {
-    state.model = $("model").value;
-    showModels();
-    change({});
+    const { name, classes } = models.find(({ name }) => name === $("model").value);
+    change({ model: name, class_label: states.labelIn(classes, state.class_label) ?? "" });
   };
   $("count").onchange = () => change({ n: Number($("count").value) });
   $("dice").onclick = () => change({ seed: states.randomSeed() });
@@ -257,59 +261,39 @@ function wire() {
     change({ step: $("mix").valueAsNumber }, { gallery: false });
   };
   $("play").onclick = () => setPlaying(!walk.playing);
+  $("end").onclick = () => change({ toward: "", step: 0 }, { gallery: false });
   $("stage-zoom").onclick = () => shown && zoom.open([shown], 0);
   $("download").onclick = () => shown && download(shown);
   $("copy-curl").onclick = () => copy(asCurl(states.askedOf(state)), $("copy-curl"));
-  $("copy-python").onclick = () => copy(asPython(states.askedOf(state)), $("copy-python"));
+  $("copy-python").onclick = () => copy(asPython(states.askedOf(state), wheel), $("copy-python"));
   $("share").onclick = () => copy(location.href, $("share"));
   $("controls").onsubmit = (event) => event.preventDefault();
-  document.addEventListener("keydown", onKey);
-  wireTheme();
-}
-
-function onKey(event) {
-  const itsOwn = event.target.closest("input, select, textarea, dialog, #tiles");
-  const pressed = event.key === " " && event.target.closest("button, a");
-  if (itsOwn || pressed || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (!$("shortcuts").checked) return; // who speaks to the machine may press keys unawares
-  const keys = {
+  wireKeys({
     ArrowLeft: () => change({ seed: states.shiftedSeed(state.seed, -1) }),
     ArrowRight: () => change({ seed: states.shiftedSeed(state.seed, 1) }),
     r: () => $("dice").click(),
     z: () => $("stage-zoom").click(),
     " ": () => $("play").click(),
-  };
-  const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-  if (!act) return;
-  event.preventDefault();
-  act();
-}
-
-function wireTheme() {
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const show = () => {
-    const chosen = localStorage.getItem("theme");
-    document.documentElement.dataset.theme = chosen ?? "";
-    $("theme").textContent = (chosen ?? (dark.matches ? "dark" : "light")) === "dark" ? "Light" : "Dark";
-  };
-  $("theme").onclick = () => {
-    localStorage.setItem("theme", $("theme").textContent.toLowerCase());
-    show();
-  };
-  dark.addEventListener("change", show);
-  show();
+  });
+  addEventListener("popstate", goBack);
+  wireAppearance();
 }
 
 async function start() {
   try {
+    wheel = await findClient();
+    $("client").href = wheel;
     models = await listModels();
   } catch (error) {
-    showError(error, start);
+    showError(error, start, start);
     return;
   }
   showNotice("");
-  showModels();
-  change({});
+  state.model ||= defaultModel().name;
+  state.class_label = states.labelIn(model()?.classes ?? [], state.class_label) ?? state.class_label;
+  correct(states.queryOf(state));
+  listed = undefined; // the catalogue is new
+  show({ gallery: true });
 }
 
 wire();

@@ -19,15 +19,16 @@ export function asCurl(asked) {
   return `curl -o ${fileName(asked)}${key} '${url}'`;
 }
 
-/** The same image by service.client. */
-export function asPython(asked) {
+/** The same image by the client for Python, which pip installs from the address `wheel`. */
+export function asPython(asked, wheel) {
   const key = hasKey() ? `, key=os.environ["SID_KEY"]` : "";
   const given = Object.entries(asked)
     .filter(([, value]) => value !== "")
     .map(([name, value]) => `${name}=${["seed", "toward", "mix"].includes(name) ? value : JSON.stringify(value)}`);
   return [
+    `# pip install ${wheel}`,
     ...(key ? ["import os", ""] : []),
-    "from service.client import Client",
+    "from sid_client import Client",
     "",
     `with Client(${JSON.stringify(base())}${key}) as sid:`,
     `    sid.generate(${given.join(", ")}).save(${JSON.stringify(fileName(asked))})`,
@@ -57,6 +58,10 @@ export async function copy(text, button) {
   }
   const said = button.dataset.said ?? button.textContent;
   button.dataset.said = said;
+  button.style.width = `${button.getBoundingClientRect().width}px`; // so that its neighbours stay
   button.textContent = "Copied";
-  setTimeout(() => (button.textContent = said), 1500);
+  setTimeout(() => {
+    button.textContent = said;
+    button.style.width = "";
+  }, 1500);
 }

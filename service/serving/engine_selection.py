@@ -16,6 +16,7 @@ from service.engines.cuda import CudaEngine
 from service.engines.embedded import EmbeddedEngine
 from service.engines.onnx import OnnxEngine
 from service.engines.openvino import OpenVinoEngine
+from service.extras import how_to_install
 from service.serving.canary import Canary
 from service.serving.encoding import PIXELS
 from service.serving.jobs import resolve_jobs
@@ -71,7 +72,7 @@ def _over_triton(bundle: Bundle, settings: Settings) -> Engine:
         from service.engines.triton import TritonEngine  # here: half a second, for its users only
     except ImportError as error:
         raise EngineError(
-            f"SID_TRITON needs the extra `triton`, pip install 'sid-serve[triton]': {error}"
+            f"SID_TRITON needs the extra `triton`, {how_to_install('triton')}: {error}"
         ) from error
     engine = TritonEngine(
         bundle,

@@ -23,6 +23,10 @@ from http.client import HTTPConnection, HTTPException
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import structlog
+
+log = structlog.get_logger(__name__)
+
 PACKAGE = "nvidia-pytriton==0.7.0"  # Triton 2.51.0
 _STAND_IN = Path(__file__).parents[2] / "deploy" / "triton" / "backends"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -65,10 +69,11 @@ def install() -> None:
         )
     if _package_folder() is not None:
         return
-    print(f"installing {PACKAGE} (55 MB)", file=sys.stderr)
+    log.info("installing Triton", package=PACKAGE, megabytes=55)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", PACKAGE]
-    if subprocess.run(pip, check=False).returncode:
-        raise TritonServerError(f"pip could not install {PACKAGE}; its message is above")
+    done = subprocess.run(pip, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise TritonServerError(f"pip could not install {PACKAGE}: {done.stderr.strip()}")
 
 
 @contextlib.contextmanager

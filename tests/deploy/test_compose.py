@@ -1,5 +1,6 @@
 """The compose file: valid for the real docker-compose, safe as it comes, naming what exists."""
 
+import ast
 import json
 import os
 import re
@@ -164,6 +165,38 @@ def test_a_gateway_may_finish_what_it_accepted(name):
 
 
 # What is named exists
+
+
+def test_commands_in_the_documents_name_a_service_of_their_profile():
+    """Compose says "no such service", or nothing, to one of another profile."""
+    told = []
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for profile, rest in re.findall(
+            r"docker compose(?: --profile ([a-z]+))? "
+            r"(?:logs|exec|restart|stop|kill -s HUP) ([^\n`|#)]*)",
+            page.read_text(),
+        ):
+            (service,) = [word for word in rest.split() if word in SERVICES][:1] or [rest]
+            assert service in STARTED[profile or None], f"{page.name}: {profile} {service}"
+            told.append(profile)
+    assert {"", "triton", "gpu"} <= set(told)
+
+
+def test_commands_in_what_the_programs_say_start_a_profile(started):
+    """`docker compose --profile triton up`, as an error says it."""
+    said = [
+        " ".join(node.value.split())
+        for half in ("service", "distill")
+        for file in (ROOT / half).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    told = [words for text in said for words in re.findall(r"docker compose ([^`']*)", text)]
+    assert told
+    for words in told:
+        profile, command = re.fullmatch(r"(?:--profile ([a-z]+) )?([a-z]+)", words).groups()
+        assert command == "up", words
+        assert set(started(profile)) == STARTED[profile]
 
 
 def test_mounts_and_the_paths_under_them_exist():

@@ -21,6 +21,7 @@ from tests.deploy.files import (
     LABELS,
     PYPROJECT,
     ROOT,
+    STACK,
     lines,
     said,
 )
@@ -48,12 +49,45 @@ def test_it_is_built_from_what_exists_and_is_let_through():
     assert {f"!{source}" for source in copied} == set(let_through)
 
 
+def installs(extras: str) -> list[str]:
+    """The extras that the image is built with, as the shell that builds it says them."""
+    (argument,) = re.findall(r'"/src\[.*?\]"', INSTALLING)
+    done = subprocess.run(
+        ["sh", "-euc", f"printf %s {argument}"],
+        env={"EXTRAS": extras},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.removeprefix("/src[").removesuffix("]").split(",")
+
+
+INSTALLING = " ".join(said("RUN", DOCKERFILE))
+
+
 def test_it_installs_both_engines_and_tracing_without_torch():
-    extras = re.search(r"/src\[(.*?)\]", " ".join(said("RUN", DOCKERFILE)))[1].split(",")
+    extras = installs("")
     optional = PYPROJECT["project"]["optional-dependencies"]
     assert {"triton", "tracing"} == set(extras) <= set(optional)
     wanted = [*PYPROJECT["project"]["dependencies"], *(w for e in extras for w in optional[e])]
     assert not [w for w in wanted if w.startswith(("torch", "sid-serve"))]
+
+
+def test_it_takes_further_extras_that_exist():
+    assert said("ARG", DOCKERFILE) == ["EXTRAS="]
+    assert installs("openvino,gpu") == ["triton", "tracing", "openvino", "gpu"]
+    assert STACK["services"]["gateway"]["build"]["args"] == {"EXTRAS": "${EXTRAS:-}"}
+    # pip only warns of an extra that the package does not have.
+    (code,) = re.findall(r'/opt/venv/bin/python -c "(.*?)" "\$EXTRAS"', INSTALLING)
+    for extras, status, says in (
+        ("", 0, ""),
+        ("openvino,gpu", 0, ""),
+        ("openvino,opnvino", 1, "EXTRAS: no such extra: {'opnvino'}\n"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, extras], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (status, says)
 
 
 def test_it_runs_our_command_as_nobody_in_particular():

@@ -86,6 +86,14 @@ def test_alerts_fire_when_they_should_and_only_then(path):
     promtool("test", "rules", str(path))
 
 
+def test_where_the_runbooks_lie_is_a_variable_with_a_default():
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    assert config["global"]["external_labels"] == {"runbooks": "${RUNBOOKS}"}
+    stack = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    environment = stack["services"]["prometheus"]["environment"]
+    assert environment == {"RUNBOOKS": "${RUNBOOKS:-docs}"}
+
+
 def test_every_alert_is_tried_firing_and_silent():
     tried = Counter(
         (case["alertname"], bool(case.get("exp_alerts")))
@@ -103,7 +111,9 @@ def test_an_alert_says_what_is_wrong_and_where_to_read_on(rule):
     assert rule["labels"]["severity"] in ("page", "ticket")
     assert set(rule["annotations"]) == {"summary", "description", "runbook"}
     assert "{{ $value" in rule["annotations"]["description"]
-    page, _, anchor = rule["annotations"]["runbook"].partition("#")
+    folder, _, rest = rule["annotations"]["runbook"].partition("/")
+    assert folder == "{{ $externalLabels.runbooks }}"
+    page, _, anchor = f"docs/{rest}".partition("#")
     assert anchor == rule["alert"].lower()
     if not (ROOT / page).exists():
         pytest.skip(f"{page} is not written yet")

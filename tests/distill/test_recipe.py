@@ -47,14 +47,27 @@ def test_every_shipped_recipe_can_be_run(file):
     assert method.batch % method.images_per_call == 0
 
 
-def test_mistakes_in_a_recipe_are_named(tmp_path):
+def test_mistakes_in_a_recipe_are_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no recipe 'nope'.*cifar10-cond.*fashion"):
         load_recipe("nope")
+    with pytest.raises(
+        UserError, match=rf"recipe file {tmp_path}/my.toml is missing: .*in {tmp_path};"
+    ):
+        load_recipe(f"{tmp_path}/my.toml")
+    with pytest.raises(UserError, match=r"recipe file fashion.toml is missing: .*fashion, "):
+        load_recipe("fashion.toml")
     broken = tmp_path / "mine.toml"
+    broken.mkdir()
+    with pytest.raises(UserError, match=r"mine.toml is no file"):
+        load_recipe(str(broken))
+    broken.rmdir()
     text = (RECIPES / "fashion.toml").read_text()
     broken.write_text(text.replace("alpha =", "alfa ="))
     with pytest.raises(UserError, match=r"sid\.alfa"):
         read_recipe(str(broken))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no recipe 'mine' is shipped: for the file say mine.toml"):
+        load_recipe("mine")
 
 
 TINY = """

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distill.data.datasets import load_dataset
+from service.bulk.class_folders import class_folders
 from service.bulk.errors import BulkError
 from service.bulk.output import Folder, open_output
 from service.bulk.plan import Plan, count_seeds, parse_seeds
@@ -32,6 +33,7 @@ from tests.bundles import served_tag, write_bundle
 from tests.service import test_cli
 from tests.service.test_process import serving
 
+FOLDERS = ("T-shirt_top", "Trouser", "Dress")  # of T-shirt/top, Trouser and Dress
 SHIPPED = Path(__file__).parents[2] / "models"
 sid, assert_user_error = test_cli.sid, test_cli.assert_user_error
 
@@ -115,7 +117,7 @@ def test_what_are_no_seeds_is_said(text):
 )
 def test_pieces_hold_each_missing_image_once(spans, labels, done, size):
     seeds = parse_seeds(",".join(f"{first}-{first + more}" for first, more in spans))
-    plan = Plan("m:1:d", 3, labels, seeds, "png")
+    plan = Plan("m:1:d", "abc", labels, seeds, "png")
     there = {plan.name(label, seed) for label, seed in done}
     pieces = list(plan.pieces(there, size))
     names = [name for piece in pieces for name in plan.names(piece)]
@@ -126,11 +128,51 @@ def test_pieces_hold_each_missing_image_once(spans, labels, done, size):
 
 
 def test_names_sort_as_numbers_do():
-    plan = Plan("m:1:d", 120, (0, 3, 119), parse_seeds("0-20000000"), "png")
+    plan = Plan("m:1:d", ["a/b"] * 120, (0, 3, 119), parse_seeds("0-20000000"), "png")
     names = [plan.name(label, seed) for label in plan.labels for seed in (0, 9, 10**7, 2 * 10**7)]
     assert names == sorted(names)
-    assert Plan("m:1:d", 10, (3,), parse_seeds("7"), "png").name(3, 7) == "class03/seed0000007.png"
-    assert Plan("m:1:d", 0, (None,), parse_seeds("7"), "webp").name(None, 7) == "seed0000007.webp"
+    assert (
+        Plan("m:1:d", list("abcdefghij"), (3,), parse_seeds("7"), "png").name(3, 7)
+        == "d/seed0000007.png"
+    )
+    assert Plan("m:1:d", [], (None,), parse_seeds("7"), "webp").name(None, 7) == "seed0000007.webp"
+
+
+@pytest.mark.parametrize(
+    ("classes", "folders"),
+    [
+        (["T-shirt/top", "Kleid größer"], ["T-shirt_top", "Kleid größer"]),
+        (["..", ".hidden", "a\x00b", " c. ", "d:e\\f"], ["__", "_hidden", "a_b", "c_", "d_e_f"]),
+        (["a/b", "a_b", "c"], ["class00", "class01", "class02"]),
+        (["a/b", "A:B"], ["class00", "class01"]),
+        (["x" * 201], ["class00"]),
+        (["classes.txt"], ["class00"]),
+        ([], []),
+    ],
+)
+def test_a_class_has_a_folder_of_its_name_if_all_can(classes, folders):
+    assert list(class_folders(classes)) == folders
+
+
+@given(st.lists(st.text(min_size=1).filter(str.strip), max_size=12))
+def test_folders_are_below_the_output_and_one_for_each_class(classes):
+    folders = class_folders(classes)
+    assert len({folder.casefold() for folder in folders}) == len(classes)
+    for folder in folders:
+        assert Path("out", folder).resolve().parent == Path("out").resolve()
+        assert "\x00" not in folder
+
+
+@pytest.mark.slow
+def test_an_older_run_whose_folders_are_indices_is_refused_with_what_to_do(sid, server, tmp_path):
+    asked = ["--models", server.models, "--seeds", "0-4", "-o", "out"]
+    assert sid("generate", *asked).status == 0
+    record = tmp_path / "out" / "sid-generate.json"
+    older = json.loads(record.read_text())
+    del older["folders"]
+    record.write_text(json.dumps(older))
+    says = "out was begun with folders class indices and not class names: name another with -o"
+    assert_user_error(sid("generate", *asked), says)
 
 
 @pytest.mark.slow
@@ -147,12 +189,12 @@ def test_each_file_is_what_the_server_answers_for_its_class_and_seed(
     pairs = [(x, seed) for seed in seeds for x in ([seed % 3] if labels is None else labels)]
     assert done.stdout.startswith(f"out: {len(pairs)} images; seeds 0-9,20, classes: ")
     written = files_of(tmp_path / "out")
-    del written["sid-generate.json"]
+    del written["sid-generate.json"], written["classes.txt"]
     assert len(written) == len(pairs)
     with httpx.Client(headers={"Accept": f"image/{form}"}) as http:
         for index, seed in pairs:
             answer = http.get(f"{server.url}/generate?class_label={index}&seed={seed}")
-            assert written[f"class{index:02d}/seed{seed:07d}.{form}"] == answer.content
+            assert written[f"{FOLDERS[index]}/seed{seed:07d}.{form}"] == answer.content
 
 
 @pytest.mark.slow
@@ -160,8 +202,8 @@ def test_each_file_is_what_the_server_answers_for_its_class_and_seed(
 def test_distill_reads_what_was_drawn(sid, place, tmp_path, out):
     sid("generate", *place, "--seeds", "0-3", "--class-label", "all", "-o", out)
     data = load_dataset(tmp_path / out, resolution=8)
-    assert data.classes == ("class00", "class01", "class02")
-    assert data.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert data.classes == FOLDERS, "in the model's order, which is not the alphabet's"
+    assert data.labels.tolist() == [2] * 4 + [0] * 4 + [1] * 4, "images are read by folder name"
     assert list(data.images.shape) == [12, 1, 8, 8]
     assert not (tmp_path / "out.zip.parts").exists()
 
@@ -210,7 +252,7 @@ def test_killed_and_begun_again_it_is_the_run_that_was_not_killed(sid, place, tm
     sid("generate", *asked, whole)
     if out == "out":
         assert files_of(tmp_path / out) == files_of(whole)
-        assert len(files_of(whole)) == 1201
+        assert len(files_of(whole)) == 1202
     else:
         assert (tmp_path / out).read_bytes() == whole.read_bytes()
     again = sid("generate", *asked, out)
@@ -289,12 +331,12 @@ def test_a_server_that_is_restarted_under_it_ends_nothing(server, tmp_path):
         with serving(server.models, "--port", port, log=tmp_path / "log"):
             stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (0, ""), stdout
-    assert len(files_of(tmp_path / "out")) == 1201
+    assert len(files_of(tmp_path / "out")) == 1202
 
 
 @pytest.mark.slow
 def test_two_runs_do_not_draw_into_one_folder(sid, server, tmp_path):
-    plan = Plan("m:1:d", 3, (None,), parse_seeds("0-2"), "png")
+    plan = Plan("m:1:d", "abc", (None,), parse_seeds("0-2"), "png")
     other = open_output(tmp_path / "out", plan)
     other.begin()
     refused = sid("generate", "--models", server.models, "--seeds", "0-2", "-o", "out")
@@ -349,7 +391,7 @@ def test_a_server_has_its_own_models_and_may_be_away(sid, server):
 def test_a_disk_that_takes_no_more_is_one_line_and_it_goes_on_later(sid, place, tmp_path):
     """A limit of the size of a file stands in for a full disk: the record fits, no image does."""
     asked = [*place, "--seeds", "0-9", "--form", "jpeg", "-o"]
-    limit = (160, 160)
+    limit = (195, 195)
     process = start(
         *asked,
         tmp_path / "out",
@@ -361,7 +403,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_it_goes_on_later(sid, place, 
     assert "and the same command goes on" in stderr
     assert stderr.count("\n") == 1
     assert sid("generate", *asked, "out").status == 0
-    assert len(files_of(tmp_path / "out")) == 11
+    assert len(files_of(tmp_path / "out")) == 12
 
 
 # Load on a server
@@ -428,7 +470,7 @@ def test_a_key_with_a_rate_and_a_small_burst_gets_all_its_images(models, tmp_pat
         stdout, stderr = process.communicate(timeout=60)
         metrics = httpx.get(f"{url}/metrics").text
     assert (process.returncode, stderr) == (0, ""), stdout
-    assert len(files_of(tmp_path / "out")) == 21
+    assert len(files_of(tmp_path / "out")) == 22
     refused = re.search(r"sid_rejections_total\{.*rate_limited.*\} (\S+)", metrics)
     assert 1 <= float(refused[1]) <= 12
 

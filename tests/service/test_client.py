@@ -1,4 +1,8 @@
-"""service.client: what programs rely on, of the client that waits and the one that does not."""
+"""The client: what programs rely on, of the one that waits and the one that does not.
+
+Here it is the server's own, service.client; that it is the same without a server, as sid_client, is
+tests/service/test_client_wheel.py's to say.
+"""
 
 import asyncio
 import io
@@ -233,9 +237,17 @@ def test_a_rate_limited_client_comes_back_with_its_key_when_it_may(models, tmp_p
     (tmp_path / "keys").write_text(made.line)
     limits = {"SID_KEYS": str(tmp_path / "keys"), "SID_RATE": "1", "SID_BURST": "1"}
     with serving(models, log=tmp_path / "log", **limits) as (_, url):
-        with Client(url) as nobody, pytest.raises(AnswerError) as refused:
+        with Client(url) as nobody, pytest.raises(AnswerError, match="brought none") as refused:
             nobody.models()
-        assert refused.value.status == 401
+        assert (refused.value.status, refused.value.kind) == (401, "key-required")
+        assert "give it yours as `key`" in str(refused.value)
+        with (
+            Client(url, key="geheim") as stranger,
+            pytest.raises(AnswerError, match="the API key is wrong") as refused,
+        ):
+            stranger.models()
+        assert (refused.value.status, refused.value.kind) == (403, "key-unknown")
+        assert "geheim" not in str(refused.value) + (tmp_path / "log").read_text()
         with Client(url, key=made.secret) as alice:
             started = time.monotonic()
             alice.generate(2, 7)

@@ -68,6 +68,8 @@ def test_a_batch_that_hangs_holds_the_process_for_its_grace_only(tmp_path):
         assert isinstance(answer, httpx.Response), f"cut off: {answer!r}"
         assert answer.status_code == 503
         assert json.loads(answer.content)["type"].endswith(":draining")
+    failed = [line for line in log.read_text().splitlines() if "problem=draining" in line]
+    assert [line.split()[1] for line in failed] == ["error", "error"]
 
 
 @contextmanager
@@ -153,5 +155,5 @@ def test_a_sighup_while_models_load_is_heeded_afterwards(tmp_path):
         (tmp_path / "whole").rename(path)  # what the reload reads
         pipe.write(b"slow")
         pipe.close()
-        assert process.stdout.readline()
+        until(lambda: '"started"' in log.read_text())
         until(lambda: '"reloaded"' in log.read_text())

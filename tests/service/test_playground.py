@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,6 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 
 from service.http.security import new_key
 from tests.bundles import write_bundle
+from tests.fresh_venv import fresh_venv, run_in
 from tests.service.test_process import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -33,7 +33,7 @@ PIXELS = """async (image) => {
 }"""
 
 
-OPENING_SEED = 248
+OPENING_SEED = 276
 WORDS = [f"{one}{two}" for one in "abcdefghijklmnopqrstuvwxyz" for two in range(40)][:1000]
 
 
@@ -117,9 +117,9 @@ def test_it_opens_on_images_and_says_what_they_took(page, url):
     expect(page.locator("#tiles img")).to_have_count(24)
     expect(page.locator("#tagline")).to_contain_text("One step")
     assert re.search(r"24 images in \S+ ms", page.inner_text("#summary"))
-    for caption in page.locator("#tiles .caption").all():
-        assert re.fullmatch(r"[0-9.]+ ms", caption.inner_text())
-        assert "queue" in caption.get_attribute("title")
+    for took in page.locator("#tiles .took").all():
+        assert re.fullmatch(r"[0-9.]+ ms", took.inner_text())
+        assert "queue" in took.get_attribute("title")
     assert re.search(
         r"queue [0-9.]+ ms.*engine [0-9.]+ ms.*file [0-9.]+ ms",
         page.inner_text("#stage-timing"),
@@ -225,14 +225,105 @@ def test_a_model_without_classes_and_one_in_colour_are_drawn_too(page, url):
     expect(page.locator("#about")).to_contain_text("onnxruntime")
 
 
-@pytest.mark.parametrize(
-    "query",
-    ["?seed=abc&n=9999&model=nope&toward=-1&mix=7", "?class_label=<script>", "?class_label=length"],
-)
-def test_an_address_that_makes_no_sense_opens_on_what_there_is(page, url, query):
-    opened(page, url, query)
+def test_an_address_that_makes_no_sense_opens_on_what_there_is(page, url):
+    opened(page, url, "?seed=abc&n=9999&toward=-1&mix=7")
     assert page.input_value("#seed") == str(OPENING_SEED)
     expect(radio(page, "Any, by seed")).to_be_checked()
+
+
+@pytest.mark.parametrize(
+    ("query", "said", "way_on"),
+    [
+        ("?model=nope&class_label=Dress&seed=5", "no model “nope”", "Draw with tiny"),
+        ("?model=tiny&class_label=<script>&seed=5", "no class “<script>”", "Draw any class"),
+        ("?model=tiny&class_label=length&seed=5", "no class “length”", "Draw any class"),
+        ("?model=plain&class_label=Dress&seed=5", "plain has no class “Dress”", "Draw any class"),
+    ],
+)
+def test_a_link_to_what_is_gone_says_so_and_shows_nothing_else(page, url, query, said, way_on):
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{url}/{query}")
+    expect(page.locator("#notice")).to_contain_text(said)
+    page.wait_for_load_state("networkidle")
+    expect(page.locator("#stage-image")).to_be_hidden()
+    expect(page.locator("#stage-caption")).to_have_text("No image")
+    expect(page.locator("#tiles li")).to_have_count(0)
+    expect(page.get_by_role("radio", checked=True)).to_have_count(0)
+    assert not [one for one in asked if "/generate?" in one and "seed=5" in one]
+    for button in ("#download", "#copy-curl", "#copy-python", "#share", "#play"):
+        expect(page.locator(button)).to_be_disabled()
+    assert Axe().run(page).violations_count == 0
+
+    page.get_by_role("button", name=way_on).click()
+    expect(page.locator("#notice")).to_be_hidden()
+    model = "plain" if "plain" in query else "tiny"
+    expect(page.locator("#stage-caption")).to_contain_text("seed 5")
+    assert_staged(page, drawn(url, model=model, seed=5))
+    expect(page.locator("#tiles img")).to_have_count(24)
+    page.go_back()  # to the link
+    expect(page.locator("#notice")).to_contain_text(said)
+    expect(page.locator("#stage-image")).to_be_hidden()
+    page.select_option("#model", "colour")
+    expect(page.locator("#notice")).to_be_hidden()
+    expect(page.locator("#stage-image")).to_be_visible()
+    expect(page.locator("#share")).to_be_enabled()
+
+
+def test_back_and_forward_return_to_the_images_before_and_after(page, url):
+    opened(page, url, "?model=tiny&seed=5")
+    caption, tile = page.locator("#stage-caption"), page.locator("#tiles .seed").first
+    radio(page, "Dress").check()
+    expect(caption).to_have_text("Dress, seed 5")
+    page.locator("#seed").select_text()
+    page.keyboard.type("4321")  # one thing, though each digit draws
+    expect(caption).to_have_text("Dress, seed 4321")
+    page.keyboard.press("Tab")
+    page.select_option("#model", "digits")
+    expect(caption).to_contain_text("seed 4321")
+    expect(radio(page, "Any, by seed")).to_be_checked()  # digits has no Dress
+    expect(tile).to_have_text("4322")
+
+    page.go_back()
+    expect(caption).to_have_text("Dress, seed 4321")
+    expect(page.locator("#model")).to_have_value("tiny")
+    expect(radio(page, "Dress")).to_be_checked()
+    assert_staged(page, drawn(url, model="tiny", class_label="Dress", seed=4321))
+    page.go_back()
+    expect(caption).to_have_text("Dress, seed 5")
+    expect(page.locator("#seed")).to_have_value("5")
+    expect(tile).to_have_text("6")
+    page.go_back()
+    expect(radio(page, "Any, by seed")).to_be_checked()
+    assert_staged(page, drawn(url, model="tiny", seed=5))
+    page.go_forward()
+    expect(caption).to_have_text("Dress, seed 5")
+
+
+def test_a_slider_that_is_dragged_and_a_key_that_is_held_are_one_step_back(page, url):
+    opened(page, url, "?model=tiny&seed=0")
+    caption = page.locator("#stage-caption")
+    page.locator("#scrubber").scroll_into_view_if_needed()
+    box = page.locator("#scrubber").bounding_box()
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 10, middle)
+    page.mouse.down()
+    for share in (0.2, 0.4, 0.6, 0.8):
+        page.mouse.move(box["x"] + share * box["width"], middle)
+    page.mouse.up()
+    scrubbed = page.input_value("#seed")
+    assert int(scrubbed) > 500
+    page.locator("h1").click()
+    for _ in range(5):
+        page.keyboard.down("ArrowRight")  # from the second on, it repeats
+    page.keyboard.up("ArrowRight")
+    expect(caption).to_contain_text(f"seed {int(scrubbed) + 5}")
+    page.go_back()
+    expect(page.locator("#seed")).to_have_value(scrubbed)
+    expect(caption).to_contain_text(f"seed {scrubbed}")
+    page.go_back()
+    expect(caption).to_have_text(re.compile("seed 0$"))
+    assert_staged(page, drawn(url, model="tiny", seed=0))
 
 
 def test_fast_scrubbing_ends_on_the_last_image(page, url):
@@ -333,6 +424,88 @@ def test_from_the_gallery_one_walks_to_another_image(page, url):
     expect(page.locator("#play")).to_have_text("Pause")
 
 
+@pytest.mark.parametrize(("width", "height"), [(375, 667), (1280, 700)])
+def test_walk_to_here_shows_the_walk(page, url, width, height):
+    page.set_viewport_size({"width": width, "height": height})
+    opened(page, url, "?model=words&seed=40")  # its many classes part image and walk
+    page.locator("#tiles button").last.click()
+    page.click("#zoom-walk")
+    expect(page.locator("#toward")).to_have_value("64")
+    for id in ("stage-image", "play", "mix"):
+        expect(page.locator(f"#{id}")).to_be_in_viewport(ratio=1)
+    expect(page.locator("#play")).to_be_focused()
+
+
+def test_on_a_phone_the_image_stays_in_view_while_it_is_controlled(page, url):
+    page.set_viewport_size({"width": 375, "height": 667})
+    opened(page, url, "?model=tiny&class_label=Dress&seed=3&toward=8")
+    for id in ("class-list", "seed", "scrubber", "play", "mix"):
+        page.locator(f"#{id}").scroll_into_view_if_needed()
+        expect(page.locator("#stage-image")).to_be_in_viewport(ratio=1)
+    page.locator("#mix").fill("8")
+    expect(page.locator("#stage-caption")).to_be_in_viewport(ratio=1)
+    expect(page.locator("#stage-caption")).to_have_text("Dress, seed 3, 25 % of the way to 8")
+    place = "id => document.getElementById(id).getBoundingClientRect()"
+    for _ in range(8):  # backwards, what has the focus is not hidden beneath the image
+        page.keyboard.press("Shift+Tab")
+        focused = page.evaluate("document.activeElement.getBoundingClientRect().toJSON()")
+        assert focused["top"] >= page.evaluate(place, "view")["bottom"] - 1
+    page.locator("#tiles button").last.scroll_into_view_if_needed()  # the gallery has all the room
+    expect(page.locator("#stage-image")).not_to_be_in_viewport()
+
+
+def test_a_walk_is_ended(page, url):
+    opened(page, url, "?model=tiny&class_label=Dress&seed=3&toward=8&mix=0.5")
+    page.click("#play")
+    page.get_by_role("button", name="End the walk").click()
+    expect(page.locator("#stage-caption")).to_have_text("Dress, seed 3")
+    assert_staged(page, drawn(url, model="tiny", class_label="Dress", seed=3))
+    expect(page.locator("#play")).to_have_text("Play")
+    expect(page.locator("#play")).to_be_focused()  # for what had the focus is gone
+    expect(page.locator("#toward")).to_have_value("")
+    expect(page.locator("#mix")).to_be_disabled()
+    expect(page.locator("#end")).to_be_hidden()
+    assert "toward" not in page.url
+    page.go_back()
+    expect(page.locator("#stage-caption")).to_contain_text("of the way to 8")
+
+
+def test_tiles_tell_their_seeds(page, url):
+    opened(page, url, "?model=tiny&class_label=Dress&seed=18446744073709551614&n=12")
+    seeds = ["18446744073709551615", *map(str, range(11))]
+    expect(page.locator("#tiles .seed")).to_have_text(seeds)
+    for seed in seeds:
+        expect(page.get_by_role("button", name=f"Dress, seed {seed}: zoom")).to_be_visible()
+    sizes = "list => [list.scrollWidth, list.clientWidth]"
+    wide, room = page.locator("#tiles li").first.evaluate(sizes)
+    assert wide <= room  # twenty digits too
+
+
+def test_pixels_are_crisp_or_smooth_as_chosen_and_kept(page, url):
+    opened(page, url, "?model=tiny&seed=40")
+    style = "element => getComputedStyle(element).imageRendering"
+    image, tile = page.locator("#stage-image"), page.locator("#tiles img").first
+    assert image.evaluate(style) == tile.evaluate(style) == "pixelated"
+    page.get_by_role("checkbox", name="Smooth").check()
+    assert image.evaluate(style) == tile.evaluate(style) == "auto"
+    opened(page, url, "?model=tiny&seed=40")
+    expect(page.get_by_role("checkbox", name="Smooth")).to_be_checked()
+    assert page.locator("#stage-image").evaluate(style) == "auto"
+    page.get_by_role("checkbox", name="Smooth").uncheck()
+    assert page.locator("#stage-image").evaluate(style) == "pixelated"
+
+
+@pytest.mark.parametrize("button", ["copy-curl", "copy-python", "share"])
+def test_copied_moves_no_button(page, url, button):
+    opened(page, url, "?model=tiny&seed=40")
+    places = """() => Array.from(document.querySelectorAll(".actions button, .actions label"),
+        (one) => JSON.stringify(one.getBoundingClientRect()))"""
+    before = page.evaluate(places)
+    page.click(f"#{button}")
+    expect(page.locator(f"#{button}")).to_have_text("Copied")
+    assert page.evaluate(places) == before
+
+
 def test_what_is_taken_along_draws_the_same_image(page, url, tmp_path):
     asked = {"model": "tiny", "class_label": "O'Brien & sons", "seed": 7, "toward": 8, "mix": 0.5}
     expected = drawn(url, **asked)
@@ -354,7 +527,11 @@ def test_what_is_taken_along_draws_the_same_image(page, url, tmp_path):
     page.click("#copy-python")
     expect(page.locator("#copy-python")).to_have_text("Copied")
     program = page.evaluate("navigator.clipboard.readText()")
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    install = program.splitlines()[0].removeprefix("# pip ").split()
+    assert page.locator("#client").evaluate("link => link.href") == install[-1]
+    python = fresh_venv(tmp_path / "app")
+    run_in(python, "-m", "pip", *install, cwd=tmp_path)
+    run_in(python, "-c", program, cwd=tmp_path)
     assert (tmp_path / name).read_bytes() == expected
 
     page.click("#share")
@@ -410,12 +587,18 @@ def test_a_server_with_keys_asks_for_one(context, tmp_path):
         page = context.new_page()
         page.goto(url)
         expect(page.locator("#key")).to_be_visible()
+        expect(page.locator("#key-why")).to_contain_text("asks for an API key")
         page.keyboard.press("Escape")
         expect(page.locator("#notice")).to_contain_text("asks for an API key")
         page.click("#notice button")
         page.fill("#key-input", "wrong")
         page.keyboard.press("Enter")
-        expect(page.locator("#key")).to_be_visible()
+        expect(page.locator("#key-why")).to_contain_text("That API key is wrong")
+        assert Axe().run(page).violations_count == 0
+        page.keyboard.press("Escape")
+        expect(page.locator("#notice")).to_contain_text("That API key is wrong")
+        page.click("#notice button")
+        expect(page.locator("#key-why")).to_contain_text("asks for an API key")  # it is forgotten
         page.fill("#key-input", made.secret)
         page.keyboard.press("Enter")
         expect(page.locator("#tiles img")).to_have_count(24)

@@ -93,6 +93,19 @@ def test_triton_computes_or_this_process_not_both(engine):
         Settings(triton="a:8001", engine=engine)
 
 
+@pytest.mark.parametrize("name", ["keys", "models"])
+def test_an_empty_path_is_not_the_folder_that_the_server_runs_in(monkeypatch, name):
+    monkeypatch.setenv(f"SID_{name.upper()}", "")
+    with pytest.raises(ValidationError, match="a path is expected; or leave the setting out"):
+        Settings()
+
+
+def test_metrics_have_a_port_of_their_own_or_none():
+    with pytest.raises(ValidationError, match="another than SID_PORT"):
+        Settings(port=9000, metrics_port=9000)
+    assert Settings(port=0, metrics_port=0).metrics_port == 0
+
+
 def test_triton_needs_its_addresses():
     with pytest.raises(ValidationError, match="SID_ENGINE=triton needs SID_TRITON"):
         Settings(engine="triton")

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from service.http.disconnect import CancelOnDisconnect
 from service.http.fast_route import FastRoute
 from service.http.problems import responses
+from service.http.routes import tags
 from service.http.routes.handlers import charge_client, deadline_of, draw, resolve
 from service.http.routes.requests import GenerateQuery, GenerateRequest
 from service.http.routes.responses import (
@@ -24,8 +25,8 @@ from service.serving.jobs import ImageJob, ImageResult
 from service.serving.served_model import ServedModel
 from service.settings import Settings
 
-router = APIRouter(route_class=FastRoute)
-cacheable_router = APIRouter()
+router = APIRouter(route_class=FastRoute, tags=[tags.IMAGES])
+cacheable_router = APIRouter(tags=[tags.IMAGES])
 
 _HOUR, _YEAR = 3600, 365 * 24 * 3600  # seconds
 _BINARY = {"schema": {"type": "string", "format": "binary"}}

@@ -19,7 +19,7 @@ _LONGEST_DEADLINE_MS = 3_600_000
 class TooManyImagesError(RefusedError):
     """One request asks for more images than one may."""
 
-    status, kind = 413, "too-many-images"
+    status, kind, param = 413, "too-many-images", "n"
 
 
 def resolve(

@@ -8,11 +8,14 @@ from pydantic import BaseModel
 
 from service.exceptions import RefusedError
 from service.http.problems import responses
+from service.http.routes import tags
 from service.observability.metrics import Metrics
 from service.serving.catalogue import Catalogue
 from service.serving.exceptions import ClosedError
 
-router = APIRouter()
+router = APIRouter(tags=[tags.OPERATION])
+metrics_router = APIRouter(tags=[tags.OPERATION])
+"""Apart, for /metrics may have a port of its own (service/http/metrics_port.py)."""
 
 
 class NotReadyError(RefusedError):
@@ -51,7 +54,7 @@ async def ready(request: Request) -> Ready:
     return Ready(models=list(catalogue.models))
 
 
-@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+@metrics_router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Counters and histograms in Prometheus' text format."""
     server_metrics: Metrics = request.app.state.metrics

@@ -7,10 +7,11 @@ from pydantic import BaseModel, Field
 
 from service.bundle import Graph, Input, Manifest, Precision, Quality
 from service.http.problems import responses
+from service.http.routes import tags
 from service.serving.catalogue import Catalogue
 from service.serving.served_model import ServedModel
 
-router = APIRouter()
+router = APIRouter(tags=[tags.MODELS])
 
 
 class ModelCard(BaseModel):

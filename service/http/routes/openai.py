@@ -1,7 +1,7 @@
 """/v1: images for tools that speak OpenAI's API and nothing else. The prompt is a class.
 
 Source: OpenAI's API reference, "Create image" and "List models". What such tools send along and
-means nothing here (quality, style, user, ...) is not looked at.
+means nothing here (quality, style, user, ...) is not looked at, but for fields of POST /generate.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Body, Request, Response
+from fastapi.exceptions import RequestValidationError
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -25,6 +26,7 @@ from service.exceptions import RefusedError
 from service.http.fast_route import FastRoute
 from service.http.problems import responses
 from service.http.public_address import public_address
+from service.http.routes import tags
 from service.http.routes.handlers import deadline_of, draw, resolve
 from service.http.routes.requests import GenerateRequest, WholeNumber
 from service.serving.catalogue import Catalogue
@@ -33,8 +35,8 @@ from service.serving.jobs import ImageJob, ImageResult
 from service.serving.served_model import ServedModel
 from service.settings import Settings
 
-generation_router = APIRouter(prefix="/v1", route_class=FastRoute)
-router = APIRouter(prefix="/v1")
+generation_router = APIRouter(prefix="/v1", route_class=FastRoute, tags=[tags.OPENAI])
+router = APIRouter(prefix="/v1", tags=[tags.OPENAI])
 
 # Strict first: 0 equals False.
 False_ = Annotated[Literal[False], BeforeValidator(TypeAdapter(StrictBool).validate_python)]
@@ -45,13 +47,14 @@ _MEDIA_TYPES = {"png": PNG, "webp": WEBP, "jpeg": JPEG}
 class SizeNotAvailableError(RefusedError):
     """The model draws images of one size, and the request names another."""
 
-    status, kind = 422, "size-not-available"
+    status, kind, param = 422, "size-not-available", "size"
 
 
 class ImagesRequest(BaseModel):
     """What to draw, in OpenAI's words."""
 
-    model_config = ConfigDict(frozen=True)  # unknown fields pass: tools send many
+    # Unknown fields pass, for tools send many, but for those of POST /generate.
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     prompt: StrictStr = Field(
         description="Class index or name, as in POST /generate. Blank: each image's seed modulo "
@@ -128,8 +131,10 @@ class OpenAIModels(BaseModel):
 async def generate_images(request: Request, body: Annotated[ImagesRequest, Body()]) -> Response:
     """Draw images for tools that know no other API; `POST /generate` says the same more plainly.
 
-    Errors carry OpenAI's `error` beside the problem's own members.
+    Errors carry OpenAI's `error` beside the problem's own members. More images than one request may
+    ask for are a 400, as in that API, and `error.param` is `n`.
     """
+    _refuse_fields_of_generate(body)
     deadline = deadline_of(request)
     output = "png" if body.response_format == "url" else body.output_format or "png"
     catalogue: Catalogue = request.app.state.catalogue
@@ -167,6 +172,16 @@ async def describe_openai_model(request: Request, model: str) -> OpenAIModel:
     catalogue: Catalogue = request.app.state.catalogue
     catalogue.resolve(model)
     return OpenAIModel(id=model)
+
+
+def _refuse_fields_of_generate(body: ImagesRequest) -> None:
+    """Refuse what no tool sends but who knows POST /generate, and would believe to be followed."""
+    ours = [name for name in body.model_extra or () if name in GenerateRequest.model_fields]
+    if ours:
+        message = "no such field here, but in POST /generate; here the prompt names the class"
+        raise RequestValidationError(
+            [{"type": "elsewhere", "loc": ("body", name), "msg": message} for name in ours]
+        )
 
 
 def _check_size(model: ServedModel, size: str | None) -> str:

@@ -10,6 +10,7 @@ from fastapi.staticfiles import StaticFiles
 from fastapi_swagger import patch_fastapi
 
 from service.http.public_address import public_address
+from service.http.routes.client import client_wheel
 from service.settings import Settings
 
 _FILES = Path(__file__).parents[2] / "playground"
@@ -42,7 +43,12 @@ def install(app: FastAPI) -> None:
     async def document(request: Request) -> Response:
         settings: Settings = request.app.state.settings
         address = public_address(request.scope, settings.public_url, settings.trusted_proxies)
-        return JSONResponse({**app.openapi(), "servers": [{"url": address}]})
+        wheel = await client_wheel()
+        info = {
+            **app.openapi()["info"],
+            "description": f"The client for Python: `pip install {address}/client/{wheel.name}`",
+        }
+        return JSONResponse({**app.openapi(), "info": info, "servers": [{"url": address}]})
 
     @app.get("/docs", include_in_schema=False)
     async def reference() -> Response:

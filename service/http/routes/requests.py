@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from service.bundle import SEED_MAX
+from service.http.problems import UNKNOWN_FIELD
 
 _EXACT = 2**53  # above it a float may not be the number that was written
 _INPUT = "input."  # before the name of a label in a query
@@ -151,9 +152,10 @@ class GenerateQuery(BaseModel):
         names = query if isinstance(query, dict) else ()
         unknown = [x for x in names if x not in cls.model_fields and not x.startswith(_INPUT)]
         if unknown:
+            known = {"known": [*cls.model_fields, f"{_INPUT}NAME"]}
+            error = PydanticCustomError(UNKNOWN_FIELD, "no such field", known)
             errors = [
-                InitErrorDetails(type="extra_forbidden", loc=(name,), input=query[name])
-                for name in unknown
+                InitErrorDetails(type=error, loc=(name,), input=query[name]) for name in unknown
             ]
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return query

@@ -4,6 +4,7 @@ Off by default (off.py): OpenTelemetry's SDK is then not imported. SID_TRACES tu
 them on (spans.py).
 """
 
+from service.extras import how_to_install
 from service.observability.tracing.off import (
     UNTRACED,
     Batch,
@@ -44,7 +45,7 @@ def open_tracing(collector: str | None) -> Tracing:
         from service.observability.tracing.spans import SpanTracing
     except ImportError as error:
         raise TracingError(
-            f"SID_TRACES needs the extra `tracing`, pip install 'sid-serve[tracing]': {error}"
+            f"SID_TRACES needs the extra `tracing`, {how_to_install('tracing')}: {error}"
         ) from error
     try:
         return SpanTracing(collector)

@@ -4,7 +4,9 @@ import contextlib
 import io
 import os
 import random
+import shutil
 import struct
+import subprocess
 import zipfile
 import zlib
 from pathlib import Path
@@ -117,6 +119,32 @@ def test_a_damaged_image_is_named_whatever_its_name(tmp_path, name, content):
         load_dataset(tmp_path, resolution=8)
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_all_damaged_images_are_listed_in_one_run(tmp_path, zipped):
+    damaged = [f"{name}/{i:02}.png" for name in ("cat", "dog") for i in range(13)]
+    for name in damaged:
+        write_image(tmp_path / "pets" / name)
+        (tmp_path / "pets" / name).write_bytes(png()[:-30] if "cat" in name else b"")
+    write_image(tmp_path / "pets" / "cat" / "whole.png")
+    path = tmp_path / "pets"
+    if zipped:
+        path = Path(shutil.make_archive(str(path), "zip", path))
+    with pytest.raises(UserError) as caught:
+        load_dataset(path, resolution=8)
+    told = str(caught.value)
+    assert told.startswith(f"{path}: 26 images cannot be read, replace or remove them: cat/00.png")
+    assert "dog/00.png is not a readable image (Pillow knows it as none)" in told
+    assert [name in told for name in damaged] == [True] * 20 + [False] * 6
+    assert told.endswith("; and 6 more")
+
+
+def test_an_image_that_cannot_be_unpacked_is_listed_with_the_others(tmp_path):
+    path = zip_of(tmp_path / "set.zip", "a/1.png", "b/2.png", compression=zipfile.ZIP_STORED)
+    path.write_bytes(path.read_bytes().replace(b"IDAT", b"IDAZ"))  # both checksums are wrong now
+    with pytest.raises(UserError, match=r"2 images .*: a/1\.png cannot be .*; b/2\.png cannot be"):
+        load_dataset(path, resolution=8)
+
+
 def test_a_zip_made_on_windows_has_folders(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
         for folder in ("pets\\", "pets\\cat\\", "pets\\mouse\\"):
@@ -208,19 +236,51 @@ def test_names_whose_encoding_a_zip_does_not_say_are_told(tmp_path):
     assert "no stated" not in load_dataset(path, resolution=8).summary
 
 
-def test_a_name_in_unicode_beside_one_in_a_code_page_is_the_name(tmp_path):
-    """Info-ZIP's and WinRAR's extra field 0x7075."""
-    legacy, name = "кот".encode("cp866") + b"/1.png", "кот/1.png"
+def with_unicode_name(path, legacy, name, goes_with=None):
+    """A zip with Info-ZIP's and WinRAR's extra field 0x7075: a name in UTF-8 beside other bytes."""
     info = zipfile.ZipInfo("~" * len(legacy))
-    field = b"\1" + zlib.crc32(legacy).to_bytes(4, "little") + name.encode()
-    info.extra = struct.pack("<HH", 0x7075, len(field)) + field
-    path = tmp_path / "set.zip"
+    crc = zlib.crc32(legacy if goes_with is None else goes_with).to_bytes(4, "little")
+    field = b"\1" + crc + (name if isinstance(name, bytes) else name.encode())
+    # After another field, as Info-ZIP puts it behind the times.
+    info.extra = struct.pack("<HHB", 0x5455, 1, 0) + struct.pack("<HH", 0x7075, len(field)) + field
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(info, png())
         archive.writestr("b/1.png", png())
     path.write_bytes(path.read_bytes().replace(info.filename.encode(), legacy))
+    return path
+
+
+@pytest.mark.parametrize("legacy", ["кот".encode("cp866"), b"\xc3\xa9", b"#U043a#U043e#U0442"])
+def test_a_name_in_unicode_beside_one_in_a_code_page_is_the_name(tmp_path, legacy):
+    """Whatever the other name is: in a code page, valid UTF-8 by chance, or escaped to ASCII."""
+    path = with_unicode_name(tmp_path / "set.zip", legacy + b"/1.png", "кот/1.png")
     dataset = load_dataset(path, resolution=8)
     assert dataset.classes == ("b", "кот")
+    assert "no stated" not in dataset.summary
+
+
+@pytest.mark.parametrize(
+    ("name", "goes_with"), [("кот/1.png", b"before it was renamed"), (b"\xff/1.png", None)]
+)
+def test_a_name_in_unicode_that_is_stale_or_damaged_does_not_count(tmp_path, name, goes_with):
+    path = with_unicode_name(tmp_path / "set.zip", "é/1.png".encode(), name, goes_with)
+    assert load_dataset(path, resolution=8).classes == ("b", "é")
+
+
+@pytest.mark.skipif(shutil.which("zip") is None, reason="there is no zip program here")
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_zip_of_linuxs_own_program_keeps_the_names_of_classes(tmp_path, locale):
+    names = ("Ärger", "дом", "日本")
+    for name in names:
+        write_image(tmp_path / "photos" / name / "ü.png")
+    subprocess.run(
+        ["zip", "-qr", "../photos.zip", "."],
+        cwd=tmp_path / "photos",
+        env=os.environ | {"LC_ALL": locale},
+        check=True,
+    )
+    dataset = load_dataset(tmp_path / "photos.zip", resolution=8)
+    assert dataset.classes == names
     assert "no stated" not in dataset.summary
 
 

@@ -154,7 +154,7 @@ def test_what_cannot_be_published_is_refused_and_leaves_the_catalogue_alone(tmp_
     models = tmp_path / "models"
     with pytest.raises(UserError, match="a generator is needed"):
         publish(teacher, None, "x", "", "MIT", models)
-    with pytest.raises(UserError, match=r"quality.json is missing: run 'sid-distill evaluate"):
+    with pytest.raises(UserError, match=r"quality.json is missing: run sid-distill evaluate"):
         publish(generator, teacher, "x", "", "MIT", models)
     with pytest.raises(UserError, match="cannot name a model"):
         publish(generator, None, "../elsewhere", "", "MIT", models)

@@ -220,14 +220,43 @@ checkpoint_every = 500
 def test_a_recipes_licence_is_of_networks_trained_on_its_own_data(tmp_path, data, licence):
     """Of others the same recipe says nothing: a copy of a shipped one licenses nobody's images."""
     named = f'description = "tiny"\ndata = "{data}"' if data else 'description = "tiny"'
-    (tmp_path / "mine.toml").write_text(RECIPE.replace('description = "tiny"', named))
-    (tmp_path / "photos").mkdir()
-    Image.new("L", (8, 8), 99).save(tmp_path / "photos" / "a.png")
-    out = tmp_path / "teacher"
-    sid_distill(
-        "teacher", "--recipe", tmp_path / "mine.toml", "--data", tmp_path / "photos", "--out", out
-    )
-    assert metadata_of(out).get("licence") == licence
+    teacher = teach(tmp_path, RECIPE.replace('description = "tiny"', named))
+    assert metadata_of(teacher.parent).get("licence") == licence
+
+
+def teach(folder, recipe):
+    """The teacher that a recipe makes of one image in a data set called 'photos'."""
+    (folder / "mine.toml").write_text(recipe)
+    (folder / "photos").mkdir()
+    Image.new("L", (8, 8), 99).save(folder / "photos" / "a.png")
+    options = ("--data", folder / "photos", "--out", folder / "teacher")
+    sid_distill("teacher", "--recipe", folder / "mine.toml", *options)
+    return folder / "teacher" / "network.safetensors"
+
+
+def test_what_a_recipe_says_of_its_images_is_what_the_catalogue_shows(tmp_path, publish_toy):
+    teacher = teach(tmp_path, RECIPE.replace('"tiny"', '"Photos, 8x8 grey"'))
+    run = ("run", "--teacher", teacher, "--out", tmp_path / "run", "--recipe", "fashion")
+    sid_distill(*run, *SMALL_RUN, "--sigma-init", 2.5)
+    generator = tmp_path / "run" / "network.safetensors"
+    _, metadata = load_network(generator)
+    save_toy(generator, **metadata | {"classes": ["a", "b", "c"]})
+    manifest, said = publish_toy(generator)
+    assert (manifest.description, manifest.licence) == ("Photos, 8x8 grey", "CC-BY-4.0")
+    assert "description" not in manifest.training
+    assert "--description" not in said
+    manifest, _ = publish_toy(generator, "--description", "Mine", "--licence", "MIT")
+    assert (manifest.description, manifest.licence) == ("Mine", "MIT")
+
+
+def test_images_of_ones_own_get_no_words_of_a_shipped_recipe(tmp_path, publish_toy):
+    about = 'data = "fashion-mnist"\n' + RECIPE
+    _, metadata = load_network(teach(tmp_path, about))
+    assert not {"licence", "description"} & metadata.keys()
+    generator = save_toy(tmp_path / "own.safetensors", role="generator", sigma_init=2.5)
+    manifest, said = publish_toy(generator, "--licence", "LicenseRef-private")
+    assert manifest.description == ""
+    assert "says nothing about this model: publish it again with --description" in said
 
 
 def test_the_shipped_fashion_recipe_licenses_its_own_data_only():

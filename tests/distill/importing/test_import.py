@@ -86,7 +86,8 @@ def test_a_teacher_is_kept_to_be_distilled():
     said = sid_import(source, "--name", "grey", "--classes", "a, b,c,d,e")
     assert "taken for a teacher, as it holds the loss or the augmentation of its training" in said
     assert "if not: --role generator" in said
-    assert "sid-distill run --teacher checkpoints/grey.safetensors" in said
+    assert "to distil it: sid-distill run --recipe" in said
+    assert "--teacher checkpoints/grey.safetensors --out runs/grey" in said
     assert not Path("models").exists()
 
     network, metadata = load_network(Path("checkpoints/grey.safetensors"))

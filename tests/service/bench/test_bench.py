@@ -14,6 +14,7 @@ import pytest
 
 from service import cli
 from service.bench import BenchError, Target, closed, generate_body, open_loop
+from service.bench.refusal import is_hopeless
 from tests.bundles import write_bundle
 
 pytestmark = pytest.mark.slow
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CLOSING = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
+MISSING = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 REFUSED = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -326,6 +328,57 @@ def test_a_mistake_is_one_line(bench, arguments, says):
     assert err.startswith("error: ")
     assert err.count("\n") == 1, err
     assert says in err
+
+
+@pytest.mark.parametrize("load", [["-c", 1, "-c", 4], ["-r", 100]])
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (["--class-label", "Unicorn"], "422 Unprocessable Entity: no class is named 'Unicorn'"),
+        (["--model", "gone"], "404 Not Found: "),
+        (["--path", "/nothing"], "404 Not Found: there is nothing at /nothing"),
+    ],
+)
+def test_a_load_that_is_refused_for_good_stops_and_shows_why(bench, url, load, asked, says):
+    began = time.monotonic()
+    status, out, err = bench(url, *load, *asked, "--warmup", 0, "--duration", 600, "--json", "-")
+    assert time.monotonic() - began < 300, "it would go on for as long as it was told"
+    assert (status, out) == (1, "")
+    assert err.count("\n") == 1, err
+    assert re.search(r"refused every request; the first of \d\d answers: 4", err)
+    assert says in err
+
+
+def test_what_may_pass_is_given_the_time_of_one_load(bench):
+    later = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 14\r\n\r\nno\x1b[2J\nengine!"
+    with raw_server(lambda _: later) as target:
+        url = target.url.removesuffix("/generate")
+        began = time.monotonic()
+        status, out, err = bench(url, "-c", 1, "-c", 2, "--warmup", 0, "--duration", 0.5)
+    assert time.monotonic() - began >= 0.5
+    assert (status, out) == (1, "")
+    assert err.endswith(" 503 Service Unavailable: no?[2J engine!\n")
+
+
+def test_a_load_with_one_good_answer_is_reported():
+    with raw_server(lambda number: GOOD if number == 1 else MISSING) as target:
+        report = closed(target, 1, warmup=0, duration=0.3)
+    assert report.statuses[200] == 1
+
+
+@pytest.mark.parametrize(
+    ("statuses", "hopeless"),
+    [
+        ([404] * 9, False),
+        ([404] * 10, True),
+        ([401, 403, 413, 422, 500] * 2, True),
+        ([404] * 9 + [200], False),
+        ([404] * 9 + [429], False),
+        ([503] * 10, False),
+    ],
+)
+def test_ten_refusals_for_good_are_enough(statuses, hopeless):
+    assert is_hopeless(statuses) == hopeless
 
 
 def test_help_explains_every_option(bench, monkeypatch):

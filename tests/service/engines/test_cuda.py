@@ -436,7 +436,7 @@ WHERE = (
     [
         (
             "libcublasLt.so.13: cannot open shared object file: No such file or directory",
-            r"^libcublasLt\.so\.13 is missing: make setup-gpu",
+            r"^libcublasLt\.so\.13 is missing: `make setup-gpu`",
         ),
         (
             "libcuda.so.1: cannot open shared object file: No such file or directory",

@@ -130,7 +130,13 @@ def test_with_several_models_one_must_be_named(models, settings):
         ({"seed": float("nan")}, 422, "seed: "),
         ({"model": "nope"}, 404, "there is tiny"),
         ({"model": 1}, 422, "model: "),
-        ({"class": 1, "sed": 2}, 422, "class: no such field; sed: no such field"),
+        (
+            {"class": 1, "sed": 2, "unicorn": 3},
+            422,
+            "class: no such field, perhaps class_label; sed: no such field, perhaps seed; unicorn: "
+            "no such field; the fields are model, class_label, seed, n, toward, mix, inputs",
+        ),
+        ({"seed": "7", "classLabel": 1}, 422, "classLabel: no such field, perhaps class_label; "),
         ([], 422, "body: "),
         ("Dress", 422, "body: "),
     ],

@@ -168,10 +168,10 @@ def test_an_address_names_a_label_and_draws_what_post_draws(embedded):
         ("input.colour=1", "styled has no input 'colour'"),
         ("input.=1", "styled has no input ''"),
         ("input.style=1&input.style=2", "an input is named once, and here it is named twice"),
-        ("inputs=1", "inputs: no such field"),
-        ("inputs=1&input.style=1&style=1", "inputs: no such field; style: no such field"),
-        ("input=1", "input: no such field"),
-        ("style=1", "style: no such field"),
+        ("inputs=1", "inputs: no such field, perhaps input.NAME"),
+        ("inputs=1&input.style=1&style=1", "inputs: no such field, perhaps input.NAME; style: no"),
+        ("input=1", "input: no such field, perhaps input.NAME"),
+        ("style=1", "style: no such field; the fields are model, "),
     ],
 )
 def test_an_address_that_names_no_label_is_refused(embedded, query, says):

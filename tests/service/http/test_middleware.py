@@ -167,7 +167,7 @@ def test_a_request_is_counted_by_its_route_and_logged_with_what_is_known(app, ca
         "client": "alice",
         "model": "tiny",
     }
-    assert last["status"] == 404
+    assert (last["status"], last["problem"]) == (404, "not-found")
     assert "model" not in last
 
 
@@ -232,6 +232,7 @@ def test_a_failure_is_answered_once_counted_and_logged_with_its_traceback(app, c
     assert failure["event"] == "request failed"
     assert failure["level"] == "error"
     assert failure["exception"][0]["exc_type"] == "RuntimeError"
+    assert (line["level"], line["problem"]) == ("error", "internal-error")
     assert failure["request_id"] == line["request_id"] == answer.headers["x-request-id"]
     assert line["status"] == 500
 
@@ -264,11 +265,12 @@ def test_a_key_lets_in_and_says_whose_it_is(call, lines, key, header, value):
     "headers", [{}, {"authorization": "Basic x"}, {"authorization": "Bearer "}, {"x-api-key": " "}]
 )
 @pytest.mark.parametrize("path", ["/things/x", "/nothing", "/docs", "/openapi.json", "/livez/"])
-def test_without_a_key_everything_but_the_probes_is_closed(call, path, headers):
+def test_without_a_key_everything_but_the_probes_is_closed(call, lines, path, headers):
     answer = call("POST", path, headers={"authorization": "", **headers})
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
-    assert kind(answer) == "key-required"
+    assert kind(answer) == lines()[0]["problem"] == "key-required"
+    assert "the request brought none" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
@@ -276,12 +278,15 @@ def test_probes_and_metrics_need_no_key(call, path):
     assert call("GET", path, headers={"authorization": ""}).status_code == 200
 
 
-@pytest.mark.parametrize("wrong", ["x", "alice", "é".encode(), b"\xff"])
-def test_a_wrong_key_is_refused(call, lines, wrong):
+@pytest.mark.parametrize("wrong", ["geheim", "alice", "é".encode(), b"\xff"])
+def test_a_wrong_key_is_refused_as_wrong_and_written_nowhere(call, lines, wrong):
     answer = call("POST", "/things/x", headers={"authorization": "", "x-api-key": wrong})
     assert answer.status_code == 403
-    assert kind(answer) == "key-unknown"
-    assert "client" not in lines()[0]
+    assert answer.json()["detail"].startswith("the API key is wrong")
+    (line,) = lines()
+    assert kind(answer) == line["problem"] == "key-unknown"
+    assert "client" not in line
+    assert "geheim" not in str(line) + answer.text
 
 
 def test_what_is_not_http_finds_nobody_in(app):

@@ -147,7 +147,7 @@ def test_a_model_is_described_as_the_library_asks(client, library):
         ({"prompt": "unicorn"}, openai.UnprocessableEntityError, "no class is named 'unicorn'"),
         ({"prompt": "2", "model": "dall-e-3"}, openai.NotFoundError, "tiny"),
         ({"prompt": "2", "size": "1024x1024"}, openai.UnprocessableEntityError, "size 8x8"),
-        ({"prompt": "2", "n": 1000}, openai.APIStatusError, "n is at most 64"),
+        ({"prompt": "2", "n": 1000}, openai.BadRequestError, "n is at most 64"),
         ({"prompt": "2", "n": 0}, openai.UnprocessableEntityError, "n:"),
     ],
 )
@@ -164,6 +164,41 @@ def test_a_body_that_is_none_is_said_as_by_generate(client, sent, status):
     answer = client.request("POST", "/v1/images/generations", content=sent, headers=headers)
     assert answer.status_code == status
     assert answer.json()["error"]["message"] == answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [({"n": 1000}, "n"), ({"n": 0}, "n"), ({"size": "1x1"}, "size"), ({"prompt": "unicorn"}, None)],
+)
+def test_an_error_names_the_parameter_that_is_to_blame(client, library, asked, param):
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.run(library.images.generate(**{"prompt": "2", **asked}))
+    assert caught.value.param == param
+    assert caught.value.type == "invalid_request_error"
+
+
+def test_more_images_than_a_key_may_ever_ask_for_are_a_bad_request_too(models, tmp_path):
+    made = new_key("alice")
+    (tmp_path / "keys").write_text(made.line)
+    settings = Settings(models=models, keys=tmp_path / "keys", rate=1, burst=2)
+    with Client(create_app(settings)) as client:
+        with pytest.raises(openai.BadRequestError, match="at most 2 images at once") as caught:
+            client.run(openai_over(client, made.secret).images.generate(prompt="2", n=3))
+        assert caught.value.param == "n"
+        headers = {"x-api-key": made.secret}
+        assert (
+            client.request("POST", "/generate", json={"n": 3}, headers=headers).status_code == 413
+        )
+
+
+def test_a_field_of_generate_is_refused_here_and_any_other_passed_over(client):
+    body = {"prompt": "2", "seed": 7, "class_label": 1, "toward": 8, "quality": "high"}
+    answer = client.request("POST", "/v1/images/generations", json=body)
+    assert answer.status_code == 422
+    assert set(answer.json()["errors"]) == {"class_label", "toward"}
+    assert "the prompt names the class" in answer.json()["error"]["message"]
+    kept = {name: it for name, it in body.items() if name not in answer.json()["errors"]}
+    assert client.request("POST", "/v1/images/generations", json=kept).status_code == 200
 
 
 def test_what_cannot_be_done_is_refused_and_not_passed_over(client):

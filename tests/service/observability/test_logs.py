@@ -311,3 +311,22 @@ def test_the_last_lines_get_out_when_the_process_ends():
     assert "printed 199" in done.stderr
     assert "warned 199" in done.stderr
     assert "the end" in done.stderr
+
+
+KEEPS_THE_INTERPRETER = """
+import ctypes
+from service.observability import logs
+logs.configure("json")
+with logs.unblocked():
+    ctypes.PyDLL(None).write(2, (b"x" * 99 + b"\\n") * 3000, 300_000)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes have one size there")
+def test_native_code_that_keeps_the_interpreter_may_write_more_than_a_usual_pipe_holds():
+    done = subprocess.run(
+        [sys.executable, "-c", KEEPS_THE_INTERPRETER], capture_output=True, timeout=60, check=True
+    )
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {line["event"] for line in lines} == {"x" * 99}
+    assert len(lines) == 3000
