@@ -89,8 +89,8 @@ async def _serve(
         listener = stack.enter_context(listen(settings.host, settings.port))
         addresses = {"address": listener}
         if settings.metrics_port is not None:
-            scraped = listen(settings.host, settings.metrics_port, "SID_METRICS_PORT")
-            addresses["metrics"] = stack.enter_context(scraped)
+            second = listen(settings.host, settings.metrics_port, "SID_METRICS_PORT")
+            addresses["metrics"] = stack.enter_context(second)
         app = create_app(settings)
         metrics: Metrics = app.state.metrics
         room = Room(make_room(settings.max_connections), metrics.connections_refused.inc)
