@@ -144,18 +144,29 @@ class GroupNorm(nn.GroupNorm):
         if self.keeps_layout:
             return group_norm_nhwc(input, self.num_groups, self.weight, self.bias, self.eps)
         if input.is_cuda and input.dtype in (torch.bfloat16, torch.float16):
-            return self._in_half_precision(input)
+            return group_norm_half(input, self.num_groups, self.weight, self.bias, self.eps)
         return super().forward(input)
 
-    def _in_half_precision(self, x: Tensor) -> Tensor:
-        """torch's kernel on x's own type; its sums are float32, and so are the statistics.
 
-        Its autocast would have it on float32 instead: five times the memory's traffic, for what
-        the next convolution rounds anyway.
-        """
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+def group_norm_half(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Group normalisation of a map in half precision by torch's kernel for that type.
+
+    Its sums, and so the statistics, are float32. torch's autocast would have the kernel read and
+    write float32 instead, which is more than twice the memory's traffic for what the next
+    convolution rounds anyway (docs/results/gpu.md).
+
+    Args:
+        x: bfloat16 or float16 [N, C, H, W].
+        groups: into how many the channels are divided.
+        weight: float32 [C], the scale; the kernel takes it rounded to x's type.
+        bias: float32 [C], the shift; likewise.
+        eps: added to the variance.
+
+    Returns:
+        [N, C, H, W] of x's type.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
 
 
 def group_norm_nhwc(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

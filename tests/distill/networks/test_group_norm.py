@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distill.networks.layers import GroupNorm, group_norm_nhwc
+from distill.networks.layers import GroupNorm, group_norm_half, group_norm_nhwc
 
 CHANNELS_LAST = torch.channels_last
 
@@ -68,6 +68,39 @@ def test_in_half_precision_the_result_alone_is_rounded(dtype, mean):
         normed = group_norm_nhwc(x, 6, weight, bias, 1e-5)
     bound = torch.finfo(dtype).eps / 2 * exact.abs() + 1e-5
     assert ((normed - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mean", [0, 10])
+def test_torchs_kernel_for_half_precision_rounds_weights_and_result_alone(dtype, mean):
+    """The statistics are float32's: half a unit each for the scale, the shift and the result."""
+    x, weight, bias = case(dtype, mean)
+    exact = F.group_norm(x.double(), 6, weight.double(), bias.double(), 1e-5)
+    with torch.autocast("cpu", dtype=dtype):
+        normed = group_norm_half(x, 6, weight, bias, 1e-5)
+    assert normed.dtype == dtype
+    shift = bias.double().abs().view(1, -1, 1, 1)
+    scaled = (exact - bias.double().view(1, -1, 1, 1)).abs()
+    bound = torch.finfo(dtype).eps / 2 * (scaled + shift + exact.abs()) * 1.01 + 1e-5
+    assert ((normed - exact).abs() <= bound).all()
+
+
+def test_gradients_in_half_precision_are_those_of_float32_but_for_rounding():
+    x, weight, bias = case(torch.bfloat16)
+    grad = torch.randn(x.shape)
+    gradients = []
+    for dtype, norm in ((torch.float64, F.group_norm), (torch.bfloat16, group_norm_half)):
+        leaves = [x.to(dtype).requires_grad_(True)]
+        leaves += [
+            t.clone()
+            .to(torch.float64 if dtype == torch.float64 else torch.float32)
+            .requires_grad_(True)
+            for t in (weight, bias)
+        ]
+        norm(leaves[0], 6, leaves[1], leaves[2], 1e-5).backward(grad.to(dtype))
+        gradients.append([leaf.grad.double() for leaf in leaves])
+    for exact, rounded in zip(*gradients, strict=True):
+        assert (exact - rounded).norm() <= 0.02 * exact.norm()
 
 
 def test_a_fresh_layer_is_torchs():
