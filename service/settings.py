@@ -109,9 +109,9 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=4096,
-        description="Largest batch. Default: the engine's own, 64 on a GPU for model.cuda.onnx, else "
-        "8: on processors larger ones only wait longer (docs/notebook.md), and Triton joins them. "
-        "Raise it where larger ones gain throughput.",
+        description="Largest batch. Default: the engine's own, 64 on a GPU for model.cuda.onnx and 8 "
+        "elsewhere: on processors larger ones only wait longer (docs/notebook.md), and Triton "
+        "joins them. Raise it where larger ones gain throughput.",
     )
     queue_size: int = Field(
         default=256,
