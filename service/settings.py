@@ -109,8 +109,8 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=4096,
-        description="Largest batch. Default: the engine's own, 64 on a GPU for model.cuda.onnx and 8 "
-        "elsewhere: on processors larger ones only wait longer (docs/notebook.md), and Triton "
+        description="Largest batch. Default: the engine's own, 64 on a GPU for model.cuda.onnx, "
+        "8 elsewhere: on processors larger ones only wait longer (docs/notebook.md), and Triton "
         "joins them. Raise it where larger ones gain throughput.",
     )
     queue_size: int = Field(

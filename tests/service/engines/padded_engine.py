@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from service.bundle import BASELINE
+import numpy as np
+
+from service.bundle import BASELINE, latents
 from service.engines.cuda import CudaEngine, Device
 
 
@@ -13,3 +15,8 @@ class PaddedEngine(CudaEngine):
     name = "padded"
     recordable: ClassVar[Sequence[str]] = (BASELINE,)
     device: ClassVar[Device] = Device("cpu", "CPUExecutionProvider", {})
+
+
+def drawn_for(bundle, count):
+    """Noise and labels of as many images."""
+    return latents(range(count), bundle.manifest.latent_shape), np.arange(count) % 3
