@@ -3,9 +3,7 @@
 Heavy imports stand inside the commands, so that `sid --help` answers at once.
 """
 
-import json
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from service.serving.catalogue import Catalogue
     from service.settings import Settings
 
 app = typer.Typer(
@@ -102,6 +99,7 @@ def triton(
     """
     _end_at_sigterm()
     with _json_errors():
+        from service import announcement
         from service.tools import triton_server
 
         settings = _server_settings(port=port, models=models, triton=f"127.0.0.1:{grpc_port}")
@@ -109,7 +107,7 @@ def triton(
         with triton_server.running(
             settings.models, http=http_port, grpc=grpc_port, metrics=metrics_port
         ):
-            _say_triton_is_ready(grpc_port, http_port, metrics_port)
+            announcement.say_triton_is_ready(grpc_port, http_port, metrics_port)
             _serve(settings)
 
 
@@ -375,51 +373,11 @@ def _open_standard_files() -> None:
 
 
 def _serve(settings: "Settings") -> None:
-    from service import server
+    from service import announcement, server
     from service.observability import logs
 
-    announce = partial(_announce, wants_key=settings.keys is not None)
-    server.run(settings, _stay_silent if logs.is_json() else announce)
-
-
-def _say_triton_is_ready(grpc: int, http: int, metrics: int) -> None:
-    from service.observability import logs
-
-    event = "Triton is ready"
-    if logs.is_json():
-        import structlog
-
-        structlog.get_logger().info(event, grpc=grpc, http=http, metrics=metrics)
-        return
-    print(
-        f"{event}: gRPC on 127.0.0.1:{grpc}, HTTP on 127.0.0.1:{http}, "
-        f"metrics on http://127.0.0.1:{metrics}/metrics",
-        flush=True,
-    )
-
-
-def _stay_silent(_: str, __: "Catalogue") -> None:
-    """Where every line is JSON, the log's line `started` says it all."""
-
-
-def _announce(url: str, catalogue: "Catalogue", wants_key: bool) -> None:
-    """Say where the server is, with a request that works on what it serves."""
-    name = catalogue.default or next(iter(catalogue.models))
-    model = catalogue.models[name]
-    body: dict[str, Any] = {"seed": 7}
-    if classes := (manifest := model.bundle.manifest).classes:
-        body = {"class_label": manifest.unmistakable(len(classes) - 1), **body}
-    if name != catalogue.default:
-        body = {"model": name, **body}
-    # Quoted for zsh, to which the brackets of an IPv6 address are a pattern.
-    address, key = shlex.quote(f"{url}/generate"), '-H "X-API-Key: $SID_KEY" ' if wants_key else ""
-    print(
-        f"SiD Serve is ready on {url} (open it in a browser); Ctrl-C stops it. "
-        f"Try{', with your key in SID_KEY' if wants_key else ''}:\n"
-        f"  curl {address} {key}-H 'content-type: application/json' "
-        f"-d {shlex.quote(json.dumps(body))} -o picture.png",
-        flush=True,
-    )
+    announce = partial(announcement.announce, wants_key=settings.keys is not None)
+    server.run(settings, announcement.stay_silent if logs.is_json() else announce)
 
 
 class CommandError(Exception):
