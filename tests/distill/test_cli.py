@@ -11,33 +11,16 @@ from typer.main import get_command
 
 from distill import cli
 from distill.cli import app
+from tests.distill.tiny_recipe import tiny_recipe
 
 BIN = Path(sys.executable).parent
 
 
-RECIPE = """
-description = "tiny"
-[network]
-img_resolution = 8
-img_channels = 1
-model_channels = 8
-channel_mult = [1]
-num_blocks = 1
-attn_resolutions = []
-dropout = 0.0
-[teacher]
-total_images = 640
-batch = 32
-lr = 1e-3
-ema_halflife = 500
-checkpoint_every = 500
-[sid]
-total_images = 640
-batch = 32
-lr = 1e-4
-ema_halflife = 500
-checkpoint_every = 500
-"""
+RECIPE = tiny_recipe(
+    {"dropout": 0.0},
+    teacher={"total_images": 640, "batch": 32},
+    sid={"total_images": 640, "batch": 32, "lr": 1e-4},
+)
 
 
 def sid_distill(*arguments, check=True):

@@ -14,41 +14,15 @@ from distill.networks import Denoiser
 from distill.networks.edm import EdmConfig
 from distill.training.precision import default_precision
 from tests.distill.data.test_data import write_images
+from tests.distill.tiny_recipe import tiny_recipe
 
-RECIPE = """
-description = "tiny"
-[network]
-img_resolution = 8
-img_channels = 1
-label_dim = 2
-model_channels = 8
-channel_mult = [1]
-num_blocks = 1
-attn_resolutions = []
-dropout = 0.0
-[teacher]
-total_images = 8
-batch = 4
-lr = 1e-3
-ema_halflife = 40
-checkpoint_every = 8
-[regression]
-pairs = 64
-steps = 2
-sigma_init = 2.5
-total_images = 8
-batch = 4
-lr = 1e-3
-ema_halflife = 40
-checkpoint_every = 8
-[sid]
-sigma_init = 2.5
-total_images = 8
-batch = 4
-lr = 1e-3
-ema_halflife = 40
-checkpoint_every = 8
-"""
+SHORT = {"total_images": 8, "batch": 4, "ema_halflife": 40, "checkpoint_every": 8}
+RECIPE = tiny_recipe(
+    {"label_dim": 2, "dropout": 0.0},
+    teacher=SHORT,
+    regression={"pairs": 64, "steps": 2, "sigma_init": 2.5, **SHORT},
+    sid={"sigma_init": 2.5, **SHORT},
+)
 
 
 @pytest.fixture

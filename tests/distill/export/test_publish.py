@@ -19,6 +19,7 @@ from distill.networks import Denoiser
 from distill.networks.edm import EdmConfig
 from distill.recipe import RECIPES, load_recipe
 from service.bundle import load_bundle
+from tests.distill.tiny_recipe import tiny_recipe
 from tests.reference_numbers import FIXTURES
 
 RELEASED = "CC-BY-NC-SA-4.0"
@@ -191,27 +192,11 @@ def test_a_licence_that_is_told_stands_beside_the_inherited_one(tmp_path, publis
     assert f"licence: LicenseRef-own, as told; its own file says {RELEASED}\n" in said
 
 
-RECIPE = """
-description = "tiny"
-licence = "CC-BY-4.0"
-[network]
-img_resolution = 8
-img_channels = 1
-model_channels = 8
-channel_mult = [1]
-num_blocks = 1
-attn_resolutions = []
-[teacher]
-total_images = 2
-batch = 2
-lr = 1e-3
-ema_halflife = 500
-checkpoint_every = 500
-[sid]
-total_images = 2
-ema_halflife = 500
-checkpoint_every = 500
-"""
+RECIPE = tiny_recipe(
+    licence="CC-BY-4.0",
+    teacher={"total_images": 2, "batch": 2},
+    sid={"total_images": 2},
+)
 
 
 @pytest.mark.parametrize(

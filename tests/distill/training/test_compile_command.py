@@ -10,31 +10,20 @@ import torch
 from PIL import Image
 
 from distill.checkpoints import load_network
+from tests.distill.tiny_recipe import tiny_recipe
 
 BIN = Path(sys.executable).parent
-RECIPE = """
-description = "tiny"
-[network]
-img_resolution = 8
-img_channels = 1
-model_channels = 8
-channel_mult = [1]
-num_blocks = 1
-attn_resolutions = []
-dropout = 0.2
-[teacher]
-total_images = 24
-batch = 8
-lr = 1e-3
-warmup = 8
-ema_halflife = 8
-checkpoint_every = 24
-[sid]
-total_images = 8
-lr = 1e-4
-ema_halflife = 8
-checkpoint_every = 8
-"""
+RECIPE = tiny_recipe(
+    {"dropout": 0.2},
+    teacher={
+        "total_images": 24,
+        "batch": 8,
+        "warmup": 8,
+        "ema_halflife": 8,
+        "checkpoint_every": 24,
+    },
+    sid={"total_images": 8, "lr": 1e-4, "ema_halflife": 8, "checkpoint_every": 8},
+)
 
 
 @pytest.fixture

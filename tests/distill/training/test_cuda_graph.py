@@ -25,6 +25,7 @@ from distill.training.distributed import DistributedContext
 from distill.training.learner import Learner
 from distill.training.phase import Phase
 from distill.training_config import RegressionConfig, TeacherConfig
+from tests.distill.tiny_recipe import tiny_recipe
 from tests.distill.training.aten_recorder import AtenRecorder
 
 CPU = DistributedContext(torch.device("cpu"))
@@ -355,34 +356,11 @@ def test_every_training_command_can_do_without(command, options, monkeypatch, tm
     assert asked == [not options]
 
 
-RECIPE = """
-description = "tiny"
-[network]
-img_resolution = 8
-img_channels = 1
-model_channels = 8
-channel_mult = [1]
-num_blocks = 1
-attn_resolutions = []
-[teacher]
-total_images = 64
-batch = 32
-lr = 1e-3
-ema_halflife = 500
-checkpoint_every = 500
-[regression]
-total_images = 64
-batch = 32
-lr = 1e-3
-ema_halflife = 500
-checkpoint_every = 500
-[sid]
-total_images = 64
-batch = 32
-lr = 1e-4
-ema_halflife = 500
-checkpoint_every = 500
-"""
+RECIPE = tiny_recipe(
+    teacher={"total_images": 64, "batch": 32},
+    regression={"total_images": 64, "batch": 32},
+    sid={"total_images": 64, "batch": 32, "lr": 1e-4},
+)
 
 
 def folder_of_images(tmp_path):
