@@ -1,4 +1,4 @@
-"""The variables SID_*: one that no setting has is a slip of the pen, and an open door at worst."""
+"""The variables SID_*: one that no setting has was mistyped, and ignoring it may be unsafe."""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -14,7 +14,7 @@ WANTED = (
     "rich", "safetensors", "structlog", "tqdm", "typer", "uvicorn", "uvloop",
 )  # fmt: skip
 # Not onnxruntime-gpu: it is larger than all the others together. Name it to pip in the same way.
-THERE_ALREADY = ("numpy", "onnx", "protobuf", "sympy", "torch")
+THERE_ALREADY = ("ml-dtypes", "numpy", "onnx", "protobuf", "sympy", "torch")
 
 
 def carry(folder: Path, python: str) -> None:
