@@ -88,7 +88,7 @@ def evaluate(
     batch: Annotated[int, typer.Option(min=1, help="Images a network call.")] = 250,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure a teacher (by Heun's or Euler's sampler) or a generator (one step).
+    """Measure a teacher (Heun's sampler) or a generator (one step).
 
     Prints the Fréchet distance to the real images, the accuracy where the feature extractor knows
     the classes, and the metrics asked for; and writes them beside the network as .quality.json,

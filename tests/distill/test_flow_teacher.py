@@ -1,4 +1,4 @@
-"""A flow-matching teacher goes every teacher's way: trained, drawn, distilled, published, served."""
+"""A flow teacher goes every teacher's way: it is trained, drawn, distilled, and its student served."""
 
 import asyncio
 
@@ -128,7 +128,7 @@ def test_from_images_to_a_served_generator(tmp_path):
             image = Image.new("L", (8, 8), 60 + 120 * number + 5 * i)
             image.save(tmp_path / "images" / name / f"{i}.png")
     recipe = tmp_path / "flow.toml"
-    sections = {name: LENGTH | LEVELS for name in ("teacher", "sid")}
+    sections = dict.fromkeys(("teacher", "sid"), LENGTH | LEVELS)
     pairs = LENGTH | {"pairs": 64, "steps": 2}
     text = tiny_recipe({"preconditioning": "flow"}, "MIT", regression=pairs, **sections)
     recipe.write_text(text)
