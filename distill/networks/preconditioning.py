@@ -17,7 +17,8 @@ Preconditioning = Literal["edm", "flow"]
 
 SIGMA_DATA = 0.5  # of "edm": standard deviation of images with pixels in [-1, 1]
 # The U-Nets embed c_noise by sines of frequencies from 1 down, which suit ln(sigma) / 4 and its
-# range of three: so wide is t's made here.
+# range of three: t's is made about as wide. The network of recipes/fashion-flow.toml had a loss of
+# 0.346 by images 5,000 to 7,700 with it, 0.353 with t itself and 0.349 with 1000 t (one seed).
 TIME_SCALE = 4
 
 

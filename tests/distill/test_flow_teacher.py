@@ -1,4 +1,4 @@
-"""A flow teacher goes every teacher's way: it is trained, drawn, distilled, and its student served."""
+"""A flow teacher goes every teacher's way: trained, drawn, distilled, its student served."""
 
 import asyncio
 
