@@ -79,6 +79,7 @@ def nearest_recipe(network: AnyNetwork, source: str) -> tuple[str, Recipe]:
             bool(meant.label_dim) != bool(network.label_dim),
             abs(meant.img_channels - network.img_channels),
             abs(meant.label_dim - network.label_dim),
+            meant.preconditioning != network.preconditioning,
             family not in source.lower(),
         )
 

@@ -1,4 +1,4 @@
-"""Drawing images: EDM's deterministic Heun sampler, and the one-step generator."""
+"""Drawing images: a teacher's deterministic samplers, Heun's and Euler's, and the generator."""
 
 import itertools
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distill.data.datasets import one_hot
 from distill.networks import Denoiser, NetworkLayout
-from distill.schedules import sampler_sigmas
+from distill.schedules import flow_times, sampler_sigmas
 
 
 @torch.no_grad()
@@ -46,6 +46,36 @@ def heun(
         if following > 0:
             d = (d + slope(predicted, following)) / 2
         x = x + (following - current) * d
+    return x.float()
+
+
+@torch.no_grad()
+def euler(
+    denoiser: Denoiser, latents: Tensor, class_labels: Tensor | None, steps: int = 35
+) -> Tensor:
+    """Integrate the probability-flow ODE with Euler's method, on the teacher's own path.
+
+    On EDM's path, x0 + s eps with s = sigma, the steps are those of `sampler_sigmas`; on the
+    rectified flow's, (1 - s) x0 + s eps with s = t, those of `flow_times`. On both
+    dx/ds = (x - D) / s, which on the latter is the velocity. Takes `steps` network evaluations.
+
+    Args:
+        denoiser: the teacher; its `config.preconditioning` says on which path it learned.
+        latents: standard normal [N, C, H, W].
+        class_labels: one-hot [N, classes], or None.
+        steps: how many.
+
+    Returns:
+        float32 images [N, C, H, W], pixels in [-1, 1]; the state is kept in float64.
+    """
+    flow = denoiser.config.preconditioning == "flow"
+    times = (flow_times(steps) if flow else sampler_sigmas(steps)).tolist()
+    x = latents.double() * times[0]
+    for current, following in itertools.pairwise(times):
+        data_share = 1 - current if flow else 1.0  # of x0 in x
+        level = torch.full((1,), current / data_share, device=x.device)  # one for all
+        denoised = denoiser((x / data_share).float(), level, class_labels).double()
+        x = x + (following - current) * (x - denoised) / current
     return x.float()
 
 

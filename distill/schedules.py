@@ -61,3 +61,14 @@ def sampler_sigmas(
     fraction = torch.linspace(0, 1, steps, dtype=torch.float64)
     sigmas = _power_interpolation(fraction, sigma_max, sigma_min, rho)
     return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def flow_times(steps: int, t_max: float = 0.999) -> Tensor:
+    """Times of a rectified flow that a sampler visits: `steps` falling evenly from t_max, then 0.
+
+    t = 1, pure noise, is sigma = t / (1 - t) without an end, so the first is a little less.
+
+    Returns:
+        float64 [steps + 1].
+    """
+    return torch.linspace(t_max, 0, steps + 1, dtype=torch.float64)

@@ -46,7 +46,8 @@ class LoopConfig(Section):
         ema_halflife: images after which a weight's share in the average has halved.
         noise_mean: mean of ln sigma of the noise levels at which a denoiser learns; -1.2 is EDM's
             for CIFAR-10. What an image shares over all its pixels, such as its mean colour, is
-            decided at levels that grow with its side.
+            decided at levels that grow with its side. Of a flow teacher, whose time t is
+            logit-normal(noise_mean, noise_std), 0 and 1 are usual (arXiv 2403.03206).
         noise_std: their standard deviation.
         checkpoint_every: images between two checkpoints.
         seed: start of every random stream; the same seed repeats the run (on a CPU to the bit).
@@ -98,7 +99,7 @@ class SingleNetworkConfig(LoopConfig):
 
 
 class TeacherConfig(SingleNetworkConfig):
-    """How to train a diffusion teacher (EDM, arXiv 2206.00364)."""
+    """How to train a diffusion teacher, on the path of its network's preconditioning."""
 
 
 class RegressionConfig(SingleNetworkConfig):

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.methods.losses import fake_score_loss, sample_weight
+from distill.networks.preconditioning import Preconditioning
 from distill.schedules import generator_sigmas
 from distill.training.precision import full_float32
 
@@ -75,6 +76,7 @@ def probe(
     images: Tensor,
     one_hot: Tensor | None,
     levels: Levels,
+    preconditioning: Preconditioning,
     batch: int = 64,
     progress: bool = False,
 ) -> Probe:
@@ -86,6 +88,7 @@ def probe(
         images: the generator's images x [M, C, H, W].
         one_hot: their classes for the networks [M, K]; None without classes.
         levels: where to look.
+        preconditioning: of both networks; it decides lambda.
         batch: images at a time.
         progress: show a progress bar.
 
@@ -102,17 +105,18 @@ def probe(
                 c = None if one_hot is None else one_hot[start : start + batch]
                 level = torch.full((1,), sigma, device=x.device)
                 noisy = x + sigma * torch.randn(x.shape, generator=noise).to(x.device)
-                parts.append(
-                    _probe_level(x, teacher(noisy, level, c), fake_score(noisy, level, c), level)
-                )
+                a, b = teacher(noisy, level, c), fake_score(noisy, level, c)
+                parts.append(_probe_level(x, a, b, level, preconditioning))
                 bar.update(len(x))
             rows.append(torch.cat(parts, dim=1))
     return Probe(levels, *torch.stack(rows, dim=1).double().cpu().numpy())
 
 
-def _probe_level(x: Tensor, a: Tensor, b: Tensor, level: Tensor) -> Tensor:
+def _probe_level(
+    x: Tensor, a: Tensor, b: Tensor, level: Tensor, preconditioning: Preconditioning
+) -> Tensor:
     """Gap, fake loss and teacher loss of images x and their denoised a and b: [3, N]."""
     scale = level.reshape(1, 1, 1, 1)
     gap = (a - b) ** 2 / sample_weight(x, a)
-    losses = (gap, fake_score_loss(x, b, scale), fake_score_loss(x, a, scale))
+    losses = (gap, *(fake_score_loss(x, d, scale, preconditioning) for d in (b, a)))
     return torch.stack([part.flatten(1).mean(dim=1) for part in losses])

@@ -95,6 +95,7 @@ def probe_run(networks: Networks, count: int, device: torch.device) -> Probe:
         generate(networks, z, one_hot),
         one_hot,
         noise_levels(networks.settings["t_max"]),
+        networks.teacher.config.preconditioning,
         progress=True,
     )
 

@@ -71,8 +71,17 @@ def evaluate(
         int | None,
         typer.Option(
             min=2,
-            help="Heun steps of a teacher, 2 x steps - 1 evaluations. Left out: 18, or 40 above "
-            "32x32.",
+            help="Steps of a teacher's sampler. Of heun's each takes two evaluations, the last "
+            "one; of euler's one. Left out: 35 evaluations, or 79 above 32x32.",
+            show_default=False,
+        ),
+    ] = None,
+    sampler_name: Annotated[
+        str | None,
+        typer.Option(
+            "--sampler",
+            help="How a teacher draws: heun, on EDM's noise levels; or euler, on these too, and of "
+            "a flow teacher on its own times. Left out: heun.",
             show_default=False,
         ),
     ] = None,
@@ -86,7 +95,12 @@ def evaluate(
     where 'publish' finds them. Started by torchrun, every process draws its share.
     """
     from distill.checkpoints import load_network
-    from distill.evaluation.evaluate import collect_feature_stats, heun_sampler, one_step_sampler
+    from distill.evaluation.evaluate import (
+        collect_feature_stats,
+        euler_sampler,
+        heun_sampler,
+        one_step_sampler,
+    )
     from distill.evaluation.feature_stats import compute_metrics
     from distill.evaluation.measurement import save_measurement
     from distill.evaluation.protocol import PROTOCOLS
@@ -99,17 +113,28 @@ def evaluate(
         raise UserError(f"no protocol {protocol!r}: choose of {', '.join(PROTOCOLS)}")
     if metadata["role"] == "generator" and steps is not None:
         raise UserError(f"{network} is a generator: it takes one step, leave out --steps")
+    if metadata["role"] == "generator" and sampler_name is not None:
+        raise UserError(f"{network} is a generator: it takes one step, leave out --sampler")
+    if sampler_name not in (None, "heun", "euler"):
+        raise UserError(f"no sampler {sampler_name!r}: choose of heun, euler")
     resolution = denoiser.config.img_resolution
-    steps = steps or (18 if resolution <= 32 else 40)
+    evaluations = 35 if resolution <= 32 else 79
+    if sampler_name == "euler":
+        steps = evaluations = steps or evaluations
+    else:
+        steps = steps or (evaluations + 1) // 2
+        evaluations = 2 * steps - 1
     trials, count = PROTOCOLS[protocol].trials, images or PROTOCOLS[protocol].images
-    shared = {
+    shared: dict[str, Any] = {
         "role": metadata["role"],
         "network_sha256": sha256_file(network),
         "protocol": protocol,
         "images": count,
         "first_seed": first_seed,
-        "evaluations": 1 if metadata["role"] == "generator" else 2 * steps - 1,
+        "evaluations": 1 if metadata["role"] == "generator" else evaluations,
     }
+    if metadata["role"] == "teacher":
+        shared["sampler"] = sampler_name or "heun"
     extractors = _extractors(features or [], denoiser, metadata["classes"])
     with join_process_group(chosen_device(device)) as context:
         denoiser.to(context.device)
@@ -118,7 +143,8 @@ def evaluate(
         if metadata["role"] == "generator":
             sampler = one_step_sampler(denoiser, metadata["sigma_init"])
         else:
-            sampler = heun_sampler(denoiser, steps)
+            draws_by = euler_sampler if sampler_name == "euler" else heun_sampler
+            sampler = draws_by(denoiser, steps)
         references = []
         if context.is_main:
             references = _references(

@@ -227,6 +227,12 @@ def _start(
             f"{file} is no generator with a sigma_init: --generator takes a network of "
             "'sid-distill regress' or of a run"
         )
+    kinds = network.config.preconditioning, teacher.config.preconditioning
+    if kinds[0] != kinds[1]:
+        raise UserError(
+            f"the preconditioning of {file} is {kinds[0]}, the teacher's is {kinds[1]}: "
+            "--generator takes one that began with this teacher"
+        )
     shape = network.config.model_copy(update={"dropout": teacher.config.dropout})
     if shape != teacher.config or metadata["classes"] != origin["classes"]:
         raise UserError(
@@ -263,6 +269,11 @@ def _difference(recipe: "NetworkLayout", teacher: "NetworkLayout") -> str | None
         meant, given = getattr(recipe, name), getattr(teacher, name)
         if meant != given:
             return f"the recipe is for {meant} {what}, this teacher has {given}"
+    if recipe.preconditioning != teacher.preconditioning:
+        return (
+            f"the recipe is for the preconditioning {recipe.preconditioning}, this teacher has "
+            f"{teacher.preconditioning}"
+        )
     return None
 
 

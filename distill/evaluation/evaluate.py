@@ -14,7 +14,7 @@ from distill.evaluation.feature_extractor import FeatureExtractor
 from distill.evaluation.feature_stats import FeatureStats, checked_reference, compute_metrics
 from distill.evaluation.reference import Reference, bundled_reference
 from distill.networks import Denoiser
-from distill.sampling import heun, one_step
+from distill.sampling import euler, heun, one_step
 from distill.training.distributed import DistributedContext
 from distill.training.precision import full_float32
 from service.bundle import latents
@@ -25,6 +25,11 @@ Sampler = Callable[[Tensor, Tensor | None], Tensor]
 def heun_sampler(denoiser: Denoiser, steps: int) -> Sampler:
     """Sample a teacher in 2 steps - 1 evaluations."""
     return lambda z, labels: heun(denoiser, z, labels, steps)
+
+
+def euler_sampler(denoiser: Denoiser, steps: int) -> Sampler:
+    """Sample a teacher in `steps` evaluations."""
+    return lambda z, labels: euler(denoiser, z, labels, steps)
 
 
 def one_step_sampler(generator: Denoiser, sigma_init: float) -> Sampler:

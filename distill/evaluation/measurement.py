@@ -25,6 +25,7 @@ class Measurement(BaseModel):
         protocol: one of `distill.evaluation.protocol`.
         images, first_seed: which images were drawn, in the first trial.
         evaluations: network evaluations an image.
+        sampler: of a teacher; None where it is not noted, and then Heun's.
         distance: Fréchet distance to the reference.
         accuracy: share of images taken for the class asked for; None without classes.
         precision, recall: improved precision and recall (Kynkäänniemi et al. 2019).
@@ -49,6 +50,7 @@ class Measurement(BaseModel):
     images: int
     first_seed: int
     evaluations: int
+    sampler: Literal["heun", "euler"] | None = None
     distance: float
     distance_std: float | None = None
     accuracy: float | None = None

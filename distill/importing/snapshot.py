@@ -31,6 +31,7 @@ from distill.importing.tensors import (
 from distill.networks import Denoiser
 from distill.networks.edm import EdmConfig
 from distill.networks.layers import Conv2d, filter_of
+from distill.networks.preconditioning import SIGMA_DATA
 
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 NAMES = frozenset(
@@ -120,8 +121,8 @@ def _read(path: Path) -> Snapshot:
     inner = _module(outer.modules["model"])
     arguments = plain_arguments(inner.class_name, inner.state.get("_init_kwargs"))
     config = configuration(inner.class_name, arguments)
-    if outer.state.get("sigma_data") != Denoiser.sigma_data:
-        raise RefusedError(f"its sigma_data is not {Denoiser.sigma_data}, which all of EDM's have")
+    if outer.state.get("sigma_data") != SIGMA_DATA:
+        raise RefusedError(f"its sigma_data is not {SIGMA_DATA}, which all of EDM's have")
     for name in ("img_resolution", "img_channels", "label_dim"):
         if outer.state.get(name) != getattr(config, name):
             raise RefusedError(f"its EDMPrecond and its {inner.class_name} differ in {name}")

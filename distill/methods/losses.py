@@ -9,28 +9,30 @@ from typing import Literal
 
 from torch import Tensor
 
+from distill.networks.preconditioning import Preconditioning, denoising_weight
+
 Weighting = Literal["sid", "none"]  # see `generator_loss`
 
 
 def fake_score_loss(
-    images: Tensor, denoised: Tensor, sigma: Tensor, sigma_data: float = 0.5
+    images: Tensor, denoised: Tensor, sigma: Tensor, preconditioning: Preconditioning
 ) -> Tensor:
-    """lambda(sigma) |D(x + sigma eps) - x|^2: EDM's denoising loss (EDM equation 2, table 1).
+    """lambda(sigma) |D(x + sigma eps) - x|^2: the denoising loss (EDM equation 2).
 
     It trains the teacher on real images and the fake-score network on generated ones
-    (SiD equation 22). lambda = (sigma^2 + sd^2) / (sigma sd)^2 evens out the noise levels.
+    (SiD equation 22). lambda evens out the noise levels for the network inside D.
 
     Args:
         images: clean images x [N, C, H, W].
         denoised: D(x + sigma eps; sigma), shaped like `images`.
         sigma: noise levels, broadcastable to `images`.
-        sigma_data: standard deviation of the data.
+        preconditioning: of the network that denoised (`config.preconditioning`): it decides
+            lambda, see `distill.networks.preconditioning.denoising_weight`.
 
     Returns:
         [N, C, H, W].
     """
-    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
-    return weight * (denoised - images) ** 2
+    return denoising_weight(preconditioning, sigma) * (denoised - images) ** 2
 
 
 def regression_loss(drawn: Tensor, images: Tensor, softness: float = 0.05) -> Tensor:

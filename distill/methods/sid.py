@@ -71,7 +71,7 @@ class Sid(Method):
         sigma = training_sigmas(normal, config.noise_mean, config.noise_std)
         noisy = images + sigma * torch.randn_like(images)
         denoised = half.fake_score(noisy, sigma, labels, augmentation)
-        loss = fake_score_loss(images, denoised, sigma)
+        loss = fake_score_loss(images, denoised, sigma, half.teacher.config.preconditioning)
         left_out = nothing_to_learn | nonfinite_samples(loss)
         total = masked_sum(left_out, loss, denoised) * (config.fake_loss_scale / config.batch)
         return Loss(total, share(left_out), {"loss/fake_score": masked_mean(left_out, loss)})

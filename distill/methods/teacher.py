@@ -47,7 +47,7 @@ class TeacherTraining(SingleNetworkTraining):
         self.examples.load(torch.randint(len(self.dataset), (self.config.images_per_call,)))
 
     def loss(self) -> Loss:
-        """EDM's denoising loss."""
+        """The denoising loss of the network's preconditioning."""
         config, device = self.config, self.context.device
         pixels, classes = self.examples.batch
         images = from_pixels(pixels)
@@ -59,7 +59,7 @@ class TeacherTraining(SingleNetworkTraining):
         sigma = training_sigmas(normal, config.noise_mean, config.noise_std)
         noisy = images + sigma * torch.randn_like(images)
         denoised = self.learner.call(noisy, sigma, labels, augmentation)
-        loss = fake_score_loss(images, denoised, sigma)
+        loss = fake_score_loss(images, denoised, sigma, self.ema.config.preconditioning)
         left_out = nonfinite_samples(loss)
         total = masked_sum(left_out, loss, denoised) / config.batch
         return Loss(total, share(left_out), {"loss/teacher": masked_mean(left_out, loss)})

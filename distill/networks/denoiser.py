@@ -1,24 +1,26 @@
-"""EDM preconditioning around a raw network of any family (arXiv 2206.00364, table 1)."""
+"""A raw network of any family as a denoiser."""
 
 import torch
 from torch import Tensor, nn
 
 from distill.networks.family import NetworkLayout
+from distill.networks.preconditioning import coefficients
 
 
 class Denoiser(nn.Module):
-    """D(x; sigma, c) = c_skip x + c_out F(c_in x, c_noise, c), sigma_data = 0.5.
+    """D(x; sigma, c) = c_skip x + c_out F(c_in x, c_noise, c).
+
+    The coefficients are those of `config.preconditioning`, see `distill.networks.preconditioning`.
 
     Attributes:
         config: what it was built from.
         model: the raw network F.
         compute_dtype: precision in which F computes (float16, bfloat16) by torch's autocast;
-            None means that of its weights. The weights themselves and all outside F are float32.
+            None means that of its weights. The weights themselves and all outside F are float32,
+            or float64 where x is.
         memory_format: layout in which F is given its images; None means as they come. They come
             back as they came, so that it decides no drawing of noise, which follows the layout.
     """
-
-    sigma_data = 0.5
 
     def __init__(self, config: NetworkLayout) -> None:
         super().__init__()
@@ -45,8 +47,8 @@ class Denoiser(nn.Module):
         Returns:
             float32 [N, C, H, W], the estimate of E[clean image | x].
         """
-        x = x.float()
-        c_skip, c_out, c_in, c_noise = self.preconditioning(sigma.float().reshape(-1, 1, 1, 1))
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        c_skip, c_out, c_in, c_noise = self.preconditioning(sigma.to(x.dtype).reshape(-1, 1, 1, 1))
         if class_labels is None and self.config.label_dim:
             class_labels = x.new_zeros(x.shape[0], self.config.label_dim)
         scaled = c_in * x
@@ -57,11 +59,8 @@ class Denoiser(nn.Module):
             return c_skip * x + c_out * self.model(*inputs)
         with torch.autocast(x.device.type, dtype=self.compute_dtype):
             raw = self.model(*inputs)
-        return c_skip * x + c_out * raw.float()
+        return c_skip * x + c_out * raw.to(x.dtype)
 
     def preconditioning(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """c_skip, c_out, c_in and c_noise of noise levels, each of sigma's shape."""
-        variance = sigma**2 + self.sigma_data**2
-        c_skip = self.sigma_data**2 / variance
-        c_out = sigma * self.sigma_data * variance.rsqrt()
-        return c_skip, c_out, variance.rsqrt(), sigma.log() / 4
+        return coefficients(self.config.preconditioning, sigma)

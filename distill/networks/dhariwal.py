@@ -30,7 +30,7 @@ ADM = BlockStyle(
 
 
 class DhariwalUNet(UNet):
-    """The raw network F(c_in x, c_noise, labels) inside the EDM preconditioning."""
+    """The raw network F(c_in x, c_noise, labels) inside the preconditioning."""
 
     def __init__(self, config: EdmLayout) -> None:
         super().__init__(config)

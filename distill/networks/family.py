@@ -7,10 +7,19 @@ file here, with a subclass of each, and its line in `distill.networks.registry`
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from distill.networks.preconditioning import Preconditioning
 
 
 class NetworkLayout(BaseModel, ABC):
@@ -27,9 +36,14 @@ class NetworkLayout(BaseModel, ABC):
         label_dim: number of classes, 0 for an unconditional network.
         augment_dim: width of the augmentation labels, 0 for none.
         dropout: probability of dropping an activation while the network learns.
+        preconditioning: what stands around the network, see `distill.networks.preconditioning`.
+        added_later: fields that records did not always have. They are left out where they say
+            their default: a run that began before them is resumed, and its record compares equal.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    added_later: ClassVar[tuple[str, ...]] = ("preconditioning",)
 
     architecture: str
     img_resolution: int = Field(ge=4)
@@ -37,6 +51,7 @@ class NetworkLayout(BaseModel, ABC):
     label_dim: int = Field(default=0, ge=0)
     augment_dim: int = Field(default=0, ge=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    preconditioning: Preconditioning = "edm"
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -46,6 +61,14 @@ class NetworkLayout(BaseModel, ABC):
     @abstractmethod
     def build(self) -> "RawNetwork":
         """Build the network with fresh weights, drawn from torch's global generator."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        for name in self.added_later:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                fields.pop(name, None)
+        return fields
 
 
 class RawNetwork(nn.Module, ABC):

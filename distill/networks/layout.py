@@ -1,8 +1,8 @@
 """What EDM's U-Nets are built from: numbers that nobody has tried to build from yet."""
 
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from distill.networks.family import NetworkLayout
 
@@ -30,6 +30,8 @@ class EdmLayout(NetworkLayout):
         dropout: probability of dropping an activation inside the blocks.
     """
 
+    added_later: ClassVar[tuple[str, ...]] = ("patch_size", *NetworkLayout.added_later)
+
     architecture: Architecture = "ddpmpp"
     patch_size: int = Field(default=1, ge=1)
     model_channels: int = Field(default=128, ge=4)
@@ -48,14 +50,6 @@ class EdmLayout(NetworkLayout):
     def patch_channels(self) -> int:
         """Channels of the U-Net's input and output: all values of one patch."""
         return self.img_channels * self.patch_size**2
-
-    @model_serializer(mode="wrap")
-    def _without_default_patch(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Runs that began before there were patches are resumed: their record must compare equal.
-        fields: dict[str, Any] = serialize(self)
-        if self.patch_size == 1:
-            del fields["patch_size"]
-        return fields
 
 
 def group_count(channels: int) -> int:

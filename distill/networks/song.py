@@ -39,7 +39,7 @@ NCSNPP = dataclasses.replace(DDPMPP, resample=BINOMIAL)
 
 
 class SongUNet(UNet):
-    """The raw network F(c_in x, c_noise, labels) inside the EDM preconditioning.
+    """The raw network F(c_in x, c_noise, labels) inside the preconditioning.
 
     NCSN++ differs from DDPM++ in three things: random Fourier features embed the noise level, a
     smoother filter resamples, and a reduced image is added at every level on the way down.

@@ -6,15 +6,18 @@ from torch import nn
 
 from distill.data.images import to_pixels
 from distill.networks.edm import EdmConfig
-from distill.sampling import heun, one_step, sample_inputs
+from distill.sampling import euler, heun, one_step, sample_inputs
 
 
 class GaussianDenoiser(nn.Module):
     """The optimal denoiser of N(0, s^2) pixels: it shrinks by s^2 / (s^2 + sigma^2)."""
 
-    def __init__(self, s):
+    def __init__(self, s, preconditioning="edm"):
         super().__init__()
         self.s, self.calls = s, 0
+        self.config = EdmConfig(
+            img_resolution=8, img_channels=1, attn_resolutions=(), preconditioning=preconditioning
+        )
 
     def forward(self, x, sigma, _class_labels=None, _augment_labels=None):
         self.calls += 1
@@ -40,6 +43,44 @@ def test_heun_is_of_second_order():
     exact = 80 * 0.5 / (0.5**2 + 80**2) ** 0.5
     errors = [abs(heun(GaussianDenoiser(0.5), latents, None, n).item() - exact) for n in (20, 40)]
     assert errors[0] / errors[1] > 3.5
+
+
+@pytest.mark.parametrize(("preconditioning", "sigma_max"), [("edm", 80), ("flow", 999)])
+def test_euler_solves_the_gaussian_ode(preconditioning, sigma_max):
+    """Whichever path it takes, from the noise level at which that begins."""
+    latents = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    images = euler(GaussianDenoiser(0.5, preconditioning), latents, None, steps=4000)
+    exact = latents * sigma_max * 0.5 / (0.5**2 + sigma_max**2) ** 0.5
+    torch.testing.assert_close(images, exact, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("preconditioning", ["edm", "flow"])
+def test_euler_is_of_first_order(preconditioning):
+    latents = torch.ones(1, 1, 1, 1)
+    errors = [
+        abs(euler(GaussianDenoiser(0.5, preconditioning), latents, None, n).item() - 0.5)
+        for n in (200, 400)
+    ]
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.05)
+
+
+@pytest.mark.parametrize("preconditioning", ["edm", "flow"])
+def test_an_euler_step_is_an_evaluation(preconditioning):
+    denoiser = GaussianDenoiser(0.5, preconditioning)
+    euler(denoiser, torch.ones(1, 1, 1, 1), None, steps=35)
+    assert denoiser.calls == 35
+
+
+def test_a_flow_is_straight_where_the_data_are_one_point():
+    """x_t = (1 - t) x0 + t eps for the one x0 there is, so a single Euler step is exact."""
+
+    class Point(GaussianDenoiser):
+        def forward(self, x, sigma, _class_labels=None, _augment_labels=None):  # noqa: ARG002
+            return torch.full_like(x, 0.25)
+
+    latents = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    images = euler(Point(0.5, "flow"), latents, None, steps=1)
+    torch.testing.assert_close(images, torch.full_like(images, 0.25))
 
 
 def test_the_generator_denoises_scaled_latents_once():

@@ -28,6 +28,7 @@ def found():
         images=images,
         one_hot=None,
         levels=Levels(np.array([SIGMA]), np.array([True])),
+        preconditioning="edm",
     )
 
 
@@ -55,7 +56,7 @@ def test_every_image_is_looked_at_and_labels_arrive():
     images = torch.ones((3, 1, 2, 2))
     one_hot = torch.eye(3)
     levels = Levels(np.array([1e-6, 2e-6]), np.array([True, False]))
-    found = probe(teacher, lambda y, _s, _c: 0.25 * y, images, one_hot, levels, batch=2)
+    found = probe(teacher, lambda y, _s, _c: 0.25 * y, images, one_hot, levels, "edm", 2)
     # Hardly any noise: a = 0.5, b = 0.25, w = 0.5: (a-b)^2/w = 0.125.
     assert found.gap == pytest.approx(np.full((2, 3), 0.125), rel=1e-3)
     assert [labels for _, labels in seen] == [[0, 1], [2]] * 2
@@ -65,7 +66,7 @@ def test_the_same_images_are_probed_alike():
     def look():
         levels = Levels(np.array([1.0]), np.array([True]))
         images = torch.zeros((2, 1, 2, 2))
-        return probe(lambda y, _s, _c: y, lambda y, _s, _c: y / 2, images, None, levels)
+        return probe(lambda y, _s, _c: y, lambda y, _s, _c: y / 2, images, None, levels, "edm")
 
     torch.manual_seed(0)
     first = look()

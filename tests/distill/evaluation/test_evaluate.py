@@ -226,12 +226,22 @@ def test_a_teacher_is_sampled_in_as_many_steps_as_asked_for(folder, evaluate):
     assert measured.distance == result["distance"]
 
 
+def test_eulers_sampler_takes_one_evaluation_a_step(evaluate):
+    by_heun, _ = evaluate("teacher", steps=2)
+    by_euler, _ = evaluate("teacher", steps=3, sampler_name="euler")
+    assert (by_heun["sampler"], by_euler["sampler"]) == ("heun", "euler")
+    assert by_heun["evaluations"] == by_euler["evaluations"] == 3
+    assert by_heun["distance"] != by_euler["distance"], "other steps, other images"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"metrics": "fid"}, "no metric fid: choose of kid, pr, is"),
         ({"protocol": "best"}, "no protocol 'best': choose of one, edm, sid"),
         ({"steps": 5}, "takes one step"),
+        ({"sampler_name": "euler"}, "takes one step, leave out --sampler"),
+        ({"role": "teacher", "sampler_name": "ddim"}, "no sampler 'ddim': choose of heun, euler"),
         ({"metrics": "pr"}, "pr need each real image's features"),
         ({"reference": [Path("missing.npz")]}, "no reference at missing.npz"),
         ({"features": ["detector.pt"]}, "no file detector.pt"),

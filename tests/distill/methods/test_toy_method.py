@@ -69,7 +69,8 @@ class Toy(Method):
         sigma = self._level(half)
         noisy = images + sigma * torch.randn_like(images)
         denoised = half.fake_score(noisy, sigma, labels)
-        return self._reduced("fake_score", fake_score_loss(images, denoised, sigma), denoised)
+        loss = fake_score_loss(images, denoised, sigma, half.teacher.config.preconditioning)
+        return self._reduced("fake_score", loss, denoised)
 
     def generator_loss(self, half):
         latents, labels = half.draw_inputs()

@@ -109,7 +109,7 @@ def expected():
     images = theta_calls.seen[0][1][OTHERS]
     noisy, sigma, labels = rows(psi_calls.seen[0][0])
     psi.requires_grad_(True)
-    (fake_score_loss(images, psi(noisy, sigma, labels), sigma).sum() / BATCH).backward()
+    (fake_score_loss(images, psi(noisy, sigma, labels), sigma, "edm").sum() / BATCH).backward()
 
     drawn = theta_calls.seen[1]
     noisy, sigma, labels = rows(phi_calls.seen[0][0])
@@ -170,7 +170,7 @@ def test_a_teachers_gradients_are_those_of_the_other_samples(value):
     training.step(0)
     noisy, sigma, labels = rows(calls.seen[0][0])
     clean = from_pixels(training.examples.batch[0])[OTHERS]
-    (fake_score_loss(clean, plain(noisy, sigma, labels), sigma).sum() / BATCH).backward()
+    (fake_score_loss(clean, plain(noisy, sigma, labels), sigma, "edm").sum() / BATCH).backward()
 
     spoiled = make_teacher()
     spoil(spoiled.learner.network, value)
