@@ -18,7 +18,7 @@ def fake_score_loss(
     """lambda(sigma) |D(x + sigma eps) - x|^2: EDM's denoising loss (EDM equation 2, table 1).
 
     It trains the teacher on real images and the fake-score network on generated ones
-    (SiD equation 22). lambda = (sigma^2 + sd^2) / (sigma sd)^2 evens out the noise levels.
+    (SiD equation 22).
 
     Args:
         images: clean images x [N, C, H, W].
@@ -29,8 +29,12 @@ def fake_score_loss(
     Returns:
         [N, C, H, W].
     """
-    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
-    return weight * (denoised - images) ** 2
+    return denoising_weight(sigma, sigma_data) * (denoised - images) ** 2
+
+
+def denoising_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
+    """lambda(sigma) = (sigma^2 + sd^2) / (sigma sd)^2, which evens out the noise levels."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
 def regression_loss(drawn: Tensor, images: Tensor, softness: float = 0.05) -> Tensor:
