@@ -7,6 +7,7 @@ file here, with a subclass of each, and its line in `distill.networks.registry`
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -53,7 +54,13 @@ class RawNetwork(nn.Module, ABC):
 
     Noise level and labels become one embedding, then an encoder and a decoder use it. The encoder
     stands apart because a discriminator reads what it ends in.
+
+    Attributes:
+        discriminates: whether what `encode` ends in can serve as a discriminator; a family whose
+            encoder does next to nothing says that it cannot.
     """
+
+    discriminates: ClassVar[bool] = True
 
     def forward(
         self,
