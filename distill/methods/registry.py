@@ -2,11 +2,12 @@
 
 from distill.errors import UserError
 from distill.methods.sid import Sid
+from distill.methods.sida import Sida
 from distill.recipe import RECIPE_ENTRIES, Recipe, checked_section
 from distill.training.method import Method
 from distill.training_config import DistillationConfig
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Sid,)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Sid, Sida)}
 
 
 def method_section(recipe: Recipe, name: str) -> DistillationConfig:
