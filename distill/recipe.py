@@ -87,7 +87,8 @@ def nearest_recipe(network: AnyNetwork, source: str) -> tuple[str, Recipe]:
             family not in source.lower(),
         )
 
-    nearest = min(sorted(RECIPES.glob("*.toml")), key=distance).stem
+    # By stem: "fashion" before "fashion-sida", which is for the same networks.
+    nearest = min(sorted(RECIPES.glob("*.toml"), key=lambda file: file.stem), key=distance).stem
     return nearest, load_recipe(nearest)
 
 

@@ -136,7 +136,8 @@ class DistillationConfig(LoopConfig):
             For a recipe that names none 'sid-distill run' computes a fitting one, see
             `distill.training.start_level`.
         dropout: of the fake score and the generator while they learn; None keeps the teacher's.
-        class_frequencies: how often each class is drawn, up to a factor; None means alike.
+        class_frequencies: how often each class is drawn, up to a factor; None means alike, and
+            with a method that learns from real images as often as in these.
         generator_betas: Adam's for the generator; None means `betas`.
         fake_lr: learning rate of the fake-score network; None means `lr`.
         cooldown: the last images of the run, over which both learning rates fall on a line to

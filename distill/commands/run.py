@@ -8,10 +8,12 @@ import typer
 
 from distill.commands.options import (
     AugmentOption,
+    BackgroundOption,
     BatchOption,
     Compile,
     CompileOption,
     CudaGraphOption,
+    DataOption,
     DeviceOption,
     HalflifeOption,
     ImagesOption,
@@ -26,6 +28,7 @@ from distill.commands.options import (
     begun_precision,
     chosen_device,
     default_from_recipe,
+    read_images,
     read_recipe,
     read_teacher,
     report,
@@ -35,8 +38,10 @@ from distill.errors import UserError
 from distill.training.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
+    from distill.data.datasets import Dataset
     from distill.networks import Denoiser, NetworkLayout
     from distill.training.distributed import DistributedContext
+    from distill.training.method import Method
     from distill.training_config import DistillationConfig
 
 
@@ -77,6 +82,8 @@ def run(
             show_default=False,
         ),
     ] = None,
+    data: DataOption = None,
+    background: BackgroundOption = "white",
     images: ImagesOption = None,
     batch: BatchOption = None,
     microbatch: MicrobatchOption = None,
@@ -128,9 +135,10 @@ def run(
     shard: ShardOption = False,
     no_cuda_graph: CudaGraphOption = False,
 ) -> None:
-    """Distil a teacher into a one-step generator, without data: by SiD or another method.
+    """Distil a teacher into a one-step generator: by SiD, without data, or by another method.
 
-    The result is OUT/network.safetensors; OUT/curve.jsonl holds the distance along the way.
+    Of --data and --background only a method that learns from real images knows what to do. The
+    result is OUT/network.safetensors; OUT/curve.jsonl holds the distance along the way.
     """
     keep_freed_memory()
     from distill.evaluation.evaluate import measure, one_step_sampler
@@ -170,6 +178,7 @@ def run(
         ema_halflife=ema_halflife,
         seed=seed,
     )
+    dataset = _real_images(chosen_method(given), network, origin, data, background)
     extractor_name = features or chosen.features or "none"
     extractor, real = None, None
     if extractor_name != "none":
@@ -185,6 +194,8 @@ def run(
     named = precision is not None or "precision" in section.model_fields_set
     with join_process_group(chosen_device(device), shard, not no_cuda_graph) as context:
         started_from = _origin(teacher, extractor_name, recipe)
+        if dataset is not None:
+            started_from["data"] = None if data is None else str(data.resolve())
         config = with_precision(given, named, context, lambda: begun_precision(out))
         if not fixed:
             config = _with_fitting_level(config, network, out, started_from, context)
@@ -200,6 +211,8 @@ def run(
         )
         if start is not None:
             metadata["started_from"] = start.described
+        if dataset is not None:
+            metadata["real_images"] = f"{dataset.name}, {len(dataset)} images"
 
         def distance(generator: "Denoiser") -> dict[str, Any]:
             assert extractor is not None
@@ -211,13 +224,49 @@ def run(
 
         begins = None if start is None else start.network
         training = Distillation(
-            chosen_method(config), network, context, begins, compile_networks.value
+            chosen_method(config), network, context, begins, compile_networks.value, dataset
         )
         if extractor is not None:
             extractor.network.to(context.device)
         evaluate = None if extractor is None else distance
         seen = train(training, out, metadata, evaluate, origin=started_from)
         report(seen, config, out, context)
+
+
+def _real_images(
+    method: "Method",
+    teacher: "Denoiser",
+    origin: dict[str, Any],
+    data: Path | None,
+    background: str,
+) -> "Dataset | None":
+    """Read the images that a method learns from beside its teacher, and check that they fit.
+
+    Returns:
+        None for a method that needs none.
+    """
+    if not method.needs_images:
+        if data is not None:
+            raise UserError(
+                f"--data changes nothing here: {method.name} learns from its teacher alone"
+            )
+        method.check(teacher, None)
+        return None
+    dataset = read_images(data, teacher.config.img_resolution, background)
+    method.check(teacher, dataset)
+    # A released file holds no names of its classes, nor does the archive that EDM's tool writes.
+    numbers = [str(number) for number in range(len(dataset.classes))]
+    known, found = list(origin["classes"]), list(dataset.classes)
+    if known != found and numbers not in (known, found):
+        raise UserError(
+            f"the images of {dataset.name} are of the classes {_listed(found)}, the teacher of "
+            f"{_listed(known)}: {method.name} needs images of its classes, in its order"
+        )
+    return dataset
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 class _Start(NamedTuple):

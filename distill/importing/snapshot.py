@@ -1,4 +1,4 @@
-"""The network in a released EDM or SiD pickle: its configuration and weights, checked."""
+"""The network in a released pickle of EDM, SiD or SiDA: its configuration and weights, checked."""
 
 import math
 import mmap
@@ -49,6 +49,10 @@ NAMES = frozenset(
     }
 )
 
+# SiDA's loop gives its networks' classes this ending: they compute the encoder alone too, and have
+# the parameters, and their names, of the classes without it.
+SIDA = "_EncoderDecoder"
+
 MAX_FILE_BYTES = 4 * 2**30  # the largest released network has 1.2 GB
 # Of a module's name, of the entries of its state's dicts, of modules within modules: released
 # networks have 15, 40 and 4. One dict can be part of many modules, at the cost of two bytes each.
@@ -63,7 +67,7 @@ class Snapshot:
 
     Attributes:
         network: in eval mode, float32 on the CPU.
-        class_name: of the raw network, "SongUNet" or "DhariwalUNet".
+        class_name: of the raw network, "SongUNet" or "DhariwalUNet", for SiDA's with its ending.
         arguments: those of its constructor that the file states: numbers, text, tuples of them.
         from_training: whether the loss or the augmentation of its training is in the file.
     """
@@ -111,16 +115,17 @@ def _read(path: Path) -> Snapshot:
     if type(content) is not dict or "ema" not in content:
         raise RefusedError("it holds no 'ema', the network of a released file")
     outer = _module(content["ema"])
-    if outer.class_name != "EDMPrecond":
+    if outer.class_name.removesuffix(SIDA) != "EDMPrecond":
         raise RefusedError(
             f"its network is a {outer.class_name!r}: only EDMPrecond can be read, the "
-            "preconditioning of EDM and SiD"
+            "preconditioning of EDM, SiD and SiDA"
         )
     if outer.parameters or outer.buffers or outer.modules.keys() != {"model"}:
         raise RefusedError("its EDMPrecond holds more or less than a 'model'")
     inner = _module(outer.modules["model"])
-    arguments = plain_arguments(inner.class_name, inner.state.get("_init_kwargs"))
-    config = configuration(inner.class_name, arguments)
+    class_name = inner.class_name.removesuffix(SIDA)
+    arguments = plain_arguments(class_name, inner.state.get("_init_kwargs"))
+    config = configuration(class_name, arguments)
     if outer.state.get("sigma_data") != SIGMA_DATA:
         raise RefusedError(f"its sigma_data is not {SIGMA_DATA}, which all of EDM's have")
     for name in ("img_resolution", "img_channels", "label_dim"):

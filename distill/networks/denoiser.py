@@ -1,10 +1,17 @@
 """A raw network of any family as a denoiser."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
 import torch
 from torch import Tensor, nn
 
 from distill.networks.family import NetworkLayout
 from distill.networks.preconditioning import coefficients
+
+# What a call returns: D(x), the logits of the discriminator that the encoder is, or (D(x), logits),
+# for which the encoder computes once.
+Parts = Literal["denoised", "logits", "both"]
 
 
 class Denoiser(nn.Module):
@@ -35,17 +42,22 @@ class Denoiser(nn.Module):
         sigma: Tensor,
         class_labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
-    ) -> Tensor:
-        """Denoise.
+        parts: Parts = "denoised",
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Denoise, or judge, or both.
 
         Args:
             x: float32 [N, C, H, W], the noisy image, clean pixels in [-1, 1].
             sigma: float32 [N], [N, 1, 1, 1] or [1], the standard deviation of the noise.
             class_labels: float32 one-hot [N, label_dim]; None means the zero vector.
             augment_labels: float32 [N, augment_dim]; None means the zero vector.
+            parts: what to compute. An argument, and no other method, because DDP and FSDP see a
+                network's `forward` alone.
 
         Returns:
-            float32 [N, C, H, W], the estimate of E[clean image | x].
+            The estimate of E[clean image | x], float32 [N, C, H, W]. Logits are float32
+            [N, 1, H', W'], the mean over the channels of the last map that `encode` returns
+            (arXiv 2410.14919): no weight is added.
         """
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         c_skip, c_out, c_in, c_noise = self.preconditioning(sigma.to(x.dtype).reshape(-1, 1, 1, 1))
@@ -55,11 +67,36 @@ class Denoiser(nn.Module):
         if self.memory_format is not None:
             scaled = scaled.contiguous(memory_format=self.memory_format)
         inputs = (scaled, c_noise.flatten(), class_labels, augment_labels)
+        with self._autocast(x.device):
+            raw, logits = self._compute(parts, *inputs)
+        if raw is None:
+            assert logits is not None
+            return logits
+        if self.compute_dtype is not None:
+            raw = raw.to(x.dtype)
+        denoised = c_skip * x + c_out * raw
+        return denoised if logits is None else (denoised, logits)
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         if self.compute_dtype is None:
-            return c_skip * x + c_out * self.model(*inputs)
-        with torch.autocast(x.device.type, dtype=self.compute_dtype):
-            raw = self.model(*inputs)
-        return c_skip * x + c_out * raw.to(x.dtype)
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.compute_dtype)
+
+    def _compute(
+        self,
+        parts: Parts,
+        scaled: Tensor,
+        c_noise: Tensor,
+        class_labels: Tensor | None,
+        augment_labels: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What F returns, and the logits; None for what is not among the parts."""
+        if parts == "denoised":
+            return self.model(scaled, c_noise, class_labels, augment_labels), None
+        emb = self.model.embed(c_noise, class_labels, augment_labels)
+        features = self.model.encode(scaled, emb)
+        logits = features[-1].float().mean(dim=1, keepdim=True)
+        return None if parts == "logits" else self.model.decode(features, emb), logits
 
     def preconditioning(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """c_skip, c_out, c_in and c_noise of noise levels, each of sigma's shape."""

@@ -76,7 +76,13 @@ class RawNetwork(nn.Module, ABC):
 
     Noise level and labels become one embedding, then an encoder and a decoder use it. The encoder
     stands apart because a discriminator reads what it ends in.
+
+    Attributes:
+        discriminates: whether what `encode` ends in can serve as a discriminator; a family whose
+            encoder does next to nothing says that it cannot.
     """
+
+    discriminates: ClassVar[bool] = True
 
     def forward(
         self,

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from distill.checkpoints import sha256_of_weights
 from distill.data.augment import AUGMENT_DIM
+from distill.data.datasets import Dataset
 from distill.errors import UserError
 from distill.networks import Denoiser
 from distill.sampling import one_step, sample_inputs
 from distill.training.cuda_graph import step_graphs
 from distill.training.distributed import DistributedContext
+from distill.training.examples import Examples
 from distill.training.form_choice import CompileChoice, choose_form
 from distill.training.learner import Learner, ema_beta, full_state_dict, load_weights
 from distill.training.method import HalfStep, Method
@@ -42,6 +44,7 @@ class Distillation:
         start: the generator's first weights, of a network of the teacher's shape; None takes the
             teacher's. The fake score starts from the teacher in any case.
         compile_choice: which form the networks may have, see `distill.training.form_choice`.
+        dataset: real images for a method that needs some; for others it changes nothing.
 
     Attributes:
         teacher: phi, in eval mode, its weights frozen.
@@ -62,30 +65,42 @@ class Distillation:
         context: DistributedContext,
         start: Denoiser | None = None,
         compile_choice: CompileChoice = "auto",
+        dataset: Dataset | None = None,
     ) -> None:
         config = method.config
+        method.check(teacher, dataset)
+        self._dataset = dataset if method.needs_images else None
         self.method, self.config, self.context = method, config, context
         self.microbatches = local_microbatches(config, context)
-        frequencies = _cumulated_frequencies(config, teacher.config.label_dim, context.device)
+        classes = teacher.config.label_dim
+        frequencies = _cumulated_frequencies(config, classes, context.device, self._dataset)
         _check_augmentation(config, teacher)
         self._identity = {"method": method.name, "teacher": sha256_of_weights(teacher)}
         if start is not None:
             self._identity["generator"] = sha256_of_weights(start)
+        if self._dataset is not None:
+            self._identity["data"] = self._dataset.digest()
         teacher = _with_dropout(teacher, config.dropout)
         form = choose_form(compile_choice, teacher, config, context)
         teacher = prepared(teacher, config.precision, context, form).eval()
         # One after the other, so that of networks to be sharded no more than two are whole.
         self.ema = context.prepare_frozen(_copy_from(start, teacher).requires_grad_(False))
-        self.fake_score = self._learner(copy.deepcopy(teacher), config.betas)
+        self.fake_score = self._learner(copy.deepcopy(teacher), config.betas, method.gradient_clip)
         betas = config.generator_betas or config.betas
         self.generator = self._learner(_copy_from(start, teacher), betas)
         self.teacher = context.prepare_frozen(teacher.requires_grad_(False))
         if form == "compiled":  # the average draws in batches of many sizes, now and then: eager
             compile_blocks(self.teacher, self.fake_score.network, self.generator.network)
 
+        self._examples = None
+        if self._dataset is not None:
+            tensors = [self._dataset.images, self._dataset.labels]
+            self._examples = Examples(tensors, config.images_per_call, context.device)
         psi, theta, inputs = self.fake_score, self.generator, (config, context.device, frequencies)
         halves = {
-            FAKE_SCORE_PHASE: HalfStep(self.teacher, psi.call, theta.network, *inputs),
+            FAKE_SCORE_PHASE: HalfStep(
+                self.teacher, psi.call, theta.network, *inputs, self._examples
+            ),
             GENERATOR_PHASE: HalfStep(self.teacher, psi.network, theta.call, *inputs),
         }
         self.graphs = step_graphs(context)
@@ -97,9 +112,11 @@ class Distillation:
             GENERATOR_PHASE: Phase(theta, loss, count, networks, average=self.ema),
         }
 
-    def _learner(self, network: Denoiser, betas: tuple[float, float]) -> Learner:
+    def _learner(
+        self, network: Denoiser, betas: tuple[float, float], clip: float | None = None
+    ) -> Learner:
         scaled = self.config.precision == "float16"
-        return Learner(network, self.context, betas, self.config.eps, scaled)
+        return Learner(network, self.context, betas, self.config.eps, scaled, clip)
 
     @property
     def learners(self) -> dict[str, Learner]:
@@ -107,16 +124,19 @@ class Distillation:
         return {"fake score": self.fake_score, "generator": self.generator}
 
     def identity(self) -> dict[str, Any]:
-        """The method, and the teacher by its weights."""
+        """The method, the teacher by its weights, and the real images where they are used."""
         return self._identity
 
     def step(self, images_seen: int) -> dict[str, Tensor]:
         """One step of psi, one of theta, one of the average; `batch` images are counted.
 
+        While the method lets the generator rest there is a step of psi alone.
+
         Returns:
             What the method logs, and the norms of both gradients.
         """
         config = self.config
+        self.method.begin_step(images_seen, self.context.device)
         rate_share = learning_rate_share(config, images_seen)
 
         self.generator.network.eval().requires_grad_(False)
@@ -126,6 +146,9 @@ class Distillation:
             self.prepares(FAKE_SCORE_PHASE, images_seen),
             rate_share * (config.fake_lr or config.lr),
         )
+        fake["gradient/fake_score"] = fake_norm
+        if self.method.generator_rests(images_seen):
+            return fake
 
         self.generator.network.train().requires_grad_(True)
         self.fake_score.network.eval().requires_grad_(False)
@@ -135,15 +158,20 @@ class Distillation:
             rate_share * config.lr,
             ema_beta(config.batch, config.ema_halflife, images_seen),
         )
-        return fake | logged | {"gradient/fake_score": fake_norm, "gradient/generator": norm}
+        return fake | logged | {"gradient/generator": norm}
 
     def prepares(self, phase: int, images_seen: int) -> list[Callable[[], None]]:
-        """What gives each of this process's micro-batches random draws of its own.
+        """What gives each of this process's micro-batches random draws and images of its own.
 
         The networks are to be in the modes of that phase, see `step`.
         """
-        seed, numbers = self.config.seed, self.microbatches
-        return [partial(seed_rng, seed, images_seen, phase, number) for number in numbers]
+        return [partial(self._prepare, phase, images_seen, number) for number in self.microbatches]
+
+    def _prepare(self, phase: int, images_seen: int, microbatch: int) -> None:
+        seed_rng(self.config.seed, images_seen, phase, microbatch)
+        if self._examples is not None and self._dataset is not None and phase == FAKE_SCORE_PHASE:
+            # By the host's stream, so the same images on every device.
+            self._examples.load(torch.randint(len(self._dataset), (self.config.images_per_call,)))
 
     def state(self) -> dict[str, Any]:
         """Weights of psi, theta and its average, and Adam's moments; every process must ask."""
@@ -178,10 +206,20 @@ def learning_rate_share(config: DistillationConfig, images_seen: int) -> float:
 
 
 def _cumulated_frequencies(
-    config: DistillationConfig, classes: int, device: torch.device
+    config: DistillationConfig,
+    classes: int,
+    device: torch.device,
+    dataset: Dataset | None = None,
 ) -> Tensor | None:
-    """See `HalfStep`; the frequencies are checked against a network that has `classes`."""
+    """See `HalfStep`; the frequencies are checked against a network that has `classes`.
+
+    Where none are given and there are real images, classes come as often as in these. To draw so
+    is to take the class of a random image, which is what the generator of a method with real
+    images is meant to see.
+    """
     given = config.class_frequencies
+    if given is None and dataset is not None and classes:
+        given = tuple(torch.bincount(dataset.labels, minlength=classes).tolist())
     if given is None:
         return None
     if len(given) != classes or not sum(given):

@@ -49,6 +49,8 @@ class Learner:
         betas: Adam's decay rates.
         eps: Adam's eps.
         scaled: scale losses so that float16 gradients do not vanish.
+        clip: each element of a gradient is cut to this much either way, before Adam sees it; None:
+            it is left as it is.
 
     Attributes:
         network: the bare network: for forward passes without gradients, and its weights.
@@ -70,8 +72,9 @@ class Learner:
         betas: tuple[float, float],
         eps: float,
         scaled: bool = False,
+        clip: float | None = None,
     ) -> None:
-        self.network, self.context = network, context
+        self.network, self.context, self._clip = network, context, clip
         self.call = context.prepare_trainable(network)
         self.parameters = list(network.parameters())
         device, on_cuda = context.device, context.device.type == "cuda"
@@ -141,6 +144,9 @@ class Learner:
         self.left_out.add_(left_out)
         self.skipped.add_(self.skip)
         self.consecutive_skips.add_(self.skip).mul_(self.skip)
+        if self._clip is not None:
+            torch._foreach_clamp_min_(gradients, -self._clip)
+            torch._foreach_clamp_max_(gradients, self._clip)
         self.optimizer.step()
         if self.scale is not None:
             self.scale.update(overflowed.float())

@@ -7,17 +7,32 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from distill.data.augment import augment
-from distill.data.datasets import one_hot
+from distill.data.datasets import Dataset, one_hot
+from distill.data.images import from_pixels
+from distill.errors import UserError
 from distill.networks import Denoiser
 from distill.sampling import one_step
+from distill.training.examples import Examples
 from distill.training.learner import Loss
 from distill.training_config import DistillationConfig
+
+
+class RealImages(NamedTuple):
+    """A micro-batch of a data set.
+
+    Attributes:
+        images: float32 [N, C, H, W] in [-1, 1].
+        labels: one-hot [N, classes]; None: no classes.
+    """
+
+    images: Tensor
+    labels: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -45,13 +60,35 @@ class HalfStep:
     config: DistillationConfig
     device: torch.device
     cumulated_frequencies: Tensor | None
+    examples: Examples | None = None
+
+    @property
+    def real(self) -> RealImages:
+        """Real images of this micro-batch, drawn at random: those of a method that needs them.
+
+        They are there in the fake score's half alone.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.examples is None:
+            raise ValueError(
+                "no real images here: `needs_images`, and the fake score's half, alone"
+            )
+        pixels, classes = self.examples.batch
+        count = self.teacher.config.label_dim
+        return RealImages(from_pixels(pixels), one_hot(classes, count) if count else None)
+
+    def draw_latents(self) -> Tensor:
+        """Fresh latents of one micro-batch [N, C, H, W]."""
+        shape = (self.config.images_per_call, *self.teacher.config.latent_shape)
+        latents = torch.randn(shape, device=self.device)
+        return latents.contiguous(memory_format=torch.channels_last)
 
     def draw_inputs(self) -> tuple[Tensor, Tensor | None]:
         """Fresh latents of one micro-batch [N, C, H, W], and one-hot labels (None: no classes)."""
         network, count = self.teacher.config, self.config.images_per_call
-        shape = (count, *network.latent_shape)
-        latents = torch.randn(shape, device=self.device)
-        latents = latents.contiguous(memory_format=torch.channels_last)
+        latents = self.draw_latents()
         if not network.label_dim:
             return latents, None
         if self.cumulated_frequencies is None:
@@ -85,13 +122,59 @@ class Method(ABC):
         name: what people call it: the name of its section in a recipe.
         section: what that section may hold.
         config: the section of this run.
+        needs_images: whether it learns from real images too, see `HalfStep.real`.
+        gradient_clip: each element of the fake score's gradient is cut to this much either way;
+            None: it is left as it is.
     """
 
     name: ClassVar[str]
     section: ClassVar[type[DistillationConfig]]
+    needs_images: bool = False
+    gradient_clip: float | None = None
 
     def __init__(self, config: DistillationConfig) -> None:
         self.config = config
+
+    def check(self, teacher: Denoiser, dataset: Dataset | None) -> None:
+        """See whether it can distil a teacher, with these real images or without any.
+
+        Raises:
+            UserError: it cannot.
+        """
+        if not self.needs_images:
+            return
+        if dataset is None:
+            raise UserError(
+                f"{self.name} learns from real images too, and there are none: name them, or take "
+                "a method that needs the teacher alone, such as sid"
+            )
+        network = teacher.config
+        shape = tuple(dataset.images.shape[1:])
+        if shape != network.latent_shape:
+            raise UserError(
+                f"the images of {dataset.name} have {_shape(shape)}, those of the teacher "
+                f"{_shape(network.latent_shape)}: {self.name} needs images like those that the "
+                "teacher learned from"
+            )
+        if len(dataset.classes) != network.label_dim:
+            raise UserError(
+                f"the images of {dataset.name} have {len(dataset.classes) or 'no'} classes, the "
+                f"teacher {network.label_dim or 'none'}: {self.name} needs images of its classes"
+            )
+
+    def begin_step(self, images_seen: int, device: torch.device) -> None:  # noqa: B027
+        """Set what a schedule changes from step to step, before any loss of this step.
+
+        The losses may be captured as CUDA graphs, which keep Python's numbers as they were. So
+        such a number is a tensor on `device`, made at the first call and filled at each.
+        """
+
+    def generator_rests(self, images_seen: int) -> bool:  # noqa: ARG002
+        """Whether the generator's half is left out of this step: neither it nor its average moves.
+
+        The host knows it from the images seen alone.
+        """
+        return False
 
     @abstractmethod
     def fake_score_loss(self, half: HalfStep) -> Loss:
@@ -100,3 +183,8 @@ class Method(ABC):
     @abstractmethod
     def generator_loss(self, half: HalfStep) -> Loss:
         """What the generator descends, over one micro-batch: its share of the batch's loss."""
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    channels, height, width = shape
+    return f"{width}x{height} pixels and {channels} channel{'s' if channels > 1 else ''}"

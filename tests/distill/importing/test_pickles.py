@@ -65,6 +65,22 @@ def test_a_released_file_is_read(name):
             np.testing.assert_allclose(network(x, sigma, labels), case["denoised"], atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp", "adm"])
+def test_a_released_file_of_sida_is_read(name):
+    """Its classes have other names, and are the same networks."""
+    path = FIXTURES / f"sida_{name}.pkl"
+    assert b"EXECUTED" in path.read_bytes(), "the fixture is no trap any more"
+    snapshot = read_snapshot(path)
+    assert snapshot.network.config.architecture == name
+    assert snapshot.class_name.endswith("UNet_EncoderDecoder")
+    assert not snapshot.from_training
+    with np.load(FIXTURES / f"sida_{name}.npz") as case:
+        x, sigma, labels = (torch.from_numpy(case[key]) for key in ("x", "sigma", "labels"))
+        with torch.no_grad():
+            denoised = snapshot.network(x, sigma, labels)
+        np.testing.assert_allclose(denoised, case["denoised"], rtol=0, atol=1e-5)
+
+
 def test_what_the_file_says_of_itself_is_kept():
     snapshot = read_snapshot(FIXTURES / "ncsnpp.pkl")
     assert snapshot.class_name == "SongUNet"
@@ -248,15 +264,18 @@ def test_values_within_themselves_are_refused_or_ignored():
 
 
 def test_only_preconditioning_and_networks_of_edm_are_read():
-    for name in ("VPPrecond", "VEPrecond", "iDDPMPrecond", "Precond", "a\nb" * 100):
+    names = ("VPPrecond", "VEPrecond", "iDDPMPrecond", "Precond", "a\nb" * 100)
+    sida = ("VPPrecond_EncoderDecoder", "EDMPrecond_EncoderDecoder_EncoderDecoder")
+    for name in (*names, *sida, "EDM_2_Precond_Generator"):
         content = take_apart()
         content["ema"].args[0]["class_name"] = name
         said = refused(put_together(content))
         assert f"its network is a {name[:64]!r}: only EDMPrecond can be read" in said
-    for name in ("UNet", "DhariwalUNet2"):
+    for name in ("UNet", "DhariwalUNet2", "UNet2_EncoderDecoder"):
         content = take_apart()
         model_of(content)["class_name"] = name
-        assert f"its raw network is a {name!r}" in refused(put_together(content))
+        plain = name.removesuffix("_EncoderDecoder")
+        assert f"its raw network is a {plain!r}" in refused(put_together(content))
     content = take_apart()
     model_of(content)["state"]["_modules"]["map_noise"].args[0]["class_name"] = "MPFourier"
     assert "its 'model.map_noise' is a 'MPFourier'" in refused(put_together(content))

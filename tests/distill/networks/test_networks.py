@@ -49,6 +49,33 @@ def test_the_output_equals_the_reference(released, name, augmented):
     torch.testing.assert_close(denoised, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "augmented"),
+    [*((name, False) for name in ARCHITECTURES), ("ddpmpp", True), ("ncsnpp", True)],
+)
+def test_the_discriminator_equals_the_reference(name, augmented):
+    """It is the encoder: alone, or in one pass with the denoiser, which stays what it was."""
+    case, ending = reference(f"sida_{name}"), "_augmented" if augmented else ""
+    network = load_network(FIXTURES / f"sida_{name}.pkl")
+    inputs = [case["x"], case["sigma"], case["labels"]]
+    if augmented:
+        inputs.append(case["augment_labels"])
+    with torch.no_grad():
+        denoised, logits = network(*inputs, parts="both")
+        assert torch.equal(denoised, network(*inputs))
+        assert torch.equal(logits, network(*inputs, parts="logits"))
+    torch.testing.assert_close(logits, case[f"logits{ending}"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(denoised, case[f"denoised{ending}"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", ["both", "logits"])
+def test_logits_are_float32_whatever_the_network_computes_in(released, parts):
+    case, half = reference("ddpmpp"), copy.deepcopy(released["ddpmpp"])
+    half.compute_dtype = torch.bfloat16
+    made = half(case["x"], case["sigma"], case["labels"], parts=parts)
+    assert all(part.dtype is torch.float32 for part in (made if parts == "both" else [made]))
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_one_noise_level_serves_the_whole_batch(released, name):
     case = reference(name)
