@@ -142,11 +142,15 @@ class DistillationConfig(LoopConfig):
         fake_lr: learning rate of the fake-score network; None means `lr`.
         cooldown: the last images of the run, over which both learning rates fall on a line to
             0; the paper has none and trains far longer.
+        stop_gain: end earlier, after a cooldown that begins when the distance's trend surely
+            promises a smaller gain than this over a doubling of the images: a share of the
+            distance, see `distill.analysis.trend`. None: at `total_images`.
     """
 
     lr: float = Field(default=1e-5, gt=0)
     fake_lr: float | None = Field(default=None, gt=0)
     cooldown: int = Field(default=0, ge=0)
+    stop_gain: float | None = Field(default=None, gt=0, lt=1)
     batch: int = Field(default=256, gt=0)
     betas: tuple[Decay, Decay] = (0.0, 0.999)
     ema_halflife: float = Field(default=500_000, gt=0)

@@ -30,6 +30,21 @@ def plot_curve(
     return figure
 
 
+def plot_variety(curve: Curve) -> "Figure":
+    """Precision and recall against images seen, where they were measured."""
+    figure = new_figure(7.6, 3.2)
+    axes = figure.add_subplot(xscale="log")
+    axes.set(xlabel="images seen in distillation", ylim=(0, 1))
+    for name, values, color in (
+        ("precision", curve.precisions, BLUE),
+        ("recall", curve.recalls, ORANGE),
+    ):
+        measured = np.isfinite(values)
+        axes.plot(curve.images[measured], values[measured], "o-", color=color, label=name)
+    axes.legend()
+    return figure
+
+
 def plot_curves(
     curves: Mapping[str, Curve], laws: Mapping[str, PowerLaw], teacher: float | None
 ) -> "Figure":

@@ -4,9 +4,12 @@
 
 import numpy as np
 
-from distill.analysis.curve import Curve, PowerLaw
+from distill.analysis.curve import Curve, PowerLaw, fit_line, fit_power_law
 from distill.analysis.paired_images import ClassComparison
 from distill.analysis.probe import Probe
+from distill.analysis.trend import SPAN
+
+RECALLS_FOR_A_TREND = 5
 
 
 def describe_curve(curve: Curve, law: PowerLaw | None, teacher: float | None) -> list[str]:
@@ -35,6 +38,51 @@ def describe_curve(curve: Curve, law: PowerLaw | None, teacher: float | None) ->
                     f"The line would meet the teacher after {reach:,.0f} images, if it went on."
                 )
     return sentences
+
+
+def describe_variety(curve: Curve) -> list[str]:
+    """Precision and recall along the way, and a warning where variety is lost.
+
+    What is looked at are the points of the last three and a half doublings. The distance can
+    improve while recall falls: the student then draws ever better what it draws, and less of what
+    there is.
+    """
+    measured = np.isfinite(curve.recalls)
+    if not measured.any():
+        return []
+    last = np.flatnonzero(measured)[-1]
+    images, recalls = curve.images[measured], curve.recalls[measured]
+    best = int(np.argmax(recalls))
+    sentences = [
+        f"After {curve.images[last]:,.0f} images precision is {curve.precisions[last]:.3f} and "
+        f"recall {curve.recalls[last]:.3f} (highest: {recalls[best]:.3f}, after "
+        f"{images[best]:,.0f})."
+    ]
+    if warning := explain_lost_variety(curve):
+        sentences.append(warning)
+    return sentences
+
+
+def explain_lost_variety(curve: Curve) -> str | None:
+    """Warn of a recall that surely falls of late; None where it does not, or nobody can tell."""
+    recent = curve.since(curve.images[-1] / SPAN)
+    measured = np.isfinite(recent.recalls)
+    if measured.sum() < RECALLS_FOR_A_TREND:
+        return None
+    images, distances = recent.images[measured], recent.distances[measured]
+    recall = fit_line(np.log2(images), recent.recalls[measured])
+    if recall.high >= 0:
+        return None
+    law = fit_power_law(images, distances)
+    what = (
+        "while the distance still falls: the generator improves what it draws and loses variety"
+        if law.high < 0
+        else "and the distance does not surely fall: more of the same training does harm"
+    )
+    return (
+        f"Recall falls by {-recall.slope:.3f} a doubling of the images (95 %: {-recall.high:.3f} "
+        f"to {-recall.low:.3f}), {what}."
+    )
 
 
 def describe_gap(probe: Probe) -> list[str]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from distill.analysis import findings, image_plots, probe_plots
-from distill.analysis.curve import read_curve
-from distill.analysis.curve_plots import plot_curve
+from distill.analysis.curve import Curve, read_curve
+from distill.analysis.curve_plots import plot_curve, plot_variety
 from distill.analysis.paired_images import compare_classes, draw_paired_images
 from distill.analysis.report import (
     Options,
@@ -25,7 +25,9 @@ from distill.analysis.run_folder import (
     load_networks,
     teacher_file,
 )
+from distill.analysis.trend import Trend, describe_trend, recent_trend
 from distill.errors import UserError
+from distill.evaluation.precision_recall import IMAGES_ALONG_A_RUN
 
 
 def analyze_run(folder: Path, options: Options) -> Report:
@@ -68,12 +70,18 @@ def _add_curve(report: Report, folder: Path, teacher: Path | None) -> None:
     curve = read_curve(folder)
     law, no_law = fitted(curve, report.options.from_images)
     distance, no_teacher = teacher_distance(teacher, curve.features)
-    for what, reason in (("The fitted slope", no_law), ("The teacher's distance", no_teacher)):
+    trend, no_trend = _trend(curve)
+    for what, reason in (
+        ("The fitted slope", no_law),
+        ("What more training would buy", no_trend),
+        ("The teacher's distance", no_teacher),
+    ):
         if reason:
             report.left_out.append(f"{what}: {reason}.")
-    section = report.section(
-        "Distance against images seen", findings.describe_curve(curve, law, distance)
-    )
+    sentences = findings.describe_curve(curve, law, distance)
+    if trend is not None:
+        sentences.append(describe_trend(trend))
+    section = report.section("Distance against images seen", sentences)
     report.plot(
         section,
         "curve",
@@ -87,10 +95,32 @@ def _add_curve(report: Report, folder: Path, teacher: Path | None) -> None:
         "images_seen": curve.images.tolist(),
         "distance": curve.distances.tolist(),
         "accuracy": numbers(curve.accuracies),
+        "precision": numbers(curve.precisions),
+        "recall": numbers(curve.recalls),
+        "rate_share": numbers(curve.rate_shares),
         "slope": None if law is None else [law.slope, law.low, law.high],
         "fitted_from_images": report.options.from_images,
+        "gain_of_a_doubling": None if trend is None else [trend.gain, trend.low, trend.high],
         "teacher_distance": distance,
     }
+    if np.isfinite(curve.recalls).any():
+        section = report.section("Precision and recall", findings.describe_variety(curve))
+        report.plot(
+            section,
+            "precision-recall",
+            plot_variety(curve),
+            f"Over {IMAGES_ALONG_A_RUN:,} generated images and as many real ones: both depend on "
+            "these numbers, so they do not compare with those of 'evaluate'. Precision: do the "
+            "images look real? Recall: is everything real drawn?",
+        )
+
+
+def _trend(curve: Curve) -> tuple[Trend | None, str | None]:
+    """What the last points promise; or None and why nobody knows."""
+    try:
+        return recent_trend(curve), None
+    except UserError as error:
+        return None, str(error)
 
 
 def _add_probe(report: Report, networks: Networks) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from distill.networks import Denoiser
     from distill.recipe import Recipe
     from distill.training.distributed import DistributedContext
+    from distill.training.early_end import EarlyEnd
     from distill.training_config import DistillationConfig, LoopConfig, TrainingPrecision
 
 Config = TypeVar("Config", bound="LoopConfig")
@@ -242,12 +243,20 @@ def begun_precision(out: Path) -> "TrainingPrecision | None":
     return begun
 
 
-def report(seen: int, config: "LoopConfig", out: Path, context: "DistributedContext") -> None:
+def report(
+    seen: int,
+    config: "LoopConfig",
+    out: Path,
+    context: "DistributedContext",
+    early: "EarlyEnd | None" = None,
+) -> None:
     """Say how far a run came, once; one that was stopped exits with 130."""
-    stopped = seen < config.total_images
+    stopped = seen < (config.total_images if early is None else early.end(config.total_images))
     if context.is_main and stopped:
         typer.echo(f"stopped at {seen} images; the same command goes on from there")
     elif context.is_main:
-        typer.echo(f"{seen} images: {out / 'network.safetensors'}")
+        why = early.why if early is not None and early.since is not None else ""
+        ended = f"; it ended early, for {why}" if why else ""
+        typer.echo(f"{seen} images: {out / 'network.safetensors'}{ended}")
     if stopped:
         raise typer.Exit(130)

@@ -34,6 +34,7 @@ from distill.commands.options import (
     report,
     with_precision,
 )
+from distill.commands.stopping import StopOption, early_end, with_stop
 from distill.errors import UserError
 from distill.training.allocator import keep_freed_memory
 
@@ -78,13 +79,15 @@ def run(
         Path | None,
         typer.Option(
             help="Statistics of the real images for it: a .npz of 'sid-distill reference' or of "
-            "EDM. Left out: those that it brings.",
+            "EDM. One made with --keep-features has precision and recall measured too. Left out: "
+            "those that it brings.",
             show_default=False,
         ),
     ] = None,
     data: DataOption = None,
     background: BackgroundOption = "white",
     images: ImagesOption = None,
+    stop: StopOption = None,
     batch: BatchOption = None,
     microbatch: MicrobatchOption = None,
     precision: PrecisionOption = None,
@@ -144,6 +147,7 @@ def run(
     from distill.evaluation.evaluate import measure, one_step_sampler
     from distill.evaluation.feature_stats import checked_reference
     from distill.evaluation.features import load_extractor
+    from distill.evaluation.precision_recall import IMAGES_ALONG_A_RUN
     from distill.evaluation.reference import bundled_reference, load_references
     from distill.methods.registry import METHODS
     from distill.recipe import override
@@ -180,7 +184,7 @@ def run(
     )
     dataset = _real_images(chosen_method(given), network, origin, data, background)
     extractor_name = features or chosen.features or "none"
-    extractor, real = None, None
+    extractor, real, metrics = None, None, list[str]()
     if extractor_name != "none":
         extractor = load_extractor(extractor_name)
         extractor.check_fits(network, origin["classes"])
@@ -188,7 +192,9 @@ def run(
         real = load_references(files, [extractor]).get(extractor.sha256) or bundled_reference(
             extractor
         )
-        checked_reference(extractor.name, real, ())
+        if real is not None and real.features is not None:
+            metrics.append("pr")
+        checked_reference(extractor.name, real, metrics)
 
     fixed = sigma_init is not None or "sigma_init" in section.model_fields_set
     named = precision is not None or "precision" in section.model_fields_set
@@ -197,6 +203,8 @@ def run(
         if dataset is not None:
             started_from["data"] = None if data is None else str(data.resolve())
         config = with_precision(given, named, context, lambda: begun_precision(out))
+        config = with_stop(config, stop, extractor_name, out, context)
+        early = early_end(config, out)
         if not fixed:
             config = _with_fitting_level(config, network, out, started_from, context)
         metadata = (
@@ -219,8 +227,17 @@ def run(
             sampler = one_step_sampler(generator, config.sigma_init)
             # A sharded network computes on all processes at once: each draws all images.
             drawn_by = None if context.shard else context
-            measured = measure(sampler, generator, extractor, reference=real, context=drawn_by)
-            return {"features": extractor.name, **measured}
+            measured = measure(
+                sampler,
+                generator,
+                extractor,
+                reference=real,
+                metrics=metrics,
+                context=drawn_by,
+                pr_images=IMAGES_ALONG_A_RUN,
+            )
+            rate = {"rate_share": training.rate_share}
+            return {"features": extractor.name, **measured, **rate}
 
         begins = None if start is None else start.network
         training = Distillation(
@@ -229,8 +246,8 @@ def run(
         if extractor is not None:
             extractor.network.to(context.device)
         evaluate = None if extractor is None else distance
-        seen = train(training, out, metadata, evaluate, origin=started_from)
-        report(seen, config, out, context)
+        seen = train(training, out, metadata, evaluate, origin=started_from, early=early)
+        report(seen, config, out, context, early)
 
 
 def _real_images(

@@ -48,6 +48,7 @@ def measure(
     reference: Reference | None = None,
     metrics: Collection[str] = (),
     context: DistributedContext | None = None,
+    pr_images: int | None = None,
 ) -> dict[str, float]:
     """Draw images as `collect_feature_stats` does and return their metrics, in the first process.
 
@@ -56,6 +57,7 @@ def measure(
         extractor: the feature extractor.
         reference: the real images; None takes the statistics that the extractor brings.
         metrics: those of `distill.evaluation.feature_stats.METRICS` wanted beside the distance.
+        pr_images: see `distill.evaluation.feature_stats.compute_metrics`.
 
     Raises:
         UserError: there is no reference, or not one that `metrics` can do with.
@@ -66,7 +68,7 @@ def measure(
     stats = collect_feature_stats(
         sampler, network, [extractor], images, first_seed, batch, progress, metrics, context
     )
-    return compute_metrics(stats[0], reference, metrics) if stats else {}
+    return compute_metrics(stats[0], reference, metrics, pr_images) if stats else {}
 
 
 @torch.no_grad()

@@ -53,6 +53,9 @@ class Distillation:
         ema: the running average of theta, which is what gets exported.
         graphs: what captures and replays the steps; None where they are eager.
         phases: the halves of a step, by their numbers.
+        end: images after which it ends, with the cooldown before: `config.total_images`, or fewer
+            (`distill.training.early_end`).
+        rate_share: the learning rates of the last step, as a share of their full values.
 
     Raises:
         UserError: the configuration does not suit the teacher, the device or the processes.
@@ -71,6 +74,7 @@ class Distillation:
         method.check(teacher, dataset)
         self._dataset = dataset if method.needs_images else None
         self.method, self.config, self.context = method, config, context
+        self.end, self.rate_share = config.total_images, 1.0
         self.microbatches = local_microbatches(config, context)
         classes = teacher.config.label_dim
         frequencies = _cumulated_frequencies(config, classes, context.device, self._dataset)
@@ -137,14 +141,14 @@ class Distillation:
         """
         config = self.config
         self.method.begin_step(images_seen, self.context.device)
-        rate_share = learning_rate_share(config, images_seen)
+        self.rate_share = learning_rate_share(images_seen, self.end, config.cooldown)
 
         self.generator.network.eval().requires_grad_(False)
         self.fake_score.network.train().requires_grad_(True)
         fake, fake_norm = self.phases[FAKE_SCORE_PHASE].run(
             self.graphs,
             self.prepares(FAKE_SCORE_PHASE, images_seen),
-            rate_share * (config.fake_lr or config.lr),
+            self.rate_share * (config.fake_lr or config.lr),
         )
         fake["gradient/fake_score"] = fake_norm
         if self.method.generator_rests(images_seen):
@@ -155,7 +159,7 @@ class Distillation:
         logged, norm = self.phases[GENERATOR_PHASE].run(
             self.graphs,
             self.prepares(GENERATOR_PHASE, images_seen),
-            rate_share * config.lr,
+            self.rate_share * config.lr,
             ema_beta(config.batch, config.ema_halflife, images_seen),
         )
         return fake | logged | {"gradient/generator": norm}
@@ -198,11 +202,11 @@ class Distillation:
         return one_step(self.ema, latents, labels, self.config.sigma_init)
 
 
-def learning_rate_share(config: DistillationConfig, images_seen: int) -> float:
-    """1, then a line down to 0 over the last `cooldown` images of the run."""
-    if not config.cooldown:
+def learning_rate_share(images_seen: int, end: int, cooldown: int) -> float:
+    """1, then a line down to 0 over the last `cooldown` images before `end`."""
+    if not cooldown:
         return 1.0
-    return min(1.0, max(0.0, (config.total_images - images_seen) / config.cooldown))
+    return min(1.0, max(0.0, (end - images_seen) / cooldown))
 
 
 def _cumulated_frequencies(

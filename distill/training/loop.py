@@ -30,6 +30,7 @@ from distill.training.divergence import (
     diagnose_weights,
     tallies,
 )
+from distill.training.early_end import EarlyEnd
 from distill.training.learner import Learner, full_state_dict
 from distill.training_config import LoopConfig, current_precision
 from service.bundle import write_atomically
@@ -42,6 +43,7 @@ class Training(Protocol):
 
     ema: Denoiser
     context: DistributedContext
+    end: int  # images after which it ends: `config.total_images`, or fewer by an EarlyEnd
 
     @property
     def config(self) -> LoopConfig:
@@ -78,6 +80,9 @@ Evaluate = Callable[[Denoiser], dict[str, Any]]
 _HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
+# Settings that a state holds and that a resumed run may change, for it may be given another end.
+_END_RULES = {"stop_gain"}
+
 IMAGES_CHECKED = 16  # before a checkpoint: of several seeds, and of two classes where there are
 
 
@@ -88,15 +93,16 @@ def train(
     evaluate: Evaluate | None = None,
     progress: bool = True,
     origin: dict[str, Any] | None = None,
+    early: EarlyEnd | None = None,
 ) -> int:
-    """Train until `config.total_images`, or until SIGINT or SIGTERM asks to stop.
+    """Train until `config.total_images`, an earlier end, or until SIGINT or SIGTERM asks to stop.
 
     `folder` receives state.pt (to resume from), network.safetensors (the averaged weights),
     events of TensorBoard, and at images seen that grow by sqrt(2): snapshots/, samples/ and a
     line of curve.jsonl with what `evaluate` measured. A folder that holds a state is resumed:
     every random draw is a function of (seed, images seen), so that the resumed run is the same
     run. A run resumed under another configuration is refused, except that it may be given
-    another end: more images, or a cooldown from where it is.
+    another end: more images, a cooldown from where it is, or another rule that ends it early.
 
     A step without a finite gradient is skipped, and shown; a run that has diverged
     (`distill.training.divergence`) ends with an error, and what the folder holds stays as it is.
@@ -112,20 +118,21 @@ def train(
         progress: show a progress bar.
         origin: what the run was started from, for those who analyse it: written to run.json, as
             all else only once the folder is ours and holds no other run.
+        early: may bring the end forward, see there; it needs `evaluate`.
 
     Returns:
-        Images seen, less than the total when asked to stop.
+        Images seen, less than `training.end` when asked to stop.
 
     Raises:
         UserError: the folder holds another configuration's run or a damaged state, another
             process trains in it, or the training diverges.
     """
     if not training.context.is_main:
-        return _train(training, folder, metadata, evaluate, progress=False, origin=None)
+        return _train(training, folder, metadata, evaluate, False, None, early)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         try:
-            return _train(training, folder, metadata, evaluate, progress, origin)
+            return _train(training, folder, metadata, evaluate, progress, origin, early)
         except OSError as error:
             if error.errno and error.filename is None:  # of a curve: write() names no file
                 raise OSError(error.errno, error.strerror, str(folder)) from error
@@ -139,10 +146,12 @@ def _train(
     evaluate: Evaluate | None,
     progress: bool,
     origin: dict[str, Any] | None,
+    early: EarlyEnd | None,
 ) -> int:
     config, context = training.config, training.context
     settings = _settings(training)
-    seen = kept = _resume(training, folder, settings)
+    seen = kept = _resume(training, folder, settings, early)
+    measured_at = None
     if origin is not None:
         text = json.dumps(origin, indent=2) + "\n"
         write_atomically(folder / "run.json", lambda file: file.write_text(text))
@@ -186,6 +195,8 @@ def _train(
             "images_seen": seen,
             "training": training.state(),
         }
+        if early is not None:
+            state["early_end"] = early.state()
         if context.is_main:
             header = metadata | {"images_seen": seen}
             save_network(folder / "network.safetensors", training.ema, header, weights)
@@ -193,6 +204,8 @@ def _train(
         kept = seen
 
     def measure() -> None:
+        nonlocal measured_at
+        measured_at = seen
         kimg = f"{seen / 1000:09.1f}"
         weights, images = full_state_dict(training.ema), training.samples()
         stop_if(diagnose_images(images))
@@ -211,10 +224,22 @@ def _train(
             formatted = (f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float))
             bar.write(f"{seen:>9} images: {', '.join(formatted)}")
 
+    def look_at_curve() -> None:
+        """Bring the end forward, in all processes, if the rule says so."""
+        if early is None or not early.is_open(seen, config.total_images):
+            return
+        why = context.broadcast_from_main(early.rule(seen) if context.is_main else None)
+        if why is None:
+            return
+        early.since, early.why = seen, why
+        training.end = bar.total = early.end(config.total_images)
+        if context.is_main:
+            bar.write(f"{seen:>9} images: {why}: it ends at {training.end}")
+
     # What is drawn of it stays only if it comes to its end: the last line says where a run stopped.
     bar = tqdm(
-        total=config.total_images,
-        initial=min(seen, config.total_images),
+        total=training.end,
+        initial=min(seen, training.end),
         unit="img",
         unit_scale=True,
         leave=False,
@@ -228,11 +253,11 @@ def _train(
         began, began_at = time.monotonic(), seen
         shown: dict[str, Tally] = {}
         due = False
-        while seen < config.total_images and not context.any(stop()):
+        while seen < training.end and not context.any(stop()):
             scalars = training.step(seen)
             before, seen = seen, seen + config.batch
             # No batch ends beyond the whole, of which tqdm would draw neither bar nor percentage.
-            bar.update(min(seen, config.total_images) - before)
+            bar.update(min(seen, training.end) - before)
             if seen // config.batch % LOG_EVERY == 0:
                 for name, value in context.mean(scalars).items():
                     events.add_scalar(name, value, seen)
@@ -242,9 +267,10 @@ def _train(
                 for name, tally in shown.items():
                     events.add_scalar(f"skipped steps/{name}", tally.skipped, seen)
                     events.add_scalar(f"samples left out/{name}", tally.samples, seen)
-            ended = seen >= config.total_images  # measured after the loop, once
+            ended = seen >= training.end  # measured after the loop, once
             if not ended and _crosses(before, seen, 500 * math.sqrt(2) ** np.arange(64)):
                 measure()
+                look_at_curve()
             due |= before // config.checkpoint_every != seen // config.checkpoint_every
             if due:
                 shown = look(shown)
@@ -252,14 +278,14 @@ def _train(
                 if not any(tally.consecutive_skips for tally in shown.values()):
                     checkpoint()
                     due = False
-        if seen >= config.total_images:
+        if seen >= training.end:
             bar.refresh()  # at 100 % while the last is measured
         if seen != began_at:
             look(shown)
-            if seen >= config.total_images:
+            if seen >= training.end and measured_at != seen:
                 measure()
             checkpoint()
-        bar.leave = seen >= config.total_images
+        bar.leave = seen >= training.end
     return seen
 
 
@@ -276,7 +302,9 @@ def _settings(training: Training) -> dict[str, Any]:
     return training.config.model_dump(mode="json", exclude=free) | training.identity()
 
 
-def _resume(training: Training, folder: Path, settings: dict[str, Any]) -> int:
+def _resume(
+    training: Training, folder: Path, settings: dict[str, Any], early: EarlyEnd | None
+) -> int:
     """Load the folder's state, if it holds one; return the images seen."""
     state_file = folder / "state.pt"
     seen = 0
@@ -293,12 +321,36 @@ def _resume(training: Training, folder: Path, settings: dict[str, Any]) -> int:
                 "it to start anew"
             ) from None
         seen = state["images_seen"]
+        _resume_end(training, state, before, settings, early)
     if seen != training.context.broadcast_from_main(seen):
         raise UserError(
             f"process {training.context.rank} does not see the {state_file} of process 0: all "
             "nodes need the same --out, on a file system that they share"
         )
     return seen
+
+
+def _resume_end(
+    training: Training,
+    state: dict[str, Any],
+    before: dict[str, Any],
+    settings: dict[str, Any],
+    early: EarlyEnd | None,
+) -> None:
+    """Keep the early end that a state holds, unless the run is now to end by another rule."""
+    decided = state.get("early_end")
+    if decided is None or decided["since"] is None:
+        return
+    if early is not None and all(before.get(name) == settings.get(name) for name in _END_RULES):
+        early.load_state(decided)
+        training.end = early.end(training.config.total_images)
+    elif training.context.is_main:
+        print(
+            f"note: this run was to end early, since {decided['since']} images ({decided['why']}); "
+            "it is given another rule now, and its learning rates go back to their full values "
+            "where no cooldown has begun",
+            file=sys.stderr,
+        )
 
 
 @contextmanager
@@ -330,7 +382,8 @@ def _defaults(config: LoopConfig, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _check_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to go on with a run under other settings, naming those that differ."""
-    differing = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
+    compared = sorted((before | now).keys() - _END_RULES)
+    differing = [name for name in compared if before.get(name) != now.get(name)]
     if not differing:
         return
     another = f"with another {', '.join(differing)}"

@@ -34,6 +34,7 @@ class SingleNetworkTraining(ABC):
         learner: the network, with its optimiser.
         ema: its running average, which is what gets kept.
         graphs: what captures and replays the steps; None where they are eager.
+        end: images after which it ends: `config.total_images`.
 
     Raises:
         UserError: the configuration does not suit the device or the processes.
@@ -48,6 +49,7 @@ class SingleNetworkTraining(ABC):
         compile_choice: CompileChoice = "auto",
     ) -> None:
         self.name, self.config, self.context = name, config, context
+        self.end = config.total_images
         self.microbatches = local_microbatches(config, context)
         form = choose_form(compile_choice, network, config, context)
         network = prepared(network, config.precision, context, form).requires_grad_(True)

@@ -36,11 +36,14 @@ def network(label_dim, seed):
     return denoiser.eval()
 
 
-def write_curve(run, slope=-0.5, count=5):
-    images = 500 * 2 ** np.arange(count)
+def write_curve(run, slope=-0.5, count=9, **more):
+    """Write points as a run does, two a doubling; `more` are further entries, a list each."""
     lines = [
-        json.dumps({"images_seen": int(n), "distance": float(300 * n**slope), "accuracy": 0.5})
-        for n in images
+        json.dumps(
+            {"images_seen": int(n), "distance": 300 * int(n) ** slope, "accuracy": 0.5}
+            | {name: values[i] for name, values in more.items()}
+        )
+        for i, n in enumerate(500 * np.sqrt(2) ** np.arange(count))
     ]
     (run / "curve.jsonl").write_text("\n".join(lines) + "\n")
 
@@ -124,13 +127,29 @@ def test_the_page_needs_nothing_and_runs_nothing(tmp_path):
 
 
 def test_a_folder_with_a_curve_alone_says_what_is_missing(tmp_path):
-    write_curve(tmp_path)
+    write_curve(tmp_path, count=4)
     page, numbers = report(tmp_path)
     assert headings(page) == ["Distance against images seen", "Left out, and why"]
     reasons = " ".join(numbers["left_out"])
     assert "holds no state.pt" in reasons
     assert "the teacher is not known" in reasons
+    assert "What more training would buy: a trend needs 8 points" in reasons
     assert "Samples" in reasons
+
+
+def test_precision_and_recall_along_the_way_are_shown(tmp_path):
+    recalls = [0.8 - 0.02 * i for i in range(9)]
+    write_curve(tmp_path, precision=[0.9] * 9, recall=recalls, rate_share=[1.0] * 9)
+    page, numbers = report(tmp_path, plots=tmp_path / "plots")
+    assert headings(page)[:2] == ["Distance against images seen", "Precision and recall"]
+    assert (tmp_path / "plots" / "precision-recall.png").is_file()
+    assert numbers["curve"]["recall"] == pytest.approx(recalls)
+    assert numbers["curve"]["gain_of_a_doubling"] == pytest.approx([1 - 2**-0.5] * 3, abs=1e-3)
+    said = " ".join(numbers["findings"])
+    assert "A doubling of the images promises 29.3 % less distance (95 %: between 29." in said
+    assert "Recall falls by 0.040 a doubling of the images" in said
+    assert "loses variety" in said
+    assert "What more training would buy" not in " ".join(numbers["left_out"])
 
 
 @pytest.mark.slow
@@ -232,7 +251,8 @@ def test_labels_fall_back_to_names():
 
 
 def test_a_line_that_does_not_fall_promises_nothing():
-    flat = Curve(np.array([1.0, 2, 4]), np.array([3.0, 3, 3.5]), np.full(3, np.nan), None)
+    unknown = np.full(3, np.nan)
+    flat = Curve(np.array([1.0, 2, 4]), np.array([3.0, 3, 3.5]), *[unknown] * 4, None)
     said = " ".join(describe_curve(flat, PowerLaw(0.1, -0.1, 0.3, 3.0), teacher=2.0))
     assert "it does not fall" in said
     assert "would meet" not in said

@@ -265,10 +265,9 @@ def test_the_average_forgets_half_in_its_halflife():
 
 
 def test_a_cooldown_brings_the_learning_rate_of_a_distillation_to_nothing():
-    config = SID.model_copy(update={"total_images": 1000, "cooldown": 400})
-    shares = [learning_rate_share(config, seen) for seen in (0, 600, 800, 1000)]
+    shares = [learning_rate_share(seen, 1000, cooldown=400) for seen in (0, 600, 800, 1000)]
     assert shares == [1, 1, 0.5, 0]
-    assert learning_rate_share(SID, SID.total_images) == 1
+    assert learning_rate_share(1000, 1000, cooldown=0) == 1
 
 
 @pytest.mark.slow
