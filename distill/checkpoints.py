@@ -24,6 +24,7 @@ from distill.file_kinds import describe_file, is_pickle
 from distill.importing.released import read_released
 from distill.licences import licence_of
 from distill.networks import Denoiser, read_config
+from distill.training_config import GeneratorSteps, Renoise
 from service.bundle import write_atomically
 
 _EXPECTED = "a .safetensors file that sid-distill wrote, or a released .pkl of EDM's or SiD's"
@@ -37,6 +38,8 @@ class NetworkMetadata(BaseModel):
         classes: class names in label order.
         images_seen: images in its own training; None where a released file does not say.
         sigma_init: the noise level at which a generator denoises.
+        steps, renoise: in how many steps it draws and with what noise between them
+            (`distill.sampling.few_step`); None: one step.
         licence: under which it may be passed on; None where nobody has said (`distill.licences`).
     """
 
@@ -46,6 +49,8 @@ class NetworkMetadata(BaseModel):
     classes: list[str]
     images_seen: int | None = None
     sigma_init: float | None = None
+    steps: GeneratorSteps | None = None
+    renoise: Renoise | None = None
     licence: str | None = None
 
 

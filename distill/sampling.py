@@ -1,5 +1,6 @@
-"""Drawing images: a teacher's deterministic samplers, Heun's and Euler's, and the generator."""
+"""Drawing images: a teacher's deterministic samplers, and generators of one step or of a few."""
 
+import hashlib
 import itertools
 from collections.abc import Callable
 
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from distill.data.datasets import one_hot
 from distill.networks import Denoiser, NetworkLayout
-from distill.schedules import flow_times, sampler_sigmas
+from distill.schedules import flow_times, sampler_sigmas, step_sigmas
+from distill.training_config import Renoise
 
 
 @torch.no_grad()
@@ -98,8 +100,113 @@ def one_step(
     Returns:
         float32 images [N, C, H, W], pixels in [-1, 1].
     """
-    level = torch.full((1,), sigma_init, device=latents.device)  # one for all: it broadcasts
-    return generator(latents * sigma_init, level, class_labels, augment_labels)
+    return generator(
+        latents * sigma_init, _level(sigma_init, latents), class_labels, augment_labels
+    )
+
+
+def few_step(
+    generator: Callable[..., Tensor],
+    latents: Tensor,
+    class_labels: Tensor | None,
+    sigma_init: float,
+    steps: int = 1,
+    renoise: Renoise = "same",
+) -> Tensor:
+    """The image after all of a generator's steps; in one step it is `one_step`'s to the bit.
+
+    x_0 = D(sigma_0 z; sigma_0, c), x_k = D(x_{k-1} + sigma_k n_k; sigma_k, c), at the levels of
+    `distill.schedules.step_sigmas`. An image is a function of its latents and its class, whatever
+    it is drawn with.
+
+    Args:
+        generator, latents, class_labels, sigma_init: see `one_step`.
+        steps: calls of the network.
+        renoise: "same": each n_k is z again; "fresh": it is new, see `fresh_noise`.
+
+    Returns:
+        float32 images [N, C, H, W], pixels in [-1, 1].
+    """
+    images = one_step(generator, latents, class_labels, sigma_init)
+    for number, sigma in enumerate(step_sigmas(sigma_init, steps)[1:], start=1):
+        noise = latents if renoise == "same" else fresh_noise(latents, number)
+        images = generator(images + sigma * noise, _level(sigma, latents), class_labels)
+    return images
+
+
+def fresh_noise(latents: Tensor, step: int) -> Tensor:
+    """Further noise of images, a function of each one's own latents and of the step's number.
+
+    Each image's comes from torch's generator for the CPU, seeded by the first eight bytes of the
+    SHA-256 of its latents (float32, in order) and the step's number (a byte), so that neither the
+    batch nor the device changes it.
+
+    Args:
+        latents: standard normal [N, C, H, W].
+        step: of the generator, from 1 on.
+
+    Returns:
+        Standard normal [N, C, H, W], where the latents are.
+    """
+    rows = []
+    for row in latents.detach().cpu().contiguous():
+        digest = hashlib.sha256(row.numpy().tobytes() + bytes([step])).digest()
+        seed = int.from_bytes(digest[:8], "little") >> 1
+        rows.append(torch.randn(row.shape, generator=torch.Generator().manual_seed(seed)))
+    return torch.stack(rows).to(latents.device)
+
+
+def step_mixture(
+    generator: Callable[..., Tensor],
+    latents: Tensor,
+    class_labels: Tensor | None,
+    sigma_init: float,
+    steps: int = 1,
+    renoise: Renoise = "same",
+    augment_labels: Tensor | None = None,
+) -> Tensor:
+    """Images to learn from: image i is the one after i mod steps + 1 steps of `few_step`.
+
+    So each number of steps has an equal share of the images. Those that have further steps before
+    them are drawn without gradient, and the last step of all of them in one call with gradient. In
+    one step this is `one_step`, and nothing else is computed or drawn.
+
+    Args:
+        generator, latents, class_labels, sigma_init, augment_labels: see `one_step`; their number
+            is a multiple of `steps`.
+        steps: as in `few_step`.
+        renoise: as in `few_step`, but that fresh noise comes from torch's own random stream.
+
+    Returns:
+        float32 images [N, C, H, W].
+    """
+    if steps == 1:
+        return one_step(generator, latents, class_labels, sigma_init, augment_labels)
+    sigmas = step_sigmas(sigma_init, steps)
+    # Part k holds the images k, k + steps, ...: no size depends on data, as in a captured step none
+    # may.
+    noisy = [latents[k::steps] * sigma_init for k in range(steps)]
+    with torch.no_grad():
+        for k in range(1, steps):
+            level = _level(sigmas[k - 1], latents)
+            labels, augmented = _rest(class_labels, k, steps), _rest(augment_labels, k, steps)
+            images = generator(torch.cat(noisy[k:]), level, labels, augmented)
+            same = torch.cat([latents[j::steps] for j in range(k, steps)])
+            added = same if renoise == "same" else torch.randn_like(same)
+            noisy[k:] = (images + sigmas[k] * added).chunk(steps - k)
+    whole = torch.stack(noisy, dim=1).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    levels = torch.cat([_level(sigma, latents) for sigma in sigmas]).repeat(len(noisy[0]))
+    return generator(whole, levels, class_labels, augment_labels)
+
+
+def _level(sigma: float, latents: Tensor) -> Tensor:
+    """A noise level for all images, [1]: it broadcasts, and no number is sent to the device."""
+    return torch.full((1,), sigma, device=latents.device)
+
+
+def _rest(rows: Tensor | None, k: int, steps: int) -> Tensor | None:
+    """The rows of the parts from k on, one part after the other."""
+    return None if rows is None else torch.cat([rows[j::steps] for j in range(k, steps)])
 
 
 def sample_inputs(

@@ -50,6 +50,15 @@ def generator_sigmas(
     return _power_interpolation(1 - u * (t_max / 1000), sigma_max, sigma_min, rho)
 
 
+def step_sigmas(sigma_init: float, steps: int) -> list[float]:
+    """Noise levels at which a generator of several steps denoises, the first one first.
+
+    They fall evenly from sigma_init to sigma_init / steps (the SiD authors' multistep sampler for
+    EDM2): sigma_k = sigma_init (steps - k) / steps.
+    """
+    return [sigma_init * (steps - k) / steps for k in range(steps)]
+
+
 def sampler_sigmas(
     steps: int, sigma_min: float = 0.002, sigma_max: float = 80, rho: float = 7
 ) -> Tensor:

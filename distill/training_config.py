@@ -13,6 +13,11 @@ from service.bundle import Precision
 # What these words do: `distill.training.precision`.
 TrainingPrecision = Literal[Precision, "tf32"]
 
+# How many calls of the generator an image takes, and what noise comes between them:
+# `distill.sampling.few_step`.
+GeneratorSteps = Literal[1, 2, 4]
+Renoise = Literal["same", "fresh"]
+
 # Understood until 0.2; runs that were begun with these words can be resumed for as long.
 _FORMER_WORDS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -135,6 +140,11 @@ class DistillationConfig(LoopConfig):
         sigma_init: noise level at which the generator denoises pure noise; 2.5 is the paper's.
             For a recipe that names none 'sid-distill run' computes a fitting one, see
             `distill.training.start_level`.
+        steps: how many calls of the generator make an image. One network learns all of them: a
+            micro-batch is a uniform mixture of the images after each.
+        renoise: what the later steps add to the image before: "same", the noise that it began
+            with, so that an image stays a function of that; or "fresh", new noise, which no graph
+            can be exported with.
         dropout: of the fake score and the generator while they learn; None keeps the teacher's.
         class_frequencies: how often each class is drawn, up to a factor; None means alike, and
             with a method that learns from real images as often as in these.
@@ -155,9 +165,25 @@ class DistillationConfig(LoopConfig):
     betas: tuple[Decay, Decay] = (0.0, 0.999)
     ema_halflife: float = Field(default=500_000, gt=0)
     sigma_init: float = Field(default=2.5, gt=0)
+    steps: GeneratorSteps = 1
+    renoise: Renoise = "same"
     dropout: float | None = Field(default=None, ge=0, lt=1)
     class_frequencies: tuple[Frequency, ...] | None = None
     generator_betas: tuple[Decay, Decay] | None = None
+
+    @model_validator(mode="after")
+    def _fit_the_steps(self) -> "DistillationConfig":
+        if self.images_per_call % self.steps:
+            raise ValueError(
+                f"a micro-batch of {self.images_per_call} images cannot be divided evenly among "
+                f"{self.steps} steps: take a multiple of {self.steps}"
+            )
+        if self.steps == 1 and self.renoise != "same":
+            raise ValueError(
+                f'renoise "{self.renoise}" changes nothing in one step, which has one noise: leave '
+                "it out, or take 2 or 4 steps"
+            )
+        return self
 
 
 def current_precision(word: Any) -> Any:

@@ -44,7 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = _Application(
         title="SiD Serve",
-        summary="Images in a single step of the network.",
+        summary="Images in a single step of the network, or in a few.",
         version=version("sid-serve"),
         openapi_tags=tags.TAGS,
         lifespan=lifespan,

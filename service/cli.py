@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 app = typer.Typer(
-    help="One-step image generation: a class and a seed in, an image out.",
+    help="Image generation in one step or a few: a class and a seed in, an image out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -207,13 +207,14 @@ def list_models(models: ModelsOption = None) -> None:
     folders = list_bundles(settings.models)
     names = [folder.name for folder in folders]
     default = choose_default(names, stated_default(settings, names))
-    table = Table("name", "version", "size", "classes", "licence", "description", box=None)
+    table = Table("name", "version", "size", "steps", "classes", "licence", "description", box=None)
     for folder in folders:
         manifest = load_manifest(folder)
         table.add_row(
             f"{manifest.name} (default)" if manifest.name == default else manifest.name,
             str(manifest.version),
             "x".join(str(size) for size in manifest.image_shape),
+            str(manifest.steps),
             ", ".join(manifest.classes) or "-",
             manifest.licence,
             manifest.description,

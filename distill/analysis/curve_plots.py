@@ -19,7 +19,7 @@ def plot_curve(
     """The points, the line fitted from `from_images` on, and the teacher's distance, log-log."""
     figure = new_figure(7.6, 4.2)
     axes = _log_log(figure, curve.features)
-    axes.plot(curve.images, curve.distances, "o", color=BLUE, label="one step")
+    axes.plot(curve.images, curve.distances, "o", color=BLUE, label="generator")
     if law is not None:
         ends = np.array([max(from_images, curve.images[0]), curve.images[-1]])
         label = f"slope {law.slope:.2f} (95 %: {law.low:.2f} to {law.high:.2f})"

@@ -12,7 +12,7 @@ from distill.analysis.run_folder import Networks
 from distill.data.datasets import one_hot
 from distill.data.images import to_pixels
 from distill.evaluation.feature_extractor import FeatureExtractor
-from distill.sampling import heun, one_step
+from distill.sampling import few_step, heun
 from distill.training.precision import full_float32
 from service.bundle import latents
 
@@ -23,7 +23,7 @@ class PairedImages:
 
     Attributes:
         teacher: uint8 [M, H, W, C], Heun's sampler.
-        generator: the same, one step.
+        generator: the same, all of its steps.
         labels: int64 [M].
     """
 
@@ -66,11 +66,12 @@ def seeded_inputs(
 @torch.no_grad()
 def generate(networks: Networks, z: Tensor, labels: Tensor | None, batch: int = 125) -> Tensor:
     """The generator's images [N, C, H, W] for given latents, a batch at a time."""
-    sigma = networks.settings["sigma_init"]
+    settings = networks.settings
+    drawing = settings["sigma_init"], settings["steps"], settings["renoise"]
     parts = [slice(i, i + batch) for i in range(0, len(z), batch)]
     return torch.cat(
         [
-            one_step(networks.generator, z[s], None if labels is None else labels[s], sigma)
+            few_step(networks.generator, z[s], None if labels is None else labels[s], *drawing)
             for s in parts
         ]
     )

@@ -11,6 +11,8 @@ from distill.networks import Denoiser
 from distill.training_config import current_precision
 
 NEEDED = ("t_max", "sigma_init")
+# Of a run that began before there were others, and of a network's file that says nothing of it.
+_ONE_STEP = {"steps": 1, "renoise": "same"}
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Networks:
         teacher: phi.
         fake_score: psi.
         generator: the running average of theta: what is exported, and what is looked at here.
-        settings: t_max, sigma_init and the rest of the run's configuration.
+        settings: t_max, sigma_init, steps and the rest of the run's configuration.
         classes: class names in label order; empty without classes.
         images_seen: when the state was written.
     """
@@ -62,7 +64,8 @@ def run_settings(folder: Path) -> dict[str, Any]:
         return _settings_of(folder, load_state(folder / "state.pt"))
     if (folder / "network.safetensors").is_file():
         _, metadata = load_network(folder / "network.safetensors")
-        return {name: value for name, value in metadata.items() if not isinstance(value, list)}
+        told = {name: value for name, value in metadata.items() if not isinstance(value, list)}
+        return _ONE_STEP | told
     return {}
 
 
@@ -122,4 +125,4 @@ def _settings_of(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
         settings = json.loads(state["settings"])
     except (TypeError, ValueError):
         raise UserError(f"{folder / 'state.pt'} holds no readable settings") from None
-    return {name: current_precision(value) for name, value in settings.items()}
+    return _ONE_STEP | {name: current_precision(value) for name, value in settings.items()}

@@ -160,6 +160,7 @@ def _add_images(report: Report, networks: Networks, folder: Path) -> None:
     count = report.options.images_per_class * len(names)
     images = draw_paired_images(networks, count, report.options.device)
     comparison = compare_classes(images, extractor, len(networks.classes))
+    steps = networks.settings["steps"]
     section = report.section(
         "Where the student falls short of its teacher", findings.describe_classes(comparison, names)
     )
@@ -168,7 +169,8 @@ def _add_images(report: Report, networks: Networks, folder: Path) -> None:
         "classes",
         image_plots.plot_classes(comparison, names),
         f"{report.options.images_per_class} images per class of each, the same seeds; the teacher "
-        f"by Heun's sampler in 35 evaluations, the generator in one. Variety: the spread of "
+        f"by Heun's sampler in 35 evaluations, the generator in "
+        f"{'one' if steps == 1 else steps}. Variety: the spread of "
         f"features over {comparison.features}. With few images these are rough.",
     )
     strip = image_plots.pair_strip(images, np.arange(min(20, count)))

@@ -1,7 +1,7 @@
 """`sid-distill evaluate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from distill.evaluation.measurement import Measurement
     from distill.evaluation.reference import Reference
     from distill.networks import Denoiser
+    from distill.training_config import Renoise
 
 
 def evaluate(
@@ -85,10 +86,19 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    renoise: Annotated[
+        str | None,
+        typer.Option(
+            help="Noise between the steps of a generator of several: 'same' or 'fresh'. Another "
+            "one than its training's is shown, and not kept beside the network. Left out: its "
+            "training's.",
+            show_default=False,
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images a network call.")] = 250,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure a teacher (Heun's sampler) or a generator (one step).
+    """Measure a teacher (Heun's sampler) or a generator (all of its steps).
 
     Prints the Fréchet distance to the real images, the accuracy where the feature extractor knows
     the classes, and the metrics asked for; and writes them beside the network as .quality.json,
@@ -98,8 +108,8 @@ def evaluate(
     from distill.evaluation.evaluate import (
         collect_feature_stats,
         euler_sampler,
+        few_step_sampler,
         heun_sampler,
-        one_step_sampler,
     )
     from distill.evaluation.feature_stats import compute_metrics
     from distill.evaluation.measurement import save_measurement
@@ -111,12 +121,15 @@ def evaluate(
     metric_names = _checked_metrics(metrics)
     if protocol not in PROTOCOLS:
         raise UserError(f"no protocol {protocol!r}: choose of {', '.join(PROTOCOLS)}")
+    generator_steps = metadata.get("steps", 1)
+    taken = "one step" if generator_steps == 1 else f"{generator_steps} steps"
     if metadata["role"] == "generator" and steps is not None:
-        raise UserError(f"{network} is a generator: it takes one step, leave out --steps")
+        raise UserError(f"{network} is a generator: it takes {taken}, leave out --steps")
     if metadata["role"] == "generator" and sampler_name is not None:
-        raise UserError(f"{network} is a generator: it takes one step, leave out --sampler")
+        raise UserError(f"{network} is a generator: it takes {taken}, leave out --sampler")
     if sampler_name not in (None, "heun", "euler"):
         raise UserError(f"no sampler {sampler_name!r}: choose of heun, euler")
+    chosen_renoise = _checked_renoise(renoise, network, metadata)
     resolution = denoiser.config.img_resolution
     evaluations = 35 if resolution <= 32 else 79
     if sampler_name == "euler":
@@ -131,7 +144,7 @@ def evaluate(
         "protocol": protocol,
         "images": count,
         "first_seed": first_seed,
-        "evaluations": 1 if metadata["role"] == "generator" else evaluations,
+        "evaluations": generator_steps if metadata["role"] == "generator" else evaluations,
     }
     if metadata["role"] == "teacher":
         shared["sampler"] = sampler_name or "heun"
@@ -141,7 +154,9 @@ def evaluate(
         for extractor in extractors:
             extractor.network.to(context.device)
         if metadata["role"] == "generator":
-            sampler = one_step_sampler(denoiser, metadata["sigma_init"])
+            sampler = few_step_sampler(
+                denoiser, metadata["sigma_init"], generator_steps, chosen_renoise
+            )
         else:
             draws_by = euler_sampler if sampler_name == "euler" else heun_sampler
             sampler = draws_by(denoiser, steps)
@@ -165,7 +180,22 @@ def evaluate(
             typer.echo(_table(result), err=True)
         whole = first.model_copy(update={"others": others})
         typer.echo(whole.model_dump_json(indent=2, exclude_none=True))
-        save_measurement(network, whole)
+        if chosen_renoise == metadata.get("renoise", "same"):
+            save_measurement(network, whole)
+        else:
+            typer.echo(f"not kept: {network} was trained with another renoise", err=True)
+
+
+def _checked_renoise(asked: str | None, network: Path, metadata: dict[str, Any]) -> "Renoise":
+    from distill.training_config import Renoise
+
+    if asked is None:
+        return cast("Renoise", metadata.get("renoise", "same"))
+    if asked not in get_args(Renoise):
+        raise UserError(f"no renoise {asked!r}: choose of {', '.join(get_args(Renoise))}")
+    if metadata.get("steps", 1) == 1:
+        raise UserError(f"{network} is no generator of several steps: leave out --renoise")
+    return cast("Renoise", asked)
 
 
 def _checked_metrics(text: str) -> list[str]:

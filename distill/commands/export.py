@@ -64,7 +64,7 @@ def export(
     from distill.export.tensorrt import Builder, build_plan
 
     network, metadata = load_generator(generator)
-    sigma_init = metadata["sigma_init"]
+    sigma_init, steps = metadata["sigma_init"], metadata.get("steps", 1)
     if capability is not None and engine is not Engine.rtx:
         raise UserError("--capability belongs to --engine tensorrt-rtx")
     only = _ONLY.get(engine)
@@ -73,11 +73,11 @@ def export(
     chosen = precision or only or GraphPrecision.float32
     if engine in (Engine.onnx, Engine.cpu, Engine.cuda):
         form = {"cpu": engine is Engine.cpu, "cuda": engine is Engine.cuda}
-        export_onnx(network, sigma_init, out, chosen.value, **form)
+        export_onnx(network, sigma_init, out, chosen.value, **form, steps=steps)
     else:
         with TemporaryDirectory() as folder:
             graph = Path(folder) / "model.onnx"
-            export_onnx(network, sigma_init, graph, chosen.value)
+            export_onnx(network, sigma_init, graph, chosen.value, steps=steps)
             build_plan(graph, out, Builder(engine.value), capability=capability)
     licence = metadata.get("licence", "not known")
     typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB; licence: {licence}")

@@ -119,6 +119,17 @@ def run(
             "the spread of the teacher's mean colours times the images' side."
         ),
     ] = None,
+    steps: Annotated[
+        int | None,
+        default_from_recipe("Calls of the generator that make an image: 1, 2 or 4, in one graph."),
+    ] = None,
+    renoise: Annotated[
+        str | None,
+        default_from_recipe(
+            "Noise that the later steps add: 'same' as at first; or 'fresh', to measure beside "
+            "it, which cannot be exported."
+        ),
+    ] = None,
     augment: AugmentOption = None,
     dropout: Annotated[
         float | None, default_from_recipe("Dropout of fake score and generator while they learn.")
@@ -138,13 +149,13 @@ def run(
     shard: ShardOption = False,
     no_cuda_graph: CudaGraphOption = False,
 ) -> None:
-    """Distil a teacher into a one-step generator: by SiD, without data, or by another method.
+    """Distil a teacher into a generator of one step or a few: by SiD, without data, or otherwise.
 
     Of --data and --background only a method that learns from real images knows what to do. The
     result is OUT/network.safetensors; OUT/curve.jsonl holds the distance along the way.
     """
     keep_freed_memory()
-    from distill.evaluation.evaluate import measure, one_step_sampler
+    from distill.evaluation.evaluate import few_step_sampler, measure
     from distill.evaluation.feature_stats import checked_reference
     from distill.evaluation.features import load_extractor
     from distill.evaluation.precision_recall import IMAGES_ALONG_A_RUN
@@ -176,6 +187,8 @@ def run(
         t_max=t_max,
         weighting=weighting,
         sigma_init=sigma_init,
+        steps=steps,
+        renoise=renoise,
         augment=augment,
         dropout=dropout,
         class_frequencies=class_frequencies and _numbers(class_frequencies),
@@ -183,6 +196,8 @@ def run(
         seed=seed,
     )
     dataset = _real_images(chosen_method(given), network, origin, data, background)
+    if start is not None:
+        start.check_steps(given.steps)
     extractor_name = features or chosen.features or "none"
     extractor, real, metrics = None, None, list[str]()
     if extractor_name != "none":
@@ -207,9 +222,12 @@ def run(
         early = early_end(config, out)
         if not fixed:
             config = _with_fitting_level(config, network, out, started_from, context)
+        unsaid = {"betas", "checkpoint_every"}
+        if config.steps == 1:  # a file that says nothing of steps has one
+            unsaid |= {"steps", "renoise"}
         metadata = (
             origin
-            | config.model_dump(exclude_none=True, exclude={"betas", "checkpoint_every"})
+            | config.model_dump(exclude_none=True, exclude=unsaid)
             | {
                 "role": "generator",
                 "recipe": recipe,
@@ -224,7 +242,7 @@ def run(
 
         def distance(generator: "Denoiser") -> dict[str, Any]:
             assert extractor is not None
-            sampler = one_step_sampler(generator, config.sigma_init)
+            sampler = few_step_sampler(generator, config.sigma_init, config.steps, config.renoise)
             # A sharded network computes on all processes at once: each draws all images.
             drawn_by = None if context.shard else context
             measured = measure(
@@ -287,9 +305,23 @@ def _listed(names: list[str]) -> str:
 
 
 class _Start(NamedTuple):
+    file: Path
     network: "Denoiser"
     sigma_init: float
+    steps: int
     described: str
+
+    def check_steps(self, steps: int) -> None:
+        """Refuse a start in other steps than the run's, whose levels it has never seen.
+
+        A generator of one step may start one of several: it knows the first level, and of the
+        others what its teacher knew.
+        """
+        if self.steps not in (1, steps):
+            raise UserError(
+                f"{self.file} draws in {self.steps} steps, this run in {steps}: say --steps "
+                f"{self.steps}, or start from a generator of one step"
+            )
 
 
 def _start(
@@ -322,7 +354,8 @@ def _start(
             f"leave --sigma-init out"
         )
     described = f"{metadata.get('images_seen')} images of {metadata.get('method', 'sid')}"
-    return _Start(network, metadata["sigma_init"], described)
+    steps = metadata.get("steps", 1)
+    return _Start(file, network, metadata["sigma_init"], steps, described)
 
 
 def _numbers(text: str) -> list[float]:

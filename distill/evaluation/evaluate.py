@@ -14,9 +14,10 @@ from distill.evaluation.feature_extractor import FeatureExtractor
 from distill.evaluation.feature_stats import FeatureStats, checked_reference, compute_metrics
 from distill.evaluation.reference import Reference, bundled_reference
 from distill.networks import Denoiser
-from distill.sampling import euler, heun, one_step
+from distill.sampling import euler, few_step, heun
 from distill.training.distributed import DistributedContext
 from distill.training.precision import full_float32
+from distill.training_config import Renoise
 from service.bundle import latents
 
 Sampler = Callable[[Tensor, Tensor | None], Tensor]
@@ -32,9 +33,11 @@ def euler_sampler(denoiser: Denoiser, steps: int) -> Sampler:
     return lambda z, labels: euler(denoiser, z, labels, steps)
 
 
-def one_step_sampler(generator: Denoiser, sigma_init: float) -> Sampler:
-    """Sample a generator in one evaluation."""
-    return lambda z, labels: one_step(generator, z, labels, sigma_init)
+def few_step_sampler(
+    generator: Denoiser, sigma_init: float, steps: int = 1, renoise: Renoise = "same"
+) -> Sampler:
+    """Sample a generator in `steps` evaluations, see `distill.sampling.few_step`."""
+    return lambda z, labels: few_step(generator, z, labels, sigma_init, steps, renoise)
 
 
 def measure(

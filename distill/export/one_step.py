@@ -1,71 +1,116 @@
 """The function that every engine computes, as torch modules: latents and classes to pixels."""
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from distill.data.images import to_pixels
 from distill.networks import Denoiser
-from distill.sampling import one_step
+from distill.sampling import few_step
+from distill.schedules import step_sigmas
 
 
 class PixelGenerator(nn.Module):
-    """The generator as it was trained, in float32: what exported graphs are measured against."""
+    """The generator as it was trained, in float32: what exported graphs are measured against.
+
+    Args:
+        generator: the network.
+        sigma_init: the first noise level that it knows.
+        steps: in how many it draws; the later ones add the same noise again.
+    """
 
     one_hot: Tensor
 
-    def __init__(self, generator: Denoiser, sigma_init: float) -> None:
+    def __init__(self, generator: Denoiser, sigma_init: float, steps: int = 1) -> None:
         super().__init__()
-        self.generator, self.sigma_init = generator, sigma_init
+        self.generator, self.sigma_init, self.steps = generator, sigma_init, steps
         self.register_buffer("one_hot", torch.eye(generator.config.label_dim))
+
+    def images(self, latents: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Map float32 [N, C, H, W] and int64 [N] to float32 [N, C, H, W], pixels in [-1, 1]."""
+        labels = None if class_labels is None else self.one_hot[class_labels]
+        return few_step(self.generator, latents, labels, self.sigma_init, self.steps)
 
     def forward(self, latents: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Map float32 [N, C, H, W] and int64 [N] to uint8 [N, H, W, C]."""
-        labels = None if class_labels is None else self.one_hot[class_labels]
-        return to_pixels(one_step(self.generator, latents, labels, self.sigma_init))
+        return to_pixels(self.images(latents, class_labels))
+
+
+class _Factors(NamedTuple):
+    """Of one step: D = skip x + out F(into x), and the noise level at which it denoises."""
+
+    into: float
+    skip: float
+    out: float
+    sigma: float
 
 
 class FoldedGenerator(nn.Module):
-    """The same function with all folded that the one noise level fixes: what is exported.
+    """The same function with all folded that the noise levels fix: what is exported.
 
-    The embedding depends on the class alone, so it becomes a table with a row a class, or what the
-    network makes of it does (`RawNetwork.fold`); no logarithm, sine or augmentation is left.
+    The embedding depends on step and class alone, so it becomes a table with a row for each (all
+    classes of the first step, then those of the next), or what the network makes of it does
+    (`RawNetwork.fold`); no logarithm, sine or augmentation is left. Several steps are computed one
+    after the other, by the same weights.
 
-    The network computes in `dtype`; what is around it (EDM's preconditioning, the quantisation)
-    stays float32, an island without which float16 would round whole levels.
+    The network computes in `dtype`; what is around it (EDM's preconditioning, the noise between
+    steps, the quantisation) stays float32, islands without which float16 would round whole levels.
 
     Args:
         generator: the network; it is copied.
-        sigma_init: the one noise level it knows.
+        sigma_init: the first noise level that it knows.
         dtype: float32, float16 or bfloat16.
+        steps: see `PixelGenerator`.
     """
 
     def __init__(
-        self, generator: Denoiser, sigma_init: float, dtype: torch.dtype = torch.float32
+        self,
+        generator: Denoiser,
+        sigma_init: float,
+        dtype: torch.dtype = torch.float32,
+        steps: int = 1,
     ) -> None:
         super().__init__()
         self.dtype = dtype
         self.unet = copy.deepcopy(generator.model).cpu().float().eval()
-        classes = generator.config.label_dim
+        self.classes = generator.config.label_dim
+        self.steps: list[_Factors] = []
+        one_hot, embeddings = torch.eye(self.classes) if self.classes else None, []
         with torch.no_grad():
-            level = torch.tensor([sigma_init], dtype=torch.float32)
-            c_skip, c_out, c_in, c_noise = generator.preconditioning(level)
-            emb = self.unet.embed(c_noise, torch.eye(classes) if classes else None, None)
-            self.embedding = self.unet.fold(emb)
+            for number, sigma in enumerate(step_sigmas(sigma_init, steps)):
+                level = torch.tensor([sigma], dtype=torch.float32)
+                c_skip, c_out, c_in, c_noise = generator.preconditioning(level)
+                embeddings.append(self.unet.embed(c_noise, one_hot, None))
+                scale = 1.0 if number else sigma  # the first step's input is the latents themselves
+                factors = float(c_in) * scale, float(c_skip) * scale, float(c_out), sigma
+                self.steps.append(_Factors(*factors))
+            self.embedding = self.unet.fold(torch.cat(embeddings))
         self.to(dtype)
-        # Pixels are to_pixels(c_skip sigma z + c_out F(c_in sigma z)): 127.5 goes into the factors.
-        self.scale_in = float(c_in) * sigma_init
-        self.scale_skip = float(c_skip) * sigma_init * 127.5
-        self.scale_out = float(c_out) * 127.5
 
     def forward(self, latents: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Map float32 [N, C, H, W] and int64 [N] to uint8 [N, H, W, C]."""
-        raw = self.unet.draw((latents * self.scale_in).to(self.dtype), self._embed(class_labels))
-        levels = raw.float() * self.scale_out + (latents * self.scale_skip + 128)
+        noisy = latents
+        for number, step in enumerate(self.steps[:-1]):
+            raw = self._draw(noisy, number, class_labels)
+            noise = latents * self.steps[number + 1].sigma
+            noisy = raw.float() * step.out + (noisy * step.skip + noise)
+        raw, last = self._draw(noisy, len(self.steps) - 1, class_labels), self.steps[-1]
+        # Pixels are to_pixels(skip x + out F): 127.5 goes into the factors.
+        levels = raw.float() * (last.out * 127.5) + (noisy * (last.skip * 127.5) + 128)
         # TensorRT knows uint8 as an output only: the cast has to be the graph's last node.
         return levels.clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
 
-    def _embed(self, class_labels: Tensor | None) -> Tensor:
-        # An unconditional network's tables have one row, which they return whatever they are asked.
-        return self.embedding(torch.zeros(1) if class_labels is None else class_labels)
+    def _draw(self, noisy: Tensor, number: int, class_labels: Tensor | None) -> Tensor:
+        return self.unet.draw(
+            (noisy * self.steps[number].into).to(self.dtype), self._embed(number, class_labels)
+        )
+
+    def _embed(self, number: int, class_labels: Tensor | None) -> Tensor:
+        if class_labels is None:
+            # A table of one row returns that whatever it is asked.
+            rows = torch.full((1,), number) if len(self.steps) > 1 else torch.zeros(1)
+        else:
+            rows = class_labels + number * self.classes if number else class_labels
+        return self.embedding(rows)

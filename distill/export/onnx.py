@@ -43,6 +43,7 @@ def export_onnx(
     *,
     cpu: bool = False,
     cuda: bool = False,
+    steps: int = 1,
 ) -> None:
     """Write the graph with a dynamic batch; checked, free of local paths.
 
@@ -51,14 +52,15 @@ def export_onnx(
 
     Args:
         generator: the network.
-        sigma_init: the one noise level it knows.
+        sigma_init: the first noise level that it knows.
         path: the file to write.
         precision: in which the U-Net computes, written into the graph: engines obey, they do not
             choose.
         cpu: write it for processors (see `distill.export.cpu`); float32 only.
         cuda: write it for ONNX Runtime on NVIDIA GPUs (see `distill.export.cuda`); not bfloat16.
+        steps: in how many it draws (`distill.sampling.few_step`), all of them in this one graph.
     """
-    module = FoldedGenerator(generator, sigma_init, DTYPES[precision]).eval()
+    module = FoldedGenerator(generator, sigma_init, DTYPES[precision], steps).eval()
     inputs = example_inputs(generator, 2)
     if cpu:
         rewrite_wide_layers(module, *inputs)

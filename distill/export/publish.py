@@ -54,11 +54,16 @@ GOLDEN_IMAGES = 10
 
 
 def load_generator(file: Path) -> tuple[Denoiser, dict[str, Any]]:
-    """Read a network and its metadata; raise UserError unless it is a generator."""
+    """Read a network and its metadata; raise UserError unless it is a generator for a graph."""
     network, metadata = load_network(file)
     if metadata.get("role") != "generator":
         raise UserError(
             f"{file} is a {metadata.get('role')}: a generator is needed (sid-distill run)"
+        )
+    if metadata.get("renoise", "same") != "same":
+        raise UserError(
+            f"{file} draws fresh noise between its steps, and a graph is given one noise: train it "
+            "with --renoise same"
         )
     return network, metadata
 
@@ -121,10 +126,11 @@ def publish(
     shutil.rmtree(staging, ignore_errors=True)
     try:
         inside = staging / str(version)
-        _export_all(generator, metadata["sigma_init"], inside, {*precisions, triton.precision})
+        steps = metadata.get("steps", 1)
+        module = PixelGenerator(generator, metadata["sigma_init"], steps)
+        _export_all(module, inside, {*precisions, triton.precision})
         if triton.tensorrt or triton.plan:
             require_group_norms_that_tensorrt_computes(inside / triton.source)
-        module = PixelGenerator(generator, metadata["sigma_init"])
         expected = draw_reference_images(module, _extractor(generator, metadata["classes"]))
         check_variety(module, metadata["classes"])
         validated = {path.name: validate(path, expected) for path in sorted(inside.iterdir())}
@@ -143,6 +149,7 @@ def publish(
             images=expected.pixels.shape[1:],
             classes=metadata["classes"],
             sigma_init=metadata["sigma_init"],
+            steps=steps,
             files={f"{version}/{name}": sha256_file(inside / name) for name in graphs},
             graphs=graphs,
             licence=licence,
@@ -200,14 +207,13 @@ def _licence(generator_file: Path, metadata: Mapping[str, Any]) -> str:
     return str(licence)
 
 
-def _export_all(
-    generator: Denoiser, sigma_init: float, folder: Path, precisions: Collection[Precision]
-) -> None:
-    export_onnx(generator, sigma_init, folder / BASELINE)
-    export_onnx(generator, sigma_init, folder / CPU, cpu=True)
+def _export_all(module: PixelGenerator, folder: Path, precisions: Collection[Precision]) -> None:
+    drawing, steps = (module.generator, module.sigma_init), module.steps
+    export_onnx(*drawing, folder / BASELINE, steps=steps)
+    export_onnx(*drawing, folder / CPU, cpu=True, steps=steps)
     for name, precision in FILENAMES.items():
         if precision in precisions and precision != "float32":
-            export_onnx(generator, sigma_init, folder / name, precision, cuda=name == CUDA)
+            export_onnx(*drawing, folder / name, precision, cuda=name == CUDA, steps=steps)
 
 
 def _extractor(generator: Denoiser, classes: list[str]) -> FeatureExtractor | None:

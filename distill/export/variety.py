@@ -6,7 +6,6 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.export.one_step import PixelGenerator
-from distill.sampling import one_step
 from service.bundle import latents
 
 _CLASSES = 64  # at most, evenly over all: a thousand would take minutes
@@ -58,9 +57,7 @@ def check_variety(module: PixelGenerator, classes: list[str]) -> None:
 
 def _levels(module: PixelGenerator, z: Tensor, labels: Tensor | None) -> Tensor:
     """Images float32 [N, C, H, W] in 0 to 255, as `to_pixels` has them before it rounds."""
-    one_hot = None if labels is None else module.one_hot[labels]
-    images = one_step(module.generator, z, one_hot, module.sigma_init)
-    return (127.5 * images + 128).clamp(0, 255).nan_to_num(0)
+    return (127.5 * module.images(z, labels) + 128).clamp(0, 255).nan_to_num(0)
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

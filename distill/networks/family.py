@@ -125,17 +125,18 @@ class RawNetwork(nn.Module, ABC):
         This one keeps the embeddings as they are; a family may compute more of itself beforehand.
 
         Args:
-            emb: float32 [rows, width], a row for each class, or one row without classes.
+            emb: float32 [rows, width], for each step of the generator a row for each class, or one
+                row without classes.
 
         Returns:
-            A module that maps class indices int64 [N] to what `draw` takes as `emb` from now on;
-            of one row it returns that, whatever it is asked.
+            A module that maps rows int64 [N] to what `draw` takes as `emb` from now on; of one row
+            it returns that, whatever it is asked.
         """
         return Table(emb)
 
 
 class Table(nn.Module):
-    """Looks up [rows, width] by class index: int64 [N] to [N, width], or [1, width] of one row."""
+    """Looks up [rows, width] by row: int64 [N] to [N, width], or [1, width] of one row."""
 
     table: Tensor
 
@@ -143,6 +144,6 @@ class Table(nn.Module):
         super().__init__()
         self.register_buffer("table", table.clone())
 
-    def forward(self, class_labels: Tensor) -> Tensor:
-        """Return the rows of these classes."""
-        return F.embedding(class_labels, self.table) if len(self.table) > 1 else self.table
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return these rows."""
+        return F.embedding(rows, self.table) if len(self.table) > 1 else self.table

@@ -69,9 +69,9 @@ class UNet(RawNetwork):
         return (*self.enc.values(), *self.dec.values())
 
     def fold(self, emb: Tensor) -> nn.Module:
-        """Make tables with a row a class of what each block makes of the embedding.
+        """Make tables, a row for each row of the embedding, of what each block makes of it.
 
-        Where there are more classes than the embedding is wide, only the embedding becomes one: a
+        Where there are more rows than the embedding is wide, only the embedding becomes one: a
         block's table would be larger than the layer that it replaces.
         """
         blocks = [module for module in self.modules() if isinstance(module, UNetBlock)]

@@ -18,7 +18,7 @@ from distill.data.augment import AUGMENT_DIM
 from distill.data.datasets import Dataset
 from distill.errors import UserError
 from distill.networks import Denoiser
-from distill.sampling import one_step, sample_inputs
+from distill.sampling import few_step, sample_inputs
 from distill.training.cuda_graph import step_graphs
 from distill.training.distributed import DistributedContext
 from distill.training.examples import Examples
@@ -197,9 +197,10 @@ class Distillation:
 
     @torch.no_grad()
     def samples(self, count: int | None = None) -> Tensor:
-        """Ten images per class (a hundred without classes) or the first of them, in one step."""
+        """Ten images per class (a hundred without classes) or the first of them, in all steps."""
         latents, labels = sample_inputs(self.ema.config, self.context.device, count)
-        return one_step(self.ema, latents, labels, self.config.sigma_init)
+        config = self.config
+        return few_step(self.ema, latents, labels, config.sigma_init, config.steps, config.renoise)
 
 
 def learning_rate_share(images_seen: int, end: int, cooldown: int) -> float:

@@ -17,7 +17,7 @@ from distill.data.datasets import Dataset, one_hot
 from distill.data.images import from_pixels
 from distill.errors import UserError
 from distill.networks import Denoiser
-from distill.sampling import one_step
+from distill.sampling import step_mixture
 from distill.training.examples import Examples
 from distill.training.learner import Loss
 from distill.training_config import DistillationConfig
@@ -99,9 +99,16 @@ class HalfStep:
         return latents, one_hot(labels, network.label_dim)
 
     def generate(self, latents: Tensor, labels: Tensor | None) -> Tensor:
-        """The generator's images of these inputs, float32 [N, C, H, W]."""
-        augmentation = self._no_augmentation(len(latents))
-        return one_step(self.generator, latents, labels, self.config.sigma_init, augmentation)
+        """The generator's images of these inputs, float32 [N, C, H, W].
+
+        Of a generator of K steps image i is the one after i mod K + 1 of them, and gradients reach
+        the generator through the last (`distill.sampling.step_mixture`).
+        """
+        config, augmentation = self.config, self._no_augmentation(len(latents))
+        return step_mixture(
+            self.generator, latents, labels, config.sigma_init, config.steps, config.renoise,
+            augmentation,
+        )  # fmt: skip
 
     def augment(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Augment images as `config.augment` says; also return the labels that tell psi how."""

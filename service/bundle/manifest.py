@@ -11,7 +11,14 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from service.bundle import format1
@@ -46,12 +53,12 @@ class ClassLabelError(RefusedError, ValueError):
 
 
 class Quality(ManifestPart):
-    """Measured quality of the one-step generator, its teacher's beside it."""
+    """Measured quality of the generator, its teacher's beside it."""
 
     distance: str = Field(description="Full name of the distance; lower is better.")
     images: int = Field(ge=1, description="Generated images that were compared.")
     reference: str = Field(description="What they were compared with.")
-    generator: float = Field(description="Distance of the generator, one step.")
+    generator: float = Field(description="Distance of the generator.")
     teacher: float = Field(description="Distance of its teacher.")
     teacher_evaluations: int = Field(ge=1, description="Network evaluations of the teacher.")
     accuracy: float | None = Field(
@@ -85,6 +92,12 @@ class Manifest(ManifestPart):
     ]
     classes: list[str] = Field(description="Class names by index; empty: unconditional.")
     sigma_init: float = Field(gt=0, description="The graph multiplies its latents by this.")
+    steps: int = Field(
+        default=1,
+        ge=1,
+        description="Network evaluations an image takes, one after the other in one call of the "
+        "graph; left out: 1.",
+    )
     seed_contract: Literal["philox4x32-cuda"] = SEED_CONTRACT
     files: dict[str, Sha256] = Field(description="Relative path -> SHA-256, in hexadecimal.")
     licence: str = Field(min_length=1, description="SPDX identifier or a sentence.")
@@ -201,6 +214,14 @@ class Manifest(ManifestPart):
         for image in self.golden.images if self.golden else []:
             self.check_class(image.class_label)
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_a_single_step(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A manifest that says nothing of steps has one, as all had before there were others.
+        fields: dict[str, Any] = serialize(self)
+        if self.steps == 1:
+            fields.pop("steps", None)
+        return fields
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

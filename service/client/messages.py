@@ -88,6 +88,7 @@ class ModelCard:
         channels: 1 is grey, 3 is RGB.
         licence: of the weights.
         description: what it draws.
+        steps: network evaluations an image takes.
         default: whether a request that names no model gets it.
     """
 
@@ -101,6 +102,7 @@ class ModelCard:
     licence: str
     description: str
     default: bool = False  # which older servers do not say
+    steps: int = 1  # the same: they have models of one step alone, or do not tell
 
 
 def read_image(response: httpx.Response) -> GeneratedImage:

@@ -26,7 +26,7 @@ _METADATA = f"""\
 Metadata-Version: 2.4
 Name: sid-client
 Version: {VERSION}
-Summary: A client of SiD Serve: images in a single step of the network, over HTTP.
+Summary: A client of SiD Serve: images in a few milliseconds, over HTTP.
 License-Expression: Apache-2.0
 Requires-Python: >=3.11
 Requires-Dist: httpx>=0.27

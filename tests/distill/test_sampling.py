@@ -1,12 +1,25 @@
 """The samplers on a problem with a known solution."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from distill.data.images import to_pixels
+from distill.networks import Denoiser
 from distill.networks.edm import EdmConfig
-from distill.sampling import euler, heun, one_step, sample_inputs
+from distill.sampling import (
+    euler,
+    few_step,
+    fresh_noise,
+    heun,
+    one_step,
+    sample_inputs,
+    step_mixture,
+)
+from distill.schedules import step_sigmas
 
 
 class GaussianDenoiser(nn.Module):
@@ -89,6 +102,121 @@ def test_the_generator_denoises_scaled_latents_once():
     images = one_step(denoiser, latents, None, sigma_init=2.5)
     assert denoiser.calls == 1
     assert images.max().item() == pytest.approx(2.5 * 0.25 / (0.25 + 6.25))
+
+
+@cache
+def awake():
+    """A small network of random weights, which is anything but linear."""
+    torch.manual_seed(0)
+    config = EdmConfig(
+        img_resolution=8, img_channels=1, label_dim=3, model_channels=8, channel_mult=(1,),
+        num_blocks=1, attn_resolutions=(), dropout=0,
+    )  # fmt: skip
+    network = Denoiser(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+def inputs(count):
+    latents = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return latents, F.one_hot(torch.arange(count) % 3, 3).float()
+
+
+def by_hand(network, latents, labels, steps, calls, renoise="same"):
+    """The image after so many `calls`, of a generator of so many `steps`."""
+    image = None
+    for k in range(calls):
+        sigma = torch.tensor([2.5 * (steps - k) / steps])
+        noise = latents if renoise == "same" or k == 0 else fresh_noise(latents, k)
+        noisy = sigma * noise if image is None else image + sigma * noise
+        image = network(noisy, sigma, labels)
+    return image
+
+
+def test_levels_fall_evenly_from_the_first():
+    assert step_sigmas(2.5, 1) == [2.5]
+    assert step_sigmas(2.5, 4) == [2.5, 1.875, 1.25, 0.625]
+
+
+@pytest.mark.parametrize("renoise", ["same", "fresh"])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@torch.no_grad()
+def test_a_few_steps_are_calls_by_hand_with_noise_between(steps, renoise):
+    latents, labels = inputs(3)
+    images = few_step(awake(), latents, labels, 2.5, steps, renoise)
+    assert torch.equal(images, by_hand(awake(), latents, labels, steps, steps, renoise))
+    assert torch.equal(images, one_step(awake(), latents, labels, 2.5)) == (steps == 1)
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_re_noising_has_the_variance_that_it_must_have(steps):
+    """An optimal denoiser of N(0, s^2) is A x: fresh noise adds variances, the same amplitudes."""
+    s = 0.5
+    latents = torch.randn(400, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    variance = amplitude = 0.0
+    for sigma in step_sigmas(2.5, steps):
+        shrink = s**2 / (s**2 + sigma**2)
+        variance = shrink**2 * (variance + sigma**2)
+        amplitude = shrink * (amplitude + sigma)
+    denoiser = GaussianDenoiser(s)
+    fresh = few_step(denoiser, latents, None, 2.5, steps, "fresh")
+    assert denoiser.calls == steps
+    assert fresh.var().item() == pytest.approx(variance, rel=0.02)
+    same = few_step(denoiser, latents, None, 2.5, steps, "same")
+    torch.testing.assert_close(same, amplitude * latents)
+
+
+def test_fresh_noise_is_each_images_own_whatever_it_is_drawn_with():
+    latents = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise = fresh_noise(latents, 1)
+    in_parts = [fresh_noise(part, 1) for part in latents.flip(0).split(24)]
+    assert torch.equal(torch.cat(in_parts).flip(0), noise)
+    of_columns = latents.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(fresh_noise(of_columns, 1), noise)
+    together = torch.stack([latents, noise, fresh_noise(latents, 2)]).flatten(1)
+    assert torch.allclose(torch.corrcoef(together), torch.eye(3), atol=0.06)
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+@torch.no_grad()
+def test_a_mixture_holds_the_images_after_each_number_of_steps(steps):
+    latents, labels = inputs(2 * steps)
+    images = step_mixture(awake(), latents, labels, 2.5, steps)
+    for i, image in enumerate(images):
+        alone = latents[i : i + 1], labels[i : i + 1]
+        expected = by_hand(awake(), *alone, steps, i % steps + 1)
+        torch.testing.assert_close(image, expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_mixture_has_the_gradient_of_its_last_steps_alone():
+    """And calls the network for those images only that have steps before them."""
+    latents, labels = inputs(4)
+    sizes = []
+
+    def generator(x, *rest):
+        sizes.append((len(x), torch.is_grad_enabled()))
+        return awake()(x, *rest)
+
+    parameters = list(awake().parameters())
+    mixed = torch.autograd.grad(
+        step_mixture(generator, latents, labels, 2.5, 4).square().sum(), parameters
+    )
+    assert sizes == [(3, False), (2, False), (1, False), (4, True)]
+    expected = [torch.zeros_like(p) for p in parameters]
+    for i in range(4):
+        alone = latents[i : i + 1], labels[i : i + 1]
+        sigma = torch.tensor([step_sigmas(2.5, 4)[i]])
+        with torch.no_grad():
+            before = by_hand(awake(), *alone, 4, i) if i else 0
+        image = awake()(before + sigma * alone[0], sigma, alone[1])
+        for total, part in zip(
+            expected, torch.autograd.grad(image.square().sum(), parameters), strict=True
+        ):
+            total += part
+    for found, gradient in zip(mixed, expected, strict=True):
+        torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-3)
 
 
 def test_pixels_are_truncated_not_rounded_and_channels_come_last():

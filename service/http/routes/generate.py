@@ -47,7 +47,7 @@ _ANYTHING = GenerateRequest()
 async def generate(
     request: Request, body: Annotated[GenerateRequest, Body()] = _ANYTHING
 ) -> Response:
-    """Draw images, each in a single step of the network.
+    """Draw images, each in one call of the model's graph.
 
     `Accept` chooses the form: image/png (the default), image/webp or image/jpeg for one image,
     application/json (the default for several), application/zip or application/x-npy (uint8

@@ -35,6 +35,7 @@ class ModelCard(BaseModel):
     )
     classes: list[str] = Field(description="Names by index; empty: unconditional.")
     seed_contract: str
+    steps: int = Field(description="Network evaluations an image takes, in one call of the graph.")
     training: dict[str, Any]
     quality: Quality | None
     engine: str = Field(description="What draws it, with its version.")
@@ -58,8 +59,9 @@ class ModelCard(BaseModel):
             channels=manifest.image_shape[2],
             default=model.name == catalogue.default,
             graph=manifest.graphs.get(engine.filename),
+            steps=manifest.steps,
             **manifest.model_dump(
-                include=set(cls.model_fields) & set(Manifest.model_fields),
+                include=(set(cls.model_fields) & set(Manifest.model_fields)) - {"steps"},
             ),
         )
 

@@ -84,7 +84,7 @@ class ImagesRequest(BaseModel):
         examples=[7],
     )
     stream: False_ | None = Field(
-        default=None, description="An image takes one step: there is nothing to stream."
+        default=None, description="An image is drawn in one call: there is nothing to stream."
     )
 
 

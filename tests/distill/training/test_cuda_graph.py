@@ -133,6 +133,18 @@ def test_replayed_steps_are_the_eager_ones_to_the_bit(make, changes):
         assert learner.skipped.item() == 2
 
 
+def test_replayed_steps_of_a_generator_of_two_steps_are_the_eager_ones_to_the_bit():
+    """Which begins with calls of other sizes, without gradients, and draws more noise."""
+
+    def make():
+        return make_sid(steps=2, renoise="fresh", precision="bfloat16")
+
+    training, recorder = graphed(make())
+    few = EAGER_STEPS + 2
+    assert equal(run(training, steps=few), run(make(), steps=few))
+    assert recorder.replayed == (few - EAGER_STEPS) * 6
+
+
 def test_a_step_that_is_skipped_is_not_what_a_capture_is_compared_on():
     training, recorder = graphed(make_sid())
     found = run(training, spoiled=(EAGER_STEPS,))

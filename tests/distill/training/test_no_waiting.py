@@ -82,9 +82,9 @@ def make_teacher(classes, augmented=0.5, precision="float32", architecture="ddpm
     return TeacherTraining(shape, config, dataset, CPU)
 
 
-def make_sid(classes, augmented=0.5, frequencies=None, precision="float32", method=Sid):
+def make_sid(classes, augmented=0.5, frequencies=None, precision="float32", method=Sid, **few_step):
     config = method.section(
-        augment=augmented, class_frequencies=frequencies, precision=precision, **LOOP
+        augment=augmented, class_frequencies=frequencies, precision=precision, **LOOP, **few_step
     )
     return Distillation(method(config), Denoiser(network(classes, AUGMENT_DIM)), CPU)
 
@@ -114,6 +114,8 @@ def make_regression(classes):
         (make_sid, {"classes": 3, "augmented": 0, "precision": "bfloat16"}),
         (make_dmd, {"classes": 3}),
         (make_dmd, {"classes": 0, "augmented": 0, "precision": "bfloat16"}),
+        (make_sid, {"classes": 3, "steps": 4}),
+        (make_sid, {"classes": 0, "augmented": 0, "steps": 2, "renoise": "fresh"}),
         (make_regression, {"classes": 3}),
         (make_regression, {"classes": 0}),
     ],
@@ -177,21 +179,21 @@ def test_a_wait_is_found(wait, where, monkeypatch):
         training.step(0)
 
 
-def half_step(classes, frequencies=None):
+def half_step(classes, frequencies=None, steps=1):
     """What a method is given, on a device that holds no data at all."""
     device = torch.device("meta")
-    config = SidConfig(augment=0.5, **LOOP)
+    config = SidConfig(augment=0.5, steps=steps, **LOOP)
     nets = [Denoiser(network(classes, AUGMENT_DIM)).to(device) for _ in range(3)]
     return HalfStep(*nets, config, device, frequencies)
 
 
-@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize(("classes", "steps"), [(0, 1), (3, 1), (3, 4)])
 @pytest.mark.parametrize("name", ["fake_score_loss", "generator_loss"])
 @pytest.mark.parametrize("method", [Sid, Dmd])
-def test_losses_need_no_value_and_nothing_of_the_host(method, name, classes):
+def test_losses_need_no_value_and_nothing_of_the_host(method, name, classes, steps):
     """torch's meta device knows shapes alone: to read from it, by whatever way, is an error."""
     frequencies = torch.rand(classes, dtype=torch.float64, device="meta") if classes else None
-    half = half_step(classes, frequencies)
+    half = half_step(classes, frequencies, steps)
     with NoWaiting():
         getattr(method(half.config), name)(half).total.backward()
     with pytest.raises((RuntimeError, NotImplementedError)):

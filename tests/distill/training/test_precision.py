@@ -7,7 +7,7 @@ from distill.analysis.paired_images import draw_paired_images
 from distill.analysis.report import probe_run
 from distill.analysis.run_folder import Networks
 from distill.checkpoints import load_network, save_network
-from distill.evaluation.evaluate import collect_feature_stats, measure, one_step_sampler
+from distill.evaluation.evaluate import collect_feature_stats, few_step_sampler, measure
 from distill.evaluation.feature_extractor import FeatureExtractor, FeatureModule
 from distill.evaluation.frechet import statistics
 from distill.evaluation.reference import Reference
@@ -94,7 +94,7 @@ def test_a_training_measures_what_evaluate_measures(tmp_path):
     for network in (training.ema, kept):
         features = Rows()
         extractor = FeatureExtractor("rows", features)
-        sampler = one_step_sampler(network, 2.5)
+        sampler = few_step_sampler(network, 2.5)
         measured = measure(sampler, network, extractor, images=256, reference=reference)
         distances.append(measured["distance"])
         assert set(features.seen) == {EXACT}
@@ -123,7 +123,7 @@ def noting(seen):
 
 def evaluate(network):
     extractor = FeatureExtractor("rows", Rows())
-    collect_feature_stats(one_step_sampler(network, 2.5), network, [extractor], 256)
+    collect_feature_stats(few_step_sampler(network, 2.5), network, [extractor], 256)
 
 
 def fit_the_start(network):
@@ -131,7 +131,7 @@ def fit_the_start(network):
 
 
 def analyze(network):
-    settings = {"sigma_init": 2.5, "t_max": 800.0}
+    settings = {"sigma_init": 2.5, "t_max": 800.0, "steps": 1, "renoise": "same"}
     networks = Networks(network, network, network, settings, ["a", "b"], 0)
     draw_paired_images(networks, 4, torch.device("cpu"), steps=2)
     probe_run(networks, 4, torch.device("cpu"))
