@@ -1,7 +1,7 @@
 """A recipe: network, length and rates of a training in one small TOML file (distill/recipes/).
 
-Every recipe has the sections that stand here, and one of its method of distillation, which is
-kept as data: methods stand above, and check their own (`distill.methods.registry`).
+Every recipe has the sections that stand here, and one or more of methods of distillation, which
+are kept as data: methods stand above, and check their own (`distill.methods.registry`).
 """
 
 import math
@@ -40,8 +40,8 @@ class Recipe(Section):
         teacher: how the teacher is trained; None where it is released and imported.
         regression: how the generator starts, for 'sid-distill regress'; None where it starts from
             the teacher's weights.
-        method: the name of the one further section, that of the method of distillation.
-        method_entries: what stands in it, not checked yet: `distill.methods.registry`.
+        methods: the further sections, those of methods of distillation, in the order of the file:
+            what stands in each, by the method's name, not checked yet: `distill.methods.registry`.
     """
 
     description: str
@@ -51,8 +51,12 @@ class Recipe(Section):
     network: AnyNetwork
     teacher: TeacherConfig | None = None
     regression: RegressionConfig | None = None
-    method: str
-    method_entries: dict[str, Any]
+    methods: dict[str, dict[str, Any]] = Field(min_length=1)
+
+    @property
+    def method(self) -> str:
+        """The method by which one distils who names none: that of the first section."""
+        return next(iter(self.methods))
 
     def licence_for(self, data: str) -> str | None:
         """The licence of a network that is trained with this recipe on the data set `data`."""
@@ -104,7 +108,7 @@ def load_recipe(name: str) -> Recipe:
 
     Raises:
         UserError: there is none, or an entry is unknown, missing or out of range (what stands in
-            the method's section is not looked at).
+            the methods' sections is not looked at).
     """
     path = Path(name) if name.lower().endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
@@ -115,10 +119,10 @@ def load_recipe(name: str) -> Recipe:
         raise UserError(f"{path} is not TOML: {error}") from None
     _put_todays_precisions(content)
     _check_sections(str(path), content)
-    method = _method_named(path, content)
-    content |= {"method": method, "method_entries": content.pop(method)}
+    methods = _method_sections(path, content)
+    shared = {name: value for name, value in content.items() if name not in methods}
     try:
-        return Recipe.model_validate(content)
+        return Recipe.model_validate(shared | {"methods": methods})
     except ValidationError as error:
         raise UserError(f"{path}: {first_error(error)}") from None
 
@@ -164,11 +168,11 @@ def _check_sections(recipe: str, content: Mapping[str, Any]) -> None:
         _refuse_unknown(recipe, name, kind, entries)
 
 
-def _method_named(path: Path, content: dict[str, Any]) -> str:
-    """The name of the one section that is no other's; raise UserError unless it is one."""
+def _method_sections(path: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sections that are no others', by name; raise UserError unless there is one."""
     holds = (
-        f"a recipe may hold {', '.join(RECIPE_ENTRIES)} and one section more, that of its method "
-        "of distillation"
+        f"a recipe may hold {', '.join(RECIPE_ENTRIES)} and a section of each method of "
+        "distillation"
     )
     others = {name: value for name, value in content.items() if name not in RECIPE_ENTRIES}
     for name, value in others.items():
@@ -176,9 +180,7 @@ def _method_named(path: Path, content: dict[str, Any]) -> str:
             raise UserError(f"{path}: unknown entry {name}, and no section [{name}]: {holds}")
     if not others:
         raise UserError(f"{path} has no section of a method of distillation: add one, say [sid]")
-    if len(others) > 1:
-        raise UserError(f"{path}: sections {', '.join(f'[{name}]' for name in others)}: {holds}")
-    return next(iter(others))
+    return others
 
 
 def checked_section(

@@ -102,7 +102,8 @@ def _say_how_to_distil(network: Path, name: str, released: "Released") -> None:
     command = ["sid-distill", "run", "--recipe", recipe]
     if shipped.features:  # which was trained on the images that the recipe is for
         command += ["--features", "none"]
-    if config.augment_dim != shipped.network.augment_dim and "augment" in shipped.method_entries:
+    entries = shipped.methods[shipped.method]  # of the method that the command leaves out
+    if config.augment_dim != shipped.network.augment_dim and "augment" in entries:
         command += ["--augment", "0"]
     command += ["--teacher", str(network), "--out", f"runs/{name}"]
     typer.echo(f"to distil it: {shlex.join(command)}")

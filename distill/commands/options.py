@@ -1,7 +1,7 @@
 """Options that several commands share, and what they come to."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -115,17 +115,39 @@ CompileOption = Annotated[
 SeedOption = Annotated[int | None, default_from_recipe("Start of every random stream.")]
 
 
-def read_recipe(name: str) -> "tuple[Recipe, DistillationConfig]":
-    """Read a recipe and the section of its method, all of it checked.
+def read_recipe(name: str, method: str | None = None) -> "tuple[Recipe, DistillationConfig]":
+    """Read a recipe and the section of a method of it, all of it checked.
+
+    A method without a section of its own takes entries over from the recipe's first, and a line
+    on stderr says which. Of several processes that torchrun started, the first says it.
+
+    Args:
+        name: a shipped recipe's, or a .toml file.
+        method: the method's name; None: that of the recipe's first section.
 
     Raises:
-        UserError: there is none, or an entry is unknown, missing or out of range.
+        UserError: there is no such recipe or method, or an entry is unknown, missing or out of
+            range.
     """
-    from distill.methods.registry import method_section
+    from distill.methods.registry import method_section, taken_over
     from distill.recipe import load_recipe
 
     recipe = load_recipe(name)
-    return recipe, method_section(recipe, name)
+    section = method_section(recipe, name, method)
+    if method not in (None, *recipe.methods) and os.environ.get("RANK", "0") == "0":
+        taken, left = taken_over(recipe, str(method))
+        typer.echo(
+            f"note: the recipe {name} has no section [{method}]: it takes {_listed(taken)} from "
+            f"[{recipe.method}]" + (f", and has no use for {_listed(left)}" if left else ""),
+            err=True,
+        )
+    return recipe, section
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names in a sentence: 'a, b and c'."""
+    *others, last = [*names] or ["nothing"]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def read_teacher(file: Path) -> "tuple[Denoiser, dict[str, Any]]":

@@ -44,6 +44,15 @@ def run(
     out: OutFolder,
     teacher: TeacherOption,
     recipe: RecipeOption = "fashion",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="By which losses: 'sid', or another that docs/methods.md describes. One that has "
+            "no section in the recipe takes over what it knows of the first. Left out: that of "
+            "the recipe's first section.",
+            show_default=False,
+        ),
+    ] = None,
     generator: Annotated[
         Path | None,
         typer.Option(
@@ -119,7 +128,7 @@ def run(
     shard: ShardOption = False,
     no_cuda_graph: CudaGraphOption = False,
 ) -> None:
-    """Distil a teacher into a one-step generator, without data (SiD).
+    """Distil a teacher into a one-step generator, without data: by SiD or another method.
 
     The result is OUT/network.safetensors; OUT/curve.jsonl holds the distance along the way.
     """
@@ -134,7 +143,8 @@ def run(
     from distill.training.distributed import join_process_group
     from distill.training.loop import train
 
-    chosen, section = read_recipe(recipe)
+    chosen, section = read_recipe(recipe, method)
+    chosen_method = METHODS[method or chosen.method]
     network, origin = read_teacher(teacher)
     if difference := _difference(chosen.network, network.config):
         typer.echo(f"note: {difference}; its rates may not suit", err=True)
@@ -184,7 +194,7 @@ def run(
             | {
                 "role": "generator",
                 "recipe": recipe,
-                "method": chosen.method,
+                "method": chosen_method.name,
                 "teacher_images_seen": origin.get("images_seen"),
             }
         )
@@ -199,9 +209,10 @@ def run(
             measured = measure(sampler, generator, extractor, reference=real, context=drawn_by)
             return {"features": extractor.name, **measured}
 
-        method = METHODS[chosen.method](config)
         begins = None if start is None else start.network
-        training = Distillation(method, network, context, begins, compile_networks.value)
+        training = Distillation(
+            chosen_method(config), network, context, begins, compile_networks.value
+        )
         if extractor is not None:
             extractor.network.to(context.device)
         evaluate = None if extractor is None else distance

@@ -331,11 +331,15 @@ def _defaults(config: LoopConfig, settings: dict[str, Any]) -> dict[str, Any]:
 def _check_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to go on with a run under other settings, naming those that differ."""
     differing = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
-    if differing:
-        raise UserError(
-            f"{folder} holds a run with another {', '.join(differing)}: resume it with its own, "
-            "or name another folder with --out"
-        )
+    if not differing:
+        return
+    another = f"with another {', '.join(differing)}"
+    methods = [settings.get("method") for settings in (before, now)]
+    if "method" in differing and all(methods):  # whose settings differ too, as they must
+        another = "by the method {}, not {}".format(*methods)
+    raise UserError(
+        f"{folder} holds a run {another}: resume it with its own, or name another folder with --out"
+    )
 
 
 def _crosses(before: int, after: int, marks: np.ndarray) -> bool:

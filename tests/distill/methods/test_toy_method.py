@@ -1,5 +1,6 @@
 """What it takes to add a method of distillation: its losses and section, one line of a registry."""
 
+import json
 from statistics import mean
 
 import pytest
@@ -88,7 +89,10 @@ class Toy(Method):
 
 @pytest.fixture
 def distil(tmp_path, monkeypatch, capsys):
-    """`sid-distill run` with a toy recipe and more arguments: its exit code and last words."""
+    """`sid-distill run` with a toy recipe and more arguments: its exit code and last words.
+
+    With `whole` all that it said on stderr.
+    """
     # It would rule all of this process, and other tests look at memory.
     monkeypatch.setattr("distill.commands.run.keep_freed_memory", lambda: None)
     monkeypatch.setitem(METHODS, "toy", Toy)
@@ -100,7 +104,7 @@ def distil(tmp_path, monkeypatch, capsys):
     file, recipe = tmp_path / "teacher.safetensors", tmp_path / "toy.toml"
     save_network(file, teacher, {"role": "teacher", "classes": ["a", "b"]})
 
-    def run(out, *arguments, text=RECIPE):
+    def run(out, *arguments, text=RECIPE, whole=False):
         recipe.write_text(text)
         common = ["--recipe", recipe, "--teacher", file, "--features", "none", "--device", "cpu"]
         command = ["sid-distill", "run", *common, "--out", tmp_path / out, *arguments]
@@ -108,6 +112,8 @@ def distil(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as end:
             main()
         said = capsys.readouterr()
+        if whole:
+            return end.value.code, said.err
         return end.value.code, (said.err if end.value.code else said.out).splitlines()[-1]
 
     return run
@@ -155,7 +161,8 @@ def test_a_method_of_ones_own_learns_and_its_checkpoints_are_exact(distil, tmp_p
         (RECIPE.replace("batch = 8", "batch = 6"), "toy: a batch of 6 is no multiple of"),
         (RECIPE.replace("[toy]", "[tyo]"), "unknown section [tyo]: a recipe may hold description"),
         (RECIPE[: RECIPE.index("[toy]")], "has no section of a method of distillation: add one"),
-        (RECIPE + "[sid]\n", "sections [toy], [sid]: a recipe may hold "),
+        (RECIPE + "[sid]\n", "sid.total_images: Field required"),
+        (RECIPE + "[sid]\nalfa = 1\n", "unknown entry sid.alfa: [sid] may hold "),
         (
             "licens = 1\n" + RECIPE,
             "unknown entry licens, and no section [licens]: a recipe may hold ",
@@ -171,7 +178,7 @@ def test_a_mistake_in_its_recipe_is_refused_by_name(distil, tmp_path, text, said
 
 def test_what_is_known_is_named_beside_what_is_not(distil):
     assert ", pull, " in distil("out", text=RECIPE.replace("pull", "pul"))[1]
-    assert "method: sid, toy" in distil("out", text=RECIPE.replace("[toy]", "[tyo]"))[1]
+    assert "methods: sid, " in distil("out", text=RECIPE.replace("[toy]", "[tyo]"))[1]
 
 
 def test_options_set_the_entries_that_it_has_and_no_others(distil, tmp_path):
@@ -180,8 +187,69 @@ def test_options_set_the_entries_that_it_has_and_no_others(distil, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_of_one_method_does_not_go_on_by_another(distil):
+def test_a_run_of_one_method_does_not_go_on_by_another(distil, tmp_path):
     assert distil("out", "--images", 8)[0] == 0
     text = RECIPE.replace("[toy]", "[sid]").replace("pull = 0.5", "")
     code, line = distil("out", text=text)
-    assert (code, "method" in line, "resume it with its own" in line) == (2, True, True), line
+    said = f"{tmp_path / 'out'} holds a run by the method toy, not sid: resume it with its own, "
+    assert (code, said in line) == (2, True), line
+    code, line = distil("out", "--method", "sid")
+    assert (code, said in line) == (2, True), line
+
+
+SID_SECTION = """
+[sid]
+total_images = 8
+batch = 8
+microbatch = 8
+alpha = 0.7
+ema_halflife = 40
+checkpoint_every = 400
+sigma_init = 2.0
+"""
+
+
+def test_of_several_sections_the_first_is_meant_and_another_can_be_chosen(distil, tmp_path):
+    text = RECIPE + SID_SECTION
+    assert distil("first", "--images", 8, text=text)[0] == 0
+    code, said = distil("second", "--method", "sid", text=text, whole=True)
+    assert (code, "note" in said) == (0, False), said
+    settings = json.loads(load_state(tmp_path / "first" / "state.pt")["settings"])
+    assert (settings["method"], settings["pull"]) == ("toy", 0.5)
+    settings = json.loads(load_state(tmp_path / "second" / "state.pt")["settings"])
+    assert (settings["method"], settings["alpha"], settings["microbatch"]) == ("sid", 0.7, 8)
+    _, metadata = load_network(tmp_path / "second" / "network.safetensors")
+    assert (metadata["method"], metadata["alpha"]) == ("sid", 0.7)
+
+
+def test_a_method_without_a_section_takes_over_what_it_knows_of_the_first(distil, tmp_path):
+    """And says so: nobody is to wonder where its numbers came from."""
+    code, said = distil("out", "--method", "sid", "--images", 8, whole=True)
+    note = (
+        f"note: the recipe {tmp_path / 'toy.toml'} has no section [sid]: it takes total_images, "
+        "batch, microbatch, lr, ema_halflife, checkpoint_every and sigma_init from [toy], and has "
+        "no use for pull\n"
+    )
+    assert (code, note in said) == (0, True), said
+    settings = json.loads(load_state(tmp_path / "out" / "state.pt")["settings"])
+    assert (settings["method"], settings["microbatch"], settings["lr"]) == ("sid", 4, 3e-3)
+    assert settings["alpha"] == 1.0  # SiD's own default
+    assert distil("out", "--method", "sid", "--images", 16)[0] == 0  # the same command goes on
+
+
+@pytest.mark.parametrize(
+    ("text", "method", "said"),
+    [
+        (RECIPE, "tyo", "no method 'tyo': choose of sid, "),
+        (RECIPE, "", "no method '': choose of sid, "),
+        (
+            RECIPE[: RECIPE.index("[toy]")] + SID_SECTION,
+            "toy",
+            "which has no section [toy], by the entries of [sid]: toy.pull: Field required",
+        ),
+    ],
+)
+def test_a_method_that_cannot_be_chosen_is_refused_by_name(distil, tmp_path, text, method, said):
+    code, line = distil("out", "--method", method, text=text)
+    assert (code, said in line) == (2, True), line
+    assert not (tmp_path / "out").exists()
