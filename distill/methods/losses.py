@@ -1,4 +1,4 @@
-"""The losses of Score identity Distillation (arXiv 2404.04057) and of its warm start. Pure.
+"""The losses of Score identity Distillation (arXiv 2404.04057), its warm start, and DMD. Pure.
 
 Notation: x the generator's image, y = x + sigma eps, a = D_phi(y) the teacher's denoised
 image, b = D_psi(y) that of the fake-score network, which learns the generator's own images.
@@ -104,6 +104,30 @@ def generator_loss_parts(
         raise ValueError(f'weighting must be "sid" or "none", not {weighting!r}')
     weight = sample_weight(images, teacher_denoised)
     return identity / weight, gap / weight
+
+
+def distribution_matching_loss(
+    images: Tensor, teacher_denoised: Tensor, fake_denoised: Tensor
+) -> Tensor:
+    """|x - sg(x - g)|^2 / 2 with g = (b - a) / w: DMD's loss (arXiv 2311.18828, equations 7, 8).
+
+    Its gradient to x is g, which the paper writes as a difference of scores: with the noise's
+    factor sigma^2 in its weight, scores become denoised images. Nothing flows through a and b. To
+    go along -g is to go towards what the data have more of than the generator. The value is
+    |g|^2 / 2 and no measure of convergence, for w changes along.
+
+    Args:
+        images: generated images x [N, C, H, W].
+        teacher_denoised: a, shaped like `images`.
+        fake_denoised: b, shaped like `images`.
+
+    Returns:
+        [N, C, H, W].
+    """
+    weight = sample_weight(images, teacher_denoised)
+    gradient = (fake_denoised.detach() - teacher_denoised.detach()) / weight
+    # x - sg(x) is 0 to the bit, where x - sg(x - g) would round g away beside x.
+    return (images - images.detach() + gradient) ** 2 / 2
 
 
 def sample_weight(images: Tensor, teacher_denoised: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from typing import Any
 
 from distill.errors import UserError
+from distill.methods.dmd import Dmd
 from distill.methods.sid import Sid
 from distill.recipe import RECIPE_ENTRIES, Recipe, checked_section
 from distill.training.method import Method
 from distill.training_config import DistillationConfig
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Sid,)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Sid, Dmd)}
 
 
 def method_section(recipe: Recipe, name: str, method: str | None = None) -> DistillationConfig:

@@ -4,25 +4,13 @@ arXiv 2404.04057, algorithm 1: the losses. The three networks and their steps ar
 distillation (`distill.training.distillation`).
 """
 
-import torch
 from pydantic import Field
 
-from distill.methods.losses import (
-    Weighting,
-    fake_score_loss,
-    generator_loss_parts,
-    sample_weight,
-)
-from distill.schedules import generator_sigmas, training_sigmas
+from distill.methods.denoising import denoising_loss, noised_images
+from distill.methods.losses import Weighting, generator_loss_parts, sample_weight
 from distill.training.learner import Loss
 from distill.training.method import HalfStep, Method
-from distill.training.nonfinite import (
-    masked_mean,
-    masked_sum,
-    nonfinite_samples,
-    share,
-    zero_masked,
-)
+from distill.training.nonfinite import masked_mean, masked_sum, nonfinite_samples, share
 from distill.training_config import DistillationConfig
 
 
@@ -59,31 +47,12 @@ class Sid(Method):
 
     def fake_score_loss(self, half: HalfStep) -> Loss:
         """How well psi denoises the generator's images (SiD equation 22)."""
-        config = self.config
-        latents, labels = half.draw_inputs()
-        with torch.no_grad():
-            images = half.generate(latents, labels)
-        images, augmentation = half.augment(images)
-        # A NaN must not enter psi, where it would reach the gradients of all weights.
-        nothing_to_learn = nonfinite_samples(images)
-        images = zero_masked(nothing_to_learn, images)
-        normal = torch.randn(len(images), 1, 1, 1, device=images.device)
-        sigma = training_sigmas(normal, config.noise_mean, config.noise_std)
-        noisy = images + sigma * torch.randn_like(images)
-        denoised = half.fake_score(noisy, sigma, labels, augmentation)
-        loss = fake_score_loss(images, denoised, sigma)
-        left_out = nothing_to_learn | nonfinite_samples(loss)
-        total = masked_sum(left_out, loss, denoised) * (config.fake_loss_scale / config.batch)
-        return Loss(total, share(left_out), {"loss/fake_score": masked_mean(left_out, loss)})
+        return denoising_loss(half, self.config.fake_loss_scale)
 
     def generator_loss(self, half: HalfStep) -> Loss:
         """How far psi's score is from phi's at theta's images (SiD equations 20, 23, 24)."""
         config = self.config
-        latents, labels = half.draw_inputs()
-        images = half.generate(latents, labels)
-        u = torch.rand(len(images), 1, 1, 1, device=images.device)
-        sigma = generator_sigmas(u, config.t_max)
-        noisy = images + sigma * torch.randn_like(images)
+        images, noisy, sigma, labels = noised_images(half, config.t_max)
         a = half.teacher(noisy, sigma, labels)
         b = half.fake_score(noisy, sigma, labels)
         identity, gap = generator_loss_parts(images, a, b, config.weighting)

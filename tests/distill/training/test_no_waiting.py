@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.data.augment import AUGMENT_DIM
 from distill.data.datasets import Dataset
+from distill.methods.dmd import Dmd
 from distill.methods.pairs import Pairs
 from distill.methods.regression import RegressionTraining
 from distill.methods.sid import Sid, SidConfig
@@ -81,11 +82,15 @@ def make_teacher(classes, augmented=0.5, precision="float32", architecture="ddpm
     return TeacherTraining(shape, config, dataset, CPU)
 
 
-def make_sid(classes, augmented=0.5, frequencies=None, precision="float32"):
-    config = SidConfig(
+def make_sid(classes, augmented=0.5, frequencies=None, precision="float32", method=Sid):
+    config = method.section(
         augment=augmented, class_frequencies=frequencies, precision=precision, **LOOP
     )
-    return Distillation(Sid(config), Denoiser(network(classes, AUGMENT_DIM)), CPU)
+    return Distillation(method(config), Denoiser(network(classes, AUGMENT_DIM)), CPU)
+
+
+def make_dmd(classes, **options):
+    return make_sid(classes, method=Dmd, **options)
 
 
 def make_regression(classes):
@@ -107,6 +112,8 @@ def make_regression(classes):
         (make_sid, {"classes": 0}),
         (make_sid, {"classes": 3, "frequencies": (1, 0, 2)}),
         (make_sid, {"classes": 3, "augmented": 0, "precision": "bfloat16"}),
+        (make_dmd, {"classes": 3}),
+        (make_dmd, {"classes": 0, "augmented": 0, "precision": "bfloat16"}),
         (make_regression, {"classes": 3}),
         (make_regression, {"classes": 0}),
     ],
@@ -164,7 +171,7 @@ def test_a_wait_is_found(wait, where, monkeypatch):
             output.register_hook(lambda gradient: wait(gradient) and None)
         return masked_sum(left_out, loss, output)
 
-    monkeypatch.setattr("distill.methods.sid.masked_sum", planted)
+    monkeypatch.setattr("distill.methods.denoising.masked_sum", planted)
     training = make_sid(3)
     with NoWaiting(), pytest.raises(WaitedError):
         training.step(0)
@@ -180,11 +187,12 @@ def half_step(classes, frequencies=None):
 
 @pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize("name", ["fake_score_loss", "generator_loss"])
-def test_losses_need_no_value_and_nothing_of_the_host(name, classes):
+@pytest.mark.parametrize("method", [Sid, Dmd])
+def test_losses_need_no_value_and_nothing_of_the_host(method, name, classes):
     """torch's meta device knows shapes alone: to read from it, by whatever way, is an error."""
     frequencies = torch.rand(classes, dtype=torch.float64, device="meta") if classes else None
     half = half_step(classes, frequencies)
     with NoWaiting():
-        getattr(Sid(half.config), name)(half).total.backward()
+        getattr(method(half.config), name)(half).total.backward()
     with pytest.raises((RuntimeError, NotImplementedError)):
         nonfinite_samples(half.draw_inputs()[0]).tolist()
