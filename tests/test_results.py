@@ -1,4 +1,4 @@
-"""docs/results.md and its pages: each command runs, and each figure stands on its page.
+"""docs/results.md, its pages and docs/methods.md: commands run, figures stand on their pages.
 
 Every command in a code block of these pages is run as it stands, but at toy size (`TOY`): small
 networks, few images, fractions of a second of load. What cannot run here is marked in the page
@@ -31,6 +31,7 @@ COMPARE = ROOT / "tests" / "compare"
 PAGES = [
     *sorted((ROOT / "docs" / "results").glob("*.md")),
     ROOT / "docs" / "notebook.md",
+    ROOT / "docs" / "methods.md",
     COMPARE / "README.md",
 ]
 # Each pattern makes a command smaller and leaves it the command that it is.
@@ -74,6 +75,9 @@ TOY = [
     # An older checkout is not at hand: this one takes both places.
     (r"git worktree add .*", "true"),
     (r"two_gateways\.py .*", "two_gateways.py . . --rounds 1 --seconds 0.2"),
+    # One row beside the teacher: each further one takes as long again.
+    (r"compare\.methods .*", "compare.methods --data runs/fashion --rows dmd --images 32 --seeds 0 "
+     "--evaluate-images 256"),
     (r"training_speed\.py --network.*", "training_speed.py --batch 2 --rounds 1 --steps 1"),
     (r"waiting\.py.*", "waiting.py --beside 1 --ways PASSIVE --rounds 1 --seconds 0 --batch 2"),
     (r"(colour_spread\.py)", r"\1 --images-per-class 2"),
