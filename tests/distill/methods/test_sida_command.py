@@ -15,6 +15,8 @@ from tests.distill.tiny_recipe import NETWORK, tiny_recipe
 
 SIDA = {"total_images": 16, "batch": 8, "frozen_images": 4, "sid_images": 0, "alpha": 1.2}
 
+FACTS = {"role": "teacher", "licence": "Apache-2.0", "data": "others, 60000 images"}
+
 
 def network(seed, **changes):
     torch.manual_seed(seed)
@@ -45,7 +47,7 @@ def distil(tmp_path, monkeypatch, capsys):
     teacher, recipe = tmp_path / "teacher.safetensors", tmp_path / "tiny.toml"
 
     def run(*arguments, classes=("a", "b"), **sections):
-        save_network(teacher, network(0), {"role": "teacher", "classes": list(classes)})
+        save_network(teacher, network(0), FACTS | {"classes": list(classes)})
         recipe.write_text(tiny_recipe({"label_dim": 2}, **sections or {"sida": SIDA}))
         common = ["--recipe", recipe, "--teacher", teacher, "--features", "none", "--device", "cpu"]
         command = ["sid-distill", "run", *common, "--out", tmp_path / "out", *arguments]
@@ -83,7 +85,8 @@ def test_a_finished_generator_goes_on_with_real_images(distil, tmp_path):
     assert code == 0, said
     drawn, metadata = load_network(tmp_path / "out" / "network.safetensors")
     assert not torch.equal(next(drawn.parameters()), next(iter(start.values())))
-    assert metadata["real_images"] == "images, 6 images"
+    assert metadata["data"] == "images, 6 images"
+    assert metadata.get("licence") is None, "nobody has spoken for these images"
     assert metadata["sigma_init"] == 3.5
     assert json.loads((tmp_path / "out" / "run.json").read_text())["data"] == str(data)
 

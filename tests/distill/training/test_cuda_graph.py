@@ -146,6 +146,7 @@ def test_replayed_steps_are_the_eager_ones_to_the_bit(make, changes):
         assert learner.skipped.item() == 2
 
 
+@pytest.mark.slow
 def test_a_schedule_goes_on_in_replayed_steps():
     """A generator that rests has no graphs yet; later its shares of the losses change in them."""
     training, recorder = graphed(make_sida())
