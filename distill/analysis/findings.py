@@ -2,11 +2,14 @@
 
 # The letters are the paper's: ruff: noqa: RUF001
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from distill.analysis.curve import Curve, PowerLaw, fit_line, fit_power_law
 from distill.analysis.paired_images import ClassComparison
 from distill.analysis.probe import Probe
+from distill.analysis.scalars import ACCURACIES, CROSS_ENTROPY, PARTS, Series
 from distill.analysis.trend import SPAN
 
 RECALLS_FOR_A_TREND = 5
@@ -114,6 +117,25 @@ def describe_gap(probe: Probe) -> list[str]:
             "to tell them apart."
         )
     )
+    return sentences
+
+
+def describe_discriminator(scalars: Mapping[str, Series]) -> list[str]:
+    """What a discriminator tells apart late in a run, and how much the generator hears of it."""
+    on_real, on_fake = (scalars[name].late for name in ACCURACIES.values())
+    sentences = [
+        f"Late in the run the discriminator is right about {on_real:.0%} of what it sees in real "
+        f"images and {on_fake:.0%} in generated ones; its cross-entropy is "
+        f"{scalars[CROSS_ENTROPY].late:.3f}, where guessing has {np.log(2):.3f}."
+    ]
+    if all(name in scalars for name in PARTS.values()):
+        identity, gap, adversarial = (abs(scalars[name].late) for name in PARTS.values())
+        larger = max(identity, gap)
+        if larger > 0:
+            sentences.append(
+                f"The adversarial part of the generator's loss is {adversarial / larger:.2g} times "
+                "the larger of the other two."
+            )
     return sentences
 
 

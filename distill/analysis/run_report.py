@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.analysis import findings, image_plots, probe_plots
+from distill.analysis import adversarial_plots, findings, image_plots, probe_plots
 from distill.analysis.curve import Curve, read_curve
 from distill.analysis.curve_plots import plot_curve, plot_variety
 from distill.analysis.paired_images import compare_classes, draw_paired_images
@@ -25,6 +25,7 @@ from distill.analysis.run_folder import (
     load_networks,
     teacher_file,
 )
+from distill.analysis.scalars import ACCURACIES, CROSS_ENTROPY, PARTS, read_scalars
 from distill.analysis.trend import Trend, describe_trend, recent_trend
 from distill.errors import UserError
 from distill.evaluation.precision_recall import IMAGES_ALONG_A_RUN
@@ -42,6 +43,7 @@ def analyze_run(folder: Path, options: Options) -> Report:
     report = Report(options)
     teacher = teacher_file(folder, options.teacher)
     _optional(report, "Distance", lambda: _add_curve(report, folder, teacher))
+    _add_discriminator(report, folder)
     if reason := explain_missing_networks(folder, teacher):
         report.left_out.append(f"Score gap and classes: {reason}.")
     else:
@@ -121,6 +123,30 @@ def _trend(curve: Curve) -> tuple[Trend | None, str | None]:
         return recent_trend(curve), None
     except UserError as error:
         return None, str(error)
+
+
+def _add_discriminator(report: Report, folder: Path) -> None:
+    """What an adversarial run logged of it; nothing for a run without a discriminator."""
+    scalars = read_scalars(folder)
+    if not {*ACCURACIES.values(), CROSS_ENTROPY} <= scalars.keys():
+        return
+    section = report.section(
+        "What the discriminator tells apart", findings.describe_discriminator(scalars)
+    )
+    report.plot(
+        section,
+        "discriminator",
+        adversarial_plots.plot_discriminator(scalars),
+        "Single steps. Left: the share of the discriminator's logits with the right sign, of noisy "
+        "images; at 0.5 on both it cannot tell them apart, at 1 the generator has nothing to learn "
+        "from it. Right: the parts of the generator's loss, an element of an image; they are "
+        "weighed against each other as they stand, and their sum says nothing of convergence.",
+    )
+    report.numbers["discriminator"] = {
+        name: {"images_seen": scalars[name].images.tolist(), "value": numbers(scalars[name].values)}
+        for name in (*ACCURACIES.values(), CROSS_ENTROPY, *PARTS.values())
+        if name in scalars
+    }
 
 
 def _add_probe(report: Report, networks: Networks) -> None:

@@ -62,10 +62,11 @@ def analyze(
 ) -> None:
     """Report how far a run came, and where its generator falls short of the teacher.
 
-    One HTML page: the distance against images seen with its fitted slope; the score gap by noise
-    level, and how well the fake score knows the generator; the teacher's images beside the
-    generator's, class by class; samples along the way. Several runs: their curves, settings,
-    samples and score gaps. What a folder lacks is left out and named.
+    One HTML page: the distance against images seen with its fitted slope; of an adversarial run
+    what its discriminator tells apart; the score gap by noise level, and how well the fake score
+    knows the generator; the teacher's images beside the generator's, class by class; samples along
+    the way. Several runs: their curves, settings, samples and score gaps. What a folder lacks is
+    left out and named.
     """
     from distill.analysis.plotting import style
     from distill.analysis.report import Options

@@ -151,7 +151,7 @@ def run(
 ) -> None:
     """Distil a teacher into a generator of one step or a few: by SiD, without data, or otherwise.
 
-    Of --data and --background only a method that learns from real images knows what to do. The
+    --data and --background are for a method that learns from real images beside its teacher. The
     result is OUT/network.safetensors; OUT/curve.jsonl holds the distance along the way.
     """
     keep_freed_memory()
@@ -238,7 +238,12 @@ def run(
         if start is not None:
             metadata["started_from"] = start.described
         if dataset is not None:
-            metadata["real_images"] = f"{dataset.name}, {len(dataset)} images"
+            learned_from = f"{dataset.name}, {len(dataset)} images"
+            # A licence is never assumed of images that nobody has spoken for: publish asks.
+            if learned_from != origin.get("data"):
+                metadata["data"] = learned_from
+                if chosen.licence_for(dataset.name) != origin.get("licence"):
+                    metadata.pop("licence", None)
 
         def distance(generator: "Denoiser") -> dict[str, Any]:
             assert extractor is not None

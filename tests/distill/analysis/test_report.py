@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 from distill.analysis import paired_images as compared
 from distill.analysis.comparison import differing_settings, labels_of
 from distill.analysis.curve import Curve, PowerLaw
 from distill.analysis.findings import describe_curve
 from distill.analysis.image_plots import pair_strip
+from distill.analysis.scalars import ACCURACIES, CROSS_ENTROPY, PARTS
 from distill.checkpoints import save_network, save_state, sha256_of_weights
 from distill.commands.analyze import analyze
 from distill.errors import UserError
@@ -111,6 +113,43 @@ def test_a_run_with_everything_is_shown_whole(tmp_path):
     plots = {"curve", "score-gap", "classes"}
     assert {file.stem for file in (tmp_path / "plots").iterdir()} == plots
     assert page.count("<svg") == len(plots)
+
+
+def log_discriminator(run, rested=2):
+    """As an adversarial run does, whose generator rests at first."""
+    with SummaryWriter(str(run)) as events:
+        for step in range(10):
+            seen = 400 * (step + 1)
+            events.add_scalar(ACCURACIES["real"], 0.5 + 0.02 * step, seen)
+            events.add_scalar(ACCURACIES["fake"], 0.9, seen)
+            events.add_scalar(CROSS_ENTROPY, 0.6, seen)
+            if step >= rested:
+                for name, value in zip(PARTS.values(), (0.1, -0.2, 0.05), strict=True):
+                    events.add_scalar(name, value, seen)
+
+
+@pytest.mark.slow
+def test_an_adversarial_run_shows_what_its_discriminator_tells(tmp_path):
+    (tmp_path / "run").mkdir()
+    log_discriminator(tmp_path / "run")
+    page, numbers = report(tmp_path / "run", plots=tmp_path / "plots")
+    assert headings(page) == ["What the discriminator tells apart", "Left out, and why"]
+    told = numbers["discriminator"]
+    assert told[ACCURACIES["real"]]["value"][0] == pytest.approx(0.5)
+    assert told[PARTS["adversarial"]]["images_seen"] == [400.0 * n for n in range(3, 11)]
+    first, second = numbers["findings"]
+    assert "right about 67% of what it sees in real images and 90% in generated ones" in first
+    assert "cross-entropy is 0.600, where guessing has 0.693" in first
+    assert "0.25 times the larger of the other two" in second
+    assert (tmp_path / "plots" / "discriminator.png").is_file()
+
+
+def test_a_discriminator_of_a_generator_that_rests_is_shown_too(tmp_path):
+    log_discriminator(tmp_path, rested=10)
+    page, numbers = report(tmp_path)
+    assert len(numbers["findings"]) == 1
+    assert PARTS["adversarial"] not in numbers["discriminator"]
+    assert page.count("<svg") == 1
 
 
 @pytest.mark.slow

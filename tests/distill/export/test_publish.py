@@ -15,6 +15,7 @@ from distill.checkpoints import load_network, save_network
 from distill.cli import app
 from distill.errors import UserError
 from distill.export.onnx import export_onnx
+from distill.methods.registry import METHODS
 from distill.networks import Denoiser
 from distill.networks.edm import EdmConfig
 from distill.recipe import RECIPES, load_recipe
@@ -95,7 +96,13 @@ def distil(folder, *options, **metadata):
 @pytest.mark.parametrize("recipe", sorted(file.stem for file in RECIPES.glob("*.toml")))
 def test_what_a_shipped_recipe_has_distilled_is_published(tmp_path, publish_toy, recipe):
     # The start level is the exported graph's, whatever the recipe's.
-    generator = distil(tmp_path, "--recipe", recipe, "--sigma-init", 2.5)
+    options = ["--recipe", recipe, "--sigma-init", 2.5]
+    if METHODS[load_recipe(recipe).method].needs_images:
+        for name in "abc":
+            (tmp_path / "images" / name).mkdir(parents=True)
+            Image.new("L", (8, 8), 10 * ord(name) % 256).save(tmp_path / "images" / name / "0.png")
+        options += ["--data", tmp_path / "images"]
+    generator = distil(tmp_path, *options)
     manifest, _ = publish_toy(generator, "--licence", "MIT")
     assert manifest.training["recipe"] == recipe
     assert manifest.training.get("generator_betas") == {"ffhq64": "[0.9, 0.999]"}.get(recipe)
@@ -114,6 +121,8 @@ def test_what_was_distilled_with_every_option_of_run_is_published(tmp_path, publ
         "--teacher",
         "--generator",
         "--reference",
+        "--data",
+        "--background",
         "--shard",
         "--no-cuda-graph",
         *SMALL_RUN,

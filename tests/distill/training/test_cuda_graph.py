@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from PIL import Image
+from torch.utils._pytree import tree_map
 
 from distill.checkpoints import save_network
 from distill.cli import app
@@ -15,6 +16,7 @@ from distill.data.datasets import Dataset
 from distill.methods.pairs import Pairs
 from distill.methods.regression import RegressionTraining
 from distill.methods.sid import Sid, SidConfig
+from distill.methods.sida import Sida, SidaConfig
 from distill.methods.teacher import TeacherTraining
 from distill.networks import Denoiser
 from distill.networks.edm import EdmConfig
@@ -58,13 +60,23 @@ def make_sid(context=CPU, **changes):
     return Distillation(Sid(config), network(), context)
 
 
-def make_teacher(context=CPU, **changes):
+def noise():
     pixels = torch.randint(
         256, (30, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
     )
-    dataset = Dataset("noise", pixels, torch.arange(30) % 3, ("a", "b", "c"))
+    return Dataset("noise", pixels, torch.arange(30) % 3, ("a", "b", "c"))
+
+
+def make_sida(context=CPU, **changes):
+    """Its generator rests, then learns by SiD alone, then by both, all while steps are replayed."""
+    stages = {"frozen_images": BATCH, "sid_images": 5 * BATCH, "adversarial_weight": 1.0}
+    config = SidaConfig(**LOOP | {"augment": 0.3} | stages | changes)
+    return Distillation(Sida(config), network(), context, dataset=noise())
+
+
+def make_teacher(context=CPU, **changes):
     config = TeacherConfig(**LOOP | {"augment": 0.3, "warmup": 30} | changes)
-    training = TeacherTraining(NETWORK, config, dataset, context)
+    training = TeacherTraining(NETWORK, config, noise(), context)
     training.learner.network.load_state_dict(network().state_dict())
     return training
 
@@ -85,8 +97,9 @@ def graphed(training, recorder=None):
 def run(training, steps=STEPS, spoiled=(), between=lambda _step: None):
     """Take steps; in those of `spoiled` the learning networks draw or see NaN. Return all."""
     factor = torch.ones((), device=training.context.device)
+    spoil = lambda _m, _i, output: tree_map(lambda part: part * factor, output)  # noqa: E731
     for learner in training.learners.values():
-        learner.network.register_forward_hook(lambda _m, _i, output: output * factor)
+        learner.network.register_forward_hook(spoil)
     logged = []
     for step in range(steps):
         between(step)
@@ -143,6 +156,16 @@ def test_replayed_steps_of_a_generator_of_two_steps_are_the_eager_ones_to_the_bi
     few = EAGER_STEPS + 2
     assert equal(run(training, steps=few), run(make(), steps=few))
     assert recorder.replayed == (few - EAGER_STEPS) * 6
+
+
+@pytest.mark.slow
+def test_a_schedule_goes_on_in_replayed_steps():
+    """A generator that rests has no graphs yet; later its shares of the losses change in them."""
+    training, recorder = graphed(make_sida())
+    assert equal(run(training), run(make_sida()))
+    assert recorder.recorded == graphs_of(training)
+    rested = 2
+    assert recorder.replayed == 3 * (2 * (STEPS - EAGER_STEPS) - rested)
 
 
 def test_a_step_that_is_skipped_is_not_what_a_capture_is_compared_on():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distill.checkpoints import load_network, load_state, save_network
@@ -112,6 +113,26 @@ def test_a_sharded_network_learns_the_same(arguments, tmp_path):
     torch.testing.assert_close(weights(sharded), weights(whole), rtol=0, atol=1e-4)
     output = run(2, *arguments, sharded, "--images", 96, "--dropout", 0, "--shard")
     assert "96 images:" in output, "a sharded run resumes too"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", [(), ("--shard",)], ids=["copied", "sharded"])
+def test_a_discriminator_learns_the_same_on_two_processes(arguments, tmp_path, spread):
+    """Two passes through one encoder before a backward pass, and real images by micro-batch."""
+    for number, name in enumerate("ab"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(3):
+            image = Image.new("L", (8, 8), 40 + 100 * number + 20 * i)
+            image.save(tmp_path / "images" / name / f"{i}.png")
+    recipe = arguments[arguments.index("--recipe") + 1]
+    recipe.write_text(RECIPE.replace("[sid]", "[sida]\nfrozen_images = 8\nsid_images = 8"))
+    options = ("--data", tmp_path / "images", "--images", 48, "--dropout", 0)
+    run(1, *arguments, tmp_path / "one", *options)
+    output = run(2, *arguments, tmp_path / "two", *options, *spread)
+    assert output.count("6 grey images") == 1, "only one process talks"
+    torch.testing.assert_close(
+        weights(tmp_path / "two"), weights(tmp_path / "one"), rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.slow

@@ -15,11 +15,13 @@ from distill.methods.dmd import Dmd
 from distill.methods.pairs import Pairs
 from distill.methods.regression import RegressionTraining
 from distill.methods.sid import Sid, SidConfig
+from distill.methods.sida import Sida, SidaConfig
 from distill.methods.teacher import TeacherTraining
 from distill.networks import Denoiser
 from distill.networks.edm import EdmConfig
 from distill.training.distillation import Distillation
 from distill.training.distributed import DistributedContext
+from distill.training.examples import Examples
 from distill.training.method import HalfStep
 from distill.training.nonfinite import masked_sum, nonfinite_samples
 from distill.training_config import RegressionConfig, TeacherConfig
@@ -73,13 +75,16 @@ def network(classes, augment_dim=0, dropout=0.1, architecture="ddpmpp"):
     )  # fmt: skip
 
 
-def make_teacher(classes, augmented=0.5, precision="float32", architecture="ddpmpp"):
+def ramp(classes):
     pixels = torch.arange(30 * 192).remainder(255).to(torch.uint8).view(30, 3, 8, 8)
     names = tuple(map(str, range(classes)))
-    dataset = Dataset("ramp", pixels, torch.arange(30) % max(classes, 1), names)
+    return Dataset("ramp", pixels, torch.arange(30) % max(classes, 1), names)
+
+
+def make_teacher(classes, augmented=0.5, precision="float32", architecture="ddpmpp"):
     config = TeacherConfig(augment=augmented, precision=precision, **LOOP)
     shape = network(classes, AUGMENT_DIM if augmented else 0, architecture=architecture)
-    return TeacherTraining(shape, config, dataset, CPU)
+    return TeacherTraining(shape, config, ramp(classes), CPU)
 
 
 def make_sid(classes, augmented=0.5, frequencies=None, precision="float32", method=Sid, **few_step):
@@ -91,6 +96,16 @@ def make_sid(classes, augmented=0.5, frequencies=None, precision="float32", meth
 
 def make_dmd(classes, **options):
     return make_sid(classes, method=Dmd, **options)
+
+
+def make_sida(classes, augmented=0.5, precision="float32", mean_over="microbatch"):
+    """Its generator rests in the first step, and the second is of SiD alone."""
+    config = SidaConfig(
+        augment=augmented, precision=precision, mean_over=mean_over, frozen_images=4, sid_images=9,
+        **LOOP,
+    )  # fmt: skip
+    teacher = Denoiser(network(classes, AUGMENT_DIM))
+    return Distillation(Sida(config), teacher, CPU, dataset=ramp(classes))
 
 
 def make_regression(classes):
@@ -116,6 +131,9 @@ def make_regression(classes):
         (make_dmd, {"classes": 0, "augmented": 0, "precision": "bfloat16"}),
         (make_sid, {"classes": 3, "steps": 4}),
         (make_sid, {"classes": 0, "augmented": 0, "steps": 2, "renoise": "fresh"}),
+        (make_sida, {"classes": 3}),
+        (make_sida, {"classes": 0, "mean_over": "sample"}),
+        (make_sida, {"classes": 3, "augmented": 0, "precision": "bfloat16"}),
         (make_regression, {"classes": 3}),
         (make_regression, {"classes": 0}),
     ],
@@ -179,22 +197,26 @@ def test_a_wait_is_found(wait, where, monkeypatch):
         training.step(0)
 
 
-def half_step(classes, frequencies=None, steps=1):
+def half_step(classes, frequencies=None, section=SidConfig, steps=1):
     """What a method is given, on a device that holds no data at all."""
     device = torch.device("meta")
-    config = SidConfig(augment=0.5, steps=steps, **LOOP)
+    config = section(augment=0.5, steps=steps, **LOOP)
     nets = [Denoiser(network(classes, AUGMENT_DIM)).to(device) for _ in range(3)]
-    return HalfStep(*nets, config, device, frequencies)
+    tensors = [ramp(classes).images.to(device), ramp(classes).labels.to(device)]
+    examples = Examples(tensors, config.images_per_call, device)
+    return HalfStep(*nets, config, device, frequencies, examples)
 
 
 @pytest.mark.parametrize(("classes", "steps"), [(0, 1), (3, 1), (3, 4)])
 @pytest.mark.parametrize("name", ["fake_score_loss", "generator_loss"])
-@pytest.mark.parametrize("method", [Sid, Dmd])
+@pytest.mark.parametrize("method", [Sid, Sida, Dmd])
 def test_losses_need_no_value_and_nothing_of_the_host(method, name, classes, steps):
     """torch's meta device knows shapes alone: to read from it, by whatever way, is an error."""
     frequencies = torch.rand(classes, dtype=torch.float64, device="meta") if classes else None
-    half = half_step(classes, frequencies, steps)
+    half = half_step(classes, frequencies, method.section, steps)
+    learns = method(half.config)
     with NoWaiting():
-        getattr(method(half.config), name)(half).total.backward()
+        learns.begin_step(0, half.device)
+        getattr(learns, name)(half).total.backward()
     with pytest.raises((RuntimeError, NotImplementedError)):
         nonfinite_samples(half.draw_inputs()[0]).tolist()
