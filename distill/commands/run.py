@@ -124,7 +124,8 @@ def run(
 ) -> None:
     """Distil a teacher into a one-step generator, without data (SiD).
 
-    The result is OUT/network.safetensors; OUT/curve.jsonl holds the distance along the way.
+    The result is OUT/network.safetensors; OUT/curve.jsonl holds the distance along the way, and
+    precision and recall if --reference holds features.
     """
     keep_freed_memory()
     from distill.evaluation.evaluate import measure, one_step_sampler
