@@ -255,8 +255,10 @@ def report(
     if context.is_main and stopped:
         typer.echo(f"stopped at {seen} images; the same command goes on from there")
     elif context.is_main:
-        why = early.why if early is not None and early.since is not None else ""
-        ended = f"; it ended early, for {why}" if why else ""
+        ended = ""
+        if early is not None:
+            by_images = "; --images ended it, before its trend could"
+            ended = by_images if early.since is None else f"; it ended early, for {early.why}"
         typer.echo(f"{seen} images: {out / 'network.safetensors'}{ended}")
     if stopped:
         raise typer.Exit(130)

@@ -152,7 +152,8 @@ def run(
     """Distil a teacher into a generator of one step or a few: by SiD, without data, or otherwise.
 
     --data and --background are for a method that learns from real images beside its teacher. The
-    result is OUT/network.safetensors; OUT/curve.jsonl holds the distance along the way.
+    result is OUT/network.safetensors; OUT/curve.jsonl holds the distance along the way, and
+    precision and recall if --reference holds features.
     """
     keep_freed_memory()
     from distill.evaluation.evaluate import few_step_sampler, measure

@@ -36,6 +36,7 @@ from distill.training_config import LoopConfig, current_precision
 from service.bundle import write_atomically
 
 LOG_EVERY = 50  # steps between two points of the TensorBoard curves
+MARKS = 500 * math.sqrt(2) ** np.arange(64)  # images seen at which a run is measured
 
 
 class Training(Protocol):
@@ -268,7 +269,7 @@ def _train(
                     events.add_scalar(f"skipped steps/{name}", tally.skipped, seen)
                     events.add_scalar(f"samples left out/{name}", tally.samples, seen)
             ended = seen >= training.end  # measured after the loop, once
-            if not ended and _crosses(before, seen, 500 * math.sqrt(2) ** np.arange(64)):
+            if not ended and _crosses(before, seen, MARKS):
                 measure()
                 look_at_curve()
             due |= before // config.checkpoint_every != seen // config.checkpoint_every

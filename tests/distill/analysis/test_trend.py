@@ -67,7 +67,8 @@ def test_a_run_that_falls_and_then_is_flat_is_ended_some_doublings_later(seed):
 
 
 def test_a_run_that_rises_is_ended_with_a_word():
-    _, why = ended_at(curve(5 * 2 ** (0.2 * DOUBLINGS)))
+    full = np.ones(len(IMAGES))
+    _, why = ended_at(curve(5 * 2 ** (0.2 * DOUBLINGS), rate_shares=full))
     assert why == (
         "the distance rises: a doubling of the images promises 14.9 % more distance (95 %: between "
         "14.9 % more and 14.9 % more), by the trend of 8 points at the full learning rate, 500 to "
@@ -109,7 +110,8 @@ def test_the_promise_is_said_with_its_interval():
     assert said.startswith("A doubling of the images promises ")
     assert "% less distance (95 %: between " in said
     assert said.endswith(
-        "trend of 8 points at the full learning rate, 128,000 to 1,448,155 images."
+        "by the trend of 8 points, 128,000 to 1,448,155 images; the run does not say which of them "
+        "are of a cooldown."
     )
 
 

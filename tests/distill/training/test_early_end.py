@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from distill.checkpoints import load_state
 from distill.methods.sid import Sid, SidConfig
 from distill.networks import Denoiser
 from distill.networks.edm import EdmConfig
+from distill.training import loop
 from distill.training.distillation import Distillation
 from distill.training.distributed import DistributedContext, join_process_group
 from distill.training.early_end import EarlyEnd
@@ -23,11 +25,11 @@ NETWORK = EdmConfig(
     img_resolution=8, img_channels=1, label_dim=2, model_channels=8, channel_mult=(1,),
     num_blocks=1, attn_resolutions=(), dropout=0.0,
 )  # fmt: skip
-# Steps are measured at 512, 768, 1024 and 1536 images.
 SID = SidConfig(
-    total_images=4096, cooldown=512, batch=256, lr=1e-3, ema_halflife=500, checkpoint_every=10**6,
+    total_images=128, cooldown=16, batch=8, lr=1e-3, ema_halflife=20, checkpoint_every=10**6,
     stop_gain=0.1,
 )  # fmt: skip
+MARKS = np.array([16, 24, 32, 48])
 METADATA = {"role": "generator", "classes": ["a", "b"]}
 
 
@@ -81,23 +83,31 @@ def assert_alike(a, b):
         assert a == b
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_images():
+    """A run is measured from a few images on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "MARKS", MARKS)
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that was never interrupted; its rule was content at 768 images."""
+    """A run that was never interrupted; its rule was content at 24 images."""
     folder = tmp_path_factory.mktemp("whole")
     asked = []
-    assert run(folder, make(), enough_at(700, asked)) == 1280
-    assert asked == [512, 768], "not in the cooldown"
+    assert run(folder, make(), enough_at(22, asked)) == 40
+    assert asked == [16, 24], "not in the cooldown"
     return folder
 
 
 def test_the_cooldown_follows_and_the_run_ends_after_it(whole):
     # A point's rate is that of the step before it.
-    assert points(whole) == [(512, 1.0), (768, 1.0), (1024, 1.0), (1280, 0.5)]
+    assert points(whole) == [(16, 1.0), (24, 1.0), (32, 1.0), (40, 0.5)]
     state = load_state(whole / "state.pt")
     assert (state["images_seen"], state["early_end"]) == (
-        1280,
-        {"since": 768, "why": "it is enough"},
+        40,
+        {"since": 24, "why": "it is enough"},
     )
     assert json.loads(state["settings"])["stop_gain"] == 0.1
 
@@ -105,29 +115,29 @@ def test_the_cooldown_follows_and_the_run_ends_after_it(whole):
 @pytest.mark.parametrize("interrupt_at", [2, 3])
 def test_an_interrupted_run_ends_alike_to_the_bit(interrupt_at, whole, tmp_path):
     """At the point where the rule decides, and in the cooldown."""
-    stopped_at = run(tmp_path, make(), enough_at(700), interrupt_at)
-    assert stopped_at == {2: 768, 3: 1024}[interrupt_at]
-    early = enough_at(700)
+    stopped_at = run(tmp_path, make(), enough_at(22), interrupt_at)
+    assert stopped_at == {2: 24, 3: 32}[interrupt_at]
+    early = enough_at(22)
     training = make()
-    assert run(tmp_path, training, early) == training.end == 1280
+    assert run(tmp_path, training, early) == training.end == 40
     assert early.why == "it is enough"
     assert_alike(load_state(tmp_path / "state.pt"), load_state(whole / "state.pt"))
     assert points(tmp_path) == points(whole)
     before = (tmp_path / "curve.jsonl").read_bytes()
-    assert run(tmp_path, make(), enough_at(0)) == 1280, "and nothing more happens"
+    assert run(tmp_path, make(), enough_at(0)) == 40, "and nothing more happens"
     assert (tmp_path / "curve.jsonl").read_bytes() == before
 
 
 def test_without_a_cooldown_it_ends_at_once_and_is_measured_once(tmp_path):
-    early = enough_at(700)
+    early = enough_at(22)
     early.cooldown = 0
-    assert run(tmp_path, make(cooldown=0), early) == 768
-    assert points(tmp_path) == [(512, 1.0), (768, 1.0)]
+    assert run(tmp_path, make(cooldown=0), early) == 24
+    assert points(tmp_path) == [(16, 1.0), (24, 1.0)]
 
 
 def test_the_rule_has_no_say_once_the_ordinary_cooldown_has_begun(tmp_path):
     asked = []
-    assert run(tmp_path, make(total_images=1024), enough_at(0, asked)) == 1024
+    assert run(tmp_path, make(total_images=32), enough_at(0, asked)) == 32
     assert asked == []
 
 
@@ -136,19 +146,20 @@ def test_a_run_may_go_on_by_another_rule(whole, tmp_path, capsys):
     folder.mkdir()
     for name in ("state.pt", "curve.jsonl"):
         (folder / name).write_bytes((whole / name).read_bytes())
-    training = make(total_images=1536, cooldown=0, stop_gain=None)
-    assert run(folder, training, None) == 1536
-    assert points(folder)[-1] == (1536, 1.0)
-    assert "was to end early, since 768 images (it is enough)" in capsys.readouterr().err
+    training = make(total_images=48, cooldown=0, stop_gain=None)
+    assert run(folder, training, None) == 48
+    assert points(folder)[-1] == (48, 1.0)
+    assert "was to end early, since 24 images (it is enough)" in capsys.readouterr().err
     assert "early_end" not in load_state(folder / "state.pt")
 
 
 def main(folder):
     """One of several processes; only the first may be asked."""
+    loop.MARKS = MARKS
     with join_process_group(torch.device("cpu")) as context:
         asked = []
-        early = enough_at(700, asked)
-        training = make(context, microbatch=64)
+        early = enough_at(22, asked)
+        training = make(context, microbatch=4)
         seen = run(Path(folder), training, early)
         print(f"ended: {context.rank}, {seen}, {asked}", flush=True)
 
@@ -163,7 +174,7 @@ def test_all_processes_end_together(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     ended = sorted(line for line in done.stdout.splitlines() if line.startswith("ended"))
-    assert ended == ["ended: 0, 1280, [512, 768]", "ended: 1, 1280, []"]
+    assert ended == ["ended: 0, 40, [16, 24]", "ended: 1, 40, []"]
 
 
 if __name__ == "__main__":
