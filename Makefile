@@ -5,7 +5,7 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := $(VENV)-newest
-.PHONY: help setup setup-dev setup-gpu run run-triton test test-fast test-newest soak gpu lint docs
+.PHONY: help setup setup-dev setup-gpu run run-triton test test-fast test-long test-newest soak gpu lint docs
 
 # The names of the packages that the base needs.
 define DEPENDENCIES
@@ -36,18 +36,22 @@ run: setup
 run-triton: $(VENV)/.triton
 	$(BIN)/sid triton --port $(PORT)
 
-# Run the whole test suite
+# Run the test suite, but for the longest tests (test-long)
 test: setup-dev
 	@# Trainings in any order, whichever process is free; servers by file, which shares them.
 	@echo "The first of two runs: training and tools"
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal \
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not long' \
 		--ignore tests/service --ignore tests/deploy
 	@echo "The second of two runs: the server and its deployment"
-	@$(BIN)/pytest -n 2 --dist loadfile tests/service tests/deploy
+	@$(BIN)/pytest -n 2 --dist loadfile -m 'not long' tests/service tests/deploy
 
 # Run the tests that need under two seconds each, in under two minutes: before a commit
 test-fast: setup-dev
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not long'
+
+# Run the tests that take longest, which test leaves out
+test-long: setup-dev
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m long
 
 # Run the server's tests with the newest releases of what it stands on, in .venv-newest
 test-newest:

@@ -95,7 +95,7 @@ def fashion_network(role):
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_commands_that_publish_prints_measure_and_draw(folder):
     teacher, generator = fashion_network("teacher"), fashion_network("generator")
     options = ["--name", "toy", "--models", folder / "my models"]

@@ -1,6 +1,5 @@
 """The graph for the CUDA provider, proved where there is no card: by its nodes' definitions."""
 
-from functools import cache
 from math import prod
 
 import numpy as np
@@ -17,7 +16,7 @@ from distill.checkpoints import save_network
 from distill.cli import app
 from distill.export.cuda_twin import expand_nodes
 from distill.export.one_step import PixelGenerator
-from distill.export.onnx import example_inputs, export_onnx
+from distill.export.onnx import example_inputs
 from distill.networks import Denoiser
 from distill.networks.edm import EdmConfig
 
@@ -128,16 +127,13 @@ def network(request):
     return awake(**NETWORKS[request.param])
 
 
-@pytest.fixture(scope="module")
-def export(network, tmp_path_factory):
-    """A function that exports the network in a precision, once each, for that takes seconds."""
-    folder = tmp_path_factory.mktemp("cuda")
+@pytest.fixture
+def export(network, export_once, tmp_path):
+    """A function that exports the network in a precision."""
 
-    @cache
     def export(precision):
-        path = folder / f"{precision}.onnx"
-        export_onnx(network, 2.5, path, precision, cuda=True)
-        return onnx.load(path)
+        export_once(network, 2.5, tmp_path / precision, precision, cuda=True)
+        return onnx.load(tmp_path / precision)
 
     return export
 
@@ -159,7 +155,10 @@ def assert_alike(images, expected, levels):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "levels"), [("float32", 1), ("float16", 4)])
+@pytest.mark.parametrize(
+    ("precision", "levels"),
+    [pytest.param("float32", 1, marks=pytest.mark.long), ("float16", 4)],
+)
 def test_it_draws_what_torch_draws_by_its_nodes_definitions(network, export, precision, levels):
     feed, expected = inputs_and_images(network, 2)
     session = ReferenceEvaluator(export(precision), new_ops=NODES)
@@ -237,10 +236,10 @@ def test_no_feature_map_is_transposed_outside_of_attention(network, export):
 
 
 @pytest.mark.slow
-def test_norms_take_the_activation_and_the_embedding_along(tmp_path):
+def test_norms_take_the_activation_and_the_embedding_along(tmp_path, export_once):
     counts = {}
     for name in ("ddpmpp", "adm"):
-        export_onnx(awake(name, model_channels=64), 2.5, tmp_path / name, "float16", cuda=True)
+        export_once(awake(name, model_channels=64), 2.5, tmp_path / name, "float16", cuda=True)
         model = onnx.load(tmp_path / name)
         counts[name] = [node.op_type for node in model.graph.node]
         assert "GroupNormalization" not in counts[name]

@@ -38,9 +38,9 @@ def network(label_dim, patch_size=1):
 @pytest.mark.slow
 @pytest.mark.parametrize("label_dim", [0, 3])
 @pytest.mark.parametrize("patch_size", [1, 2])
-def test_the_graph_draws_what_torch_draws(tmp_path, label_dim, patch_size):
+def test_the_graph_draws_what_torch_draws(tmp_path, export_once, label_dim, patch_size):
     denoiser = network(label_dim, patch_size)
-    export_onnx(denoiser, 2.5, tmp_path / "model.onnx")
+    export_once(denoiser, 2.5, tmp_path / "model.onnx")
     for batch in (1, 5):
         assert_draws_alike(denoiser, tmp_path / "model.onnx", batch, patch_size)
 
@@ -62,9 +62,9 @@ def assert_draws_alike(denoiser, graph, batch, patch_size):
 
 
 @pytest.mark.slow
-def test_the_graph_is_reproducible_and_tells_nothing_of_this_machine(tmp_path):
-    for name in ("a.onnx", "b.onnx"):
-        export_onnx(network(3), 2.5, tmp_path / name)
+def test_the_graph_is_reproducible_and_tells_nothing_of_this_machine(tmp_path, export_once):
+    export_once(network(3), 2.5, tmp_path / "a.onnx")
+    export_onnx(network(3), 2.5, tmp_path / "b.onnx")
     content = (tmp_path / "a.onnx").read_bytes()
     assert content == (tmp_path / "b.onnx").read_bytes()
     for trace in (b"site-packages", b"/work/", b"distill/", b".py"):
@@ -91,7 +91,7 @@ def measure(file, role, distance, evaluations):
 
 @pytest.fixture(scope="module")
 def first_version(tmp_path_factory):
-    """A bundle that was published once; exporting takes seconds, copying does not."""
+    """A bundle that was published once."""
     folder = tmp_path_factory.mktemp("published")
     generator = save_generator(folder / "generator.safetensors")
     return publish(generator, None, "letters", "", "MIT", folder / "models")
@@ -194,13 +194,15 @@ def test_a_publish_that_was_killed_half_way_is_undone_by_the_next(models, tmp_pa
 
 
 @pytest.mark.slow
-def test_what_is_built_never_lies_where_triton_would_take_it_for_a_model(tmp_path, monkeypatch):
+def test_what_is_built_never_lies_where_triton_would_take_it_for_a_model(
+    tmp_path, export_once, monkeypatch
+):
     generator = save_generator(tmp_path / "generator.safetensors")
     models, seen = tmp_path / "models", []
 
     def export(network, sigma_init, path, **options):
         seen.extend(models.iterdir())
-        return export_onnx(network, sigma_init, path, **options)
+        return export_once(network, sigma_init, path, **options)
 
     monkeypatch.setattr("distill.export.publish.export_onnx", export)
     publish(generator, None, "letters", "", "MIT", models)
@@ -265,9 +267,9 @@ def test_a_folded_network_computes_in_float16_wherever_its_tables_are(label_dim)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", ["wide", "narrow", "patched"])
-def test_the_form_for_processors_draws_the_same_images(tmp_path, width):
+def test_the_form_for_processors_draws_the_same_images(tmp_path, export_once, width):
     denoiser = wide_network() if width == "wide" else network(3, 2 if width == "patched" else 1)
-    export_onnx(denoiser, 2.5, tmp_path / "model.cpu.onnx", cpu=True)
+    export_once(denoiser, 2.5, tmp_path / "model.cpu.onnx", cpu=True)
     operators = [node.op_type for node in onnx.load(tmp_path / "model.cpu.onnx").graph.node]
     assert "GroupNormalization" not in operators, "ONNX Runtime has no kernel for it here"
     if width == "wide":
@@ -312,11 +314,11 @@ def test_lower_precisions_are_published_with_what_they_cost(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_graph_that_draws_other_images_is_never_published(tmp_path, monkeypatch):
+def test_a_graph_that_draws_other_images_is_never_published(tmp_path, export_once, monkeypatch):
     generator = save_generator(tmp_path / "generator.safetensors")
 
     def export(network, sigma_init, path, **options):
-        return export_onnx(network, sigma_init * 1.05, path, **options)
+        return export_once(network, sigma_init * 1.05, path, **options)
 
     monkeypatch.setattr("distill.export.publish.export_onnx", export)
     with pytest.raises(UserError, match=r"model.cpu.onnx is refused: .* from float32 torch"):
@@ -326,20 +328,20 @@ def test_a_graph_that_draws_other_images_is_never_published(tmp_path, monkeypatc
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
-def test_tensorrt_for_rtx_builds_every_precision_without_a_gpu(tmp_path, precision):
+def test_tensorrt_for_rtx_builds_every_precision_without_a_gpu(tmp_path, export_once, precision):
     pytest.importorskip("tensorrt_rtx")
-    export_onnx(network(3), 2.5, tmp_path / "model.onnx", precision)
+    export_once(network(3), 2.5, tmp_path / "model.onnx", precision)
     build_plan(tmp_path / "model.onnx", tmp_path / "p", Builder.rtx, capability="SM89")
     assert (tmp_path / "p").stat().st_size > 10_000
 
 
 @pytest.mark.slow
-def test_what_tensorrt_cannot_build_is_one_line(tmp_path):
+def test_what_tensorrt_cannot_build_is_one_line(tmp_path, export_once):
     pytest.importorskip("tensorrt_rtx")
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(UserError, match="tensorrt-rtx cannot read it") as refused:
         build_plan(tmp_path / "model.onnx", tmp_path / "p", Builder.rtx)
     assert "\n" not in str(refused.value)
-    export_onnx(network(3), 2.5, tmp_path / "model.onnx", "float32")
+    export_once(network(3), 2.5, tmp_path / "model.onnx", "float32")
     with pytest.raises(UserError, match="only tensorrt-rtx builds for a card that is not here"):
         build_plan(tmp_path / "model.onnx", tmp_path / "p", Builder.rtx, capability="SM90")

@@ -7,7 +7,6 @@ from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2
 
 from distill.errors import UserError
-from distill.export.onnx import export_onnx
 from distill.export.publish import publish
 from distill.export.tensorrt import Builder, build_plan
 from distill.export.triton import INSTANCES, MAX_BATCH_SIZE, TritonOptions, triton_config
@@ -93,11 +92,11 @@ def test_no_two_graphs_share_an_engine_in_the_cache(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_graph_is_named_by_its_content(tmp_path):
+def test_a_graph_is_named_by_its_content(tmp_path, export_once):
     """Two versions of one model share the rest of what the cache goes by."""
     names = []
     for scale in (2.5, 2.6):
-        export_onnx(network(3), scale, tmp_path / "model.onnx")
+        export_once(network(3), scale, tmp_path / "model.onnx")
         names.append(onnx.load(tmp_path / "model.onnx").graph.name)
     assert len(set(names)) == 2
 

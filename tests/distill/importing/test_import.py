@@ -57,9 +57,9 @@ def draw(bundle, references):
 @pytest.mark.parametrize(
     ("name", "classes", "shape"),
     [
-        ("ddpmpp", ["0", "1", "2", "3", "4"], (32, 32, 1)),
+        pytest.param("ddpmpp", list("01234"), (32, 32, 1), marks=pytest.mark.long),
         ("ncsnpp", [], (16, 16, 1)),
-        ("adm", [str(index) for index in range(10)], (32, 32, 3)),
+        pytest.param("adm", list("0123456789"), (32, 32, 3), marks=pytest.mark.long),
     ],
 )
 def test_a_generator_goes_straight_to_the_gateway(name, classes, shape):

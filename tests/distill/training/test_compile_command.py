@@ -47,7 +47,7 @@ def teacher(tmp_path):
     return train
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_teacher_is_the_eager_one_and_either_resumes_the_other(teacher, tmp_path):
     compiled, eager = teacher("compiled", "on"), teacher("eager", "off")
     assert compiled.returncode == eager.returncode == 0, compiled.stderr + eager.stderr

@@ -102,7 +102,7 @@ def test_two_processes_run_the_same_curve_as_one(arguments, tmp_path):
     assert load_network(two / "network.safetensors")[1]["images_seen"] == 400
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sharded_network_learns_the_same(arguments, tmp_path):
     """Without dropout, whose draws follow the memory layout, which sharding changes."""
     whole, sharded = tmp_path / "whole", tmp_path / "sharded"
