@@ -1,6 +1,7 @@
 """The command `sid` as a person meets it: its output and its exit status."""
 
 import logging
+import re
 import sys
 from typing import NamedTuple
 
@@ -126,10 +127,11 @@ def test_other_engines_draw_too(sid, monkeypatch, engine):
 
 
 def test_the_catalogue_is_a_table(sid, models):
-    write_bundle(models, "plain", classes=[])
+    write_bundle(models, "plain", classes=[], steps=4)
     done = sid("models")
     assert done.status == 0
-    for word in ("name", "plain", "tiny", "8x8x1", "Dress", "Apache-2.0"):
+    assert re.search(r"plain +1 +8x8x1 +4 ", done.stdout)
+    for word in ("name", "steps", "plain", "tiny", "8x8x1", "Dress", "Apache-2.0"):
         assert word in done.stdout
 
 

@@ -163,6 +163,7 @@ def test_forms_and_walks_are_the_servers(sid, url):
 def test_models_are_typed_cards(sid):
     (card,) = sid.models()
     assert (card.name, card.version, card.resolution, card.channels) == ("tiny", 1, 8, 1)
+    assert card.steps == 1
     assert card.classes == ("T-shirt/top", "Trouser", "Dress")
     assert card.tag == f"tiny:1:{card.digest}:float32"
 

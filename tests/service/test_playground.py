@@ -75,7 +75,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("playground")
     models = folder / "models"
     write_bundle(models, classes=["Trouser", "O'Brien & sons", "Dress"])
-    write_bundle(models, "colour", channels=3, resolution=16)
+    write_bundle(models, "colour", channels=3, resolution=16, steps=2)
     write_bundle(models, "plain", classes=[])
     write_bundle(models, "digits", classes=["1", "2", "3"])
     write_bundle(models, "words", classes=WORDS)
@@ -223,6 +223,7 @@ def test_a_model_without_classes_and_one_in_colour_are_drawn_too(page, url):
     page.select_option("#model", "colour")
     expect(page.locator("#classes")).to_be_visible()
     expect(page.locator("#about")).to_contain_text("onnxruntime")
+    expect(page.locator("#tagline")).to_have_text("2 steps of the network draw an image.")
 
 
 def test_an_address_that_makes_no_sense_opens_on_what_there_is(page, url):

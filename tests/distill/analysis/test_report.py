@@ -14,12 +14,14 @@ from distill.analysis.comparison import differing_settings, labels_of
 from distill.analysis.curve import Curve, PowerLaw
 from distill.analysis.findings import describe_curve
 from distill.analysis.image_plots import pair_strip
+from distill.analysis.run_folder import run_settings
 from distill.analysis.scalars import ACCURACIES, CROSS_ENTROPY, PARTS
 from distill.checkpoints import save_network, save_state, sha256_of_weights
 from distill.commands.analyze import analyze
 from distill.errors import UserError
 from distill.networks import Denoiser
 from distill.networks.edm import EdmConfig
+from distill.sampling import few_step
 
 CLASSES = ["<script>alert(1)</script>", "50 $ or $ less"]
 SETTINGS = {"alpha": 1.0, "t_max": 800.0, "weighting": "sid", "sigma_init": 2.5, "lr": 1e-4}
@@ -287,6 +289,25 @@ def test_labels_fall_back_to_names():
     settings["b"] = {"alpha": 1.2, "lr": 2, "newer": True}
     assert differing_settings(list(settings.values())) == ["alpha", "lr"]
     assert labels_of(settings)["b"] == "alpha 1.2, lr 2"
+
+
+@pytest.mark.slow
+def test_a_run_of_two_steps_is_looked_at_in_two(tmp_path, monkeypatch):
+    write_run(tmp_path / "two", steps=2, renoise="same")
+    drawn = []
+
+    def watched(*arguments):
+        drawn.append(arguments[3:])
+        return few_step(*arguments)
+
+    monkeypatch.setattr(compared, "few_step", watched)
+    page, _ = report(tmp_path / "two")
+    assert set(drawn) == {(2.5, 2, "same")}
+    assert "the generator in 2." in page
+    write_run(tmp_path / "before")
+    assert run_settings(tmp_path / "before")["steps"] == 1
+    settings = [run_settings(tmp_path / name) for name in ("before", "two")]
+    assert differing_settings(settings) == ["steps"]
 
 
 def test_a_line_that_does_not_fall_promises_nothing():

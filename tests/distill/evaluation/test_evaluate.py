@@ -63,10 +63,12 @@ def folder(tmp_path_factory):
     dataset = load_dataset(folder / "data", resolution=8)
     save_classifier(folder / "shades.safetensors", train_extractor("shades", dataset, None, 2))
     torch.manual_seed(0)
-    for role, more in (("generator", {"sigma_init": 2.5}), ("teacher", {})):
+    few_step = {"sigma_init": 2.5, "steps": 4}
+    for name, more in (("generator", {"sigma_init": 2.5}), ("teacher", {}), ("four", few_step)):
+        role = "teacher" if name == "teacher" else "generator"
         metadata = {"role": role, "classes": ["bright", "dark"], "images_seen": 1, **more}
         network = Denoiser(EdmConfig(**CONFIG)).eval()
-        save_network(folder / f"{role}.safetensors", network, metadata)
+        save_network(folder / f"{name}.safetensors", network, metadata)
     return folder
 
 
@@ -234,9 +236,24 @@ def test_eulers_sampler_takes_one_evaluation_a_step(evaluate):
     assert by_heun["distance"] != by_euler["distance"], "other steps, other images"
 
 
+def test_a_generator_of_several_steps_takes_as_many_evaluations(folder, evaluate):
+    result, told = evaluate("four")
+    assert (result["evaluations"], "4 network evaluations each" in told) == (4, True)
+    fresh, told = evaluate("four", renoise="fresh")
+    assert fresh["distance"] != result["distance"]
+    assert evaluate("four", renoise="fresh")[0] == fresh, "it is drawn from each image's own noise"
+    assert "not kept" in told
+    kept = load_measurement(folder / "four.safetensors", "generator")
+    assert kept.distance == result["distance"]
+    with pytest.raises(UserError, match="is a generator: it takes 4 steps, leave out --steps"):
+        evaluate("four", steps=5)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"renoise": "fresh"}, "no generator of several steps"),
+        ({"renoise": "new"}, "no renoise 'new': choose of same, fresh"),
         ({"metrics": "fid"}, "no metric fid: choose of kid, pr, is"),
         ({"protocol": "best"}, "no protocol 'best': choose of one, edm, sid"),
         ({"steps": 5}, "takes one step"),

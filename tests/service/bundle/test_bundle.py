@@ -94,6 +94,8 @@ def test_a_manifest_that_is_no_manifest_is_refused_in_one_line(tiny, content):
         ("classes", ["a", " A"]),
         ("classes", ["a", " "]),
         ("sigma_init", 0),
+        ("steps", 0),
+        ("steps", "2"),
         ("seed_contract", "other"),
         ("files", {"../x": "0" * 64, "1/model.onnx": "0" * 64}),
         ("files", {"/etc/passwd": "0" * 64}),
@@ -109,6 +111,14 @@ def test_a_field_that_breaks_the_schema_is_named(tiny, field, value):
     edit(tiny, **{field: value})
     with pytest.raises(BundleError, match=rf"manifest\.json: {field}"):
         load_bundle(tiny)
+
+
+def test_a_manifest_says_its_steps_where_there_are_several(models, tiny):
+    assert load_bundle(tiny).manifest.steps == 1
+    assert "steps" not in json.loads((tiny / "manifest.json").read_text())
+    folder = write_bundle(models, "twice", steps=2)
+    assert json.loads((folder / "manifest.json").read_text())["steps"] == 2
+    assert load_bundle(folder).manifest.steps == 2
 
 
 def test_a_manifest_must_list_the_graph_of_its_version(tiny):

@@ -19,6 +19,7 @@ def test_the_catalogue_comes_from_the_manifests(client, models):
     assert card == client.get("/models/tiny").json()
     assert card["classes"] == CLOTHES
     assert card["resolution"] == 8
+    assert card["steps"] == 1
     assert card["licence"] == "Apache-2.0"
     assert card["digest"] == load_bundle(models / "tiny").digest
     assert card["engine"].startswith("onnxruntime ")
