@@ -209,20 +209,11 @@ def shell(tmp_path_factory) -> Shell:
     return Shell(tree)
 
 
-def trains(page: Path) -> bool:
-    """Whether a page has commands of the offline half: they need networks, and take minutes."""
-    return "sid-distill" in page.read_text()
-
-
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "page",
-    [pytest.param(page, marks=pytest.mark.long if trains(page) else ()) for page in PAGES],
-    ids=named,
-)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_command_runs(page, shell):
-    if trains(page):
+    if "sid-distill" in page.read_text():
         shell.run_block(MADE_FIRST)
     for block in blocks(page):
         if not block["why"]:

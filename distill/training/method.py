@@ -52,6 +52,7 @@ class HalfStep:
         device: where all of them compute.
         cumulated_frequencies: how often a class up to each is drawn, float64 [classes], the last
             1; None: all alike.
+        examples: the data set of a method that needs real images, see `real`; None: there is none.
     """
 
     teacher: Denoiser

@@ -115,7 +115,7 @@ def test_a_sharded_network_learns_the_same(arguments, tmp_path):
     assert "96 images:" in output, "a sharded run resumes too"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("spread", [(), ("--shard",)], ids=["copied", "sharded"])
 def test_a_discriminator_learns_the_same_on_two_processes(arguments, tmp_path, spread):
     """Two passes through one encoder before a backward pass, and real images by micro-batch."""
