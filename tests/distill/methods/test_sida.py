@@ -61,9 +61,10 @@ def make(context=CPU, dataset=None, **changes):
 
 
 def assert_identical(one, other):
+    ours, theirs = one.state(), other.state()
     for name in ("fake_score", "generator", "ema"):
-        for key, weight in one.state()[name].items():
-            assert torch.equal(weight, other.state()[name][key]), (name, key)
+        for key, weight in ours[name].items():
+            assert torch.equal(weight, theirs[name][key]), (name, key)
 
 
 @pytest.mark.parametrize("augmented", [0.0, 0.5])
@@ -162,12 +163,10 @@ def test_the_generator_rests_then_learns_by_sid_alone_then_by_both():
     for seen in (0, 8, 16):  # not beyond 16 yet
         for training in (one, other):
             assert "gradient/generator" not in training.step(seen)
-    start = network().state_dict()
+    start, now = network().state_dict(), one.state()
     for name in ("generator", "ema"):
-        assert all(torch.equal(w, start[key]) for key, w in one.state()[name].items())
-    assert not torch.equal(
-        next(iter(one.state()["fake_score"].values())), next(iter(start.values()))
-    )
+        assert all(torch.equal(w, start[key]) for key, w in now[name].items())
+    assert not all(torch.equal(w, start[key]) for key, w in now["fake_score"].items())
     for seen in (24, 32):
         assert one.step(seen)["gradient/generator"] == other.step(seen)["gradient/generator"]
     assert_identical(one, other)
@@ -246,10 +245,10 @@ def test_it_is_sharded():
         for seen in (0, 8):
             spread.step(seen)
             whole.step(seen)
+        expected, found = whole.state(), spread.state()
         for name in ("fake_score", "generator"):
-            weights = whole.state()[name]
-            for key, weight in spread.state()[name].items():
-                torch.testing.assert_close(weight, weights[key], rtol=1e-5, atol=1e-2 * LR)
+            for key, weight in found[name].items():
+                torch.testing.assert_close(weight, expected[name][key], rtol=1e-5, atol=1e-2 * LR)
     finally:
         dist.destroy_process_group()
 
