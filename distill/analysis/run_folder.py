@@ -64,8 +64,8 @@ def run_settings(folder: Path) -> dict[str, Any]:
         return _settings_of(folder, load_state(folder / "state.pt"))
     if (folder / "network.safetensors").is_file():
         _, metadata = load_network(folder / "network.safetensors")
-        told = {name: value for name, value in metadata.items() if not isinstance(value, list)}
-        return _ONE_STEP | told
+        settings = {name: value for name, value in metadata.items() if not isinstance(value, list)}
+        return _ONE_STEP | settings
     return {}
 
 

@@ -186,16 +186,16 @@ def evaluate(
             typer.echo(f"not kept: {network} was trained with another renoise", err=True)
 
 
-def _checked_renoise(asked: str | None, network: Path, metadata: dict[str, Any]) -> "Renoise":
+def _checked_renoise(renoise: str | None, network: Path, metadata: dict[str, Any]) -> "Renoise":
     from distill.training_config import Renoise
 
-    if asked is None:
+    if renoise is None:
         return cast("Renoise", metadata.get("renoise", "same"))
-    if asked not in get_args(Renoise):
-        raise UserError(f"no renoise {asked!r}: choose of {', '.join(get_args(Renoise))}")
+    if renoise not in get_args(Renoise):
+        raise UserError(f"no renoise {renoise!r}: choose of {', '.join(get_args(Renoise))}")
     if metadata.get("steps", 1) == 1:
         raise UserError(f"{network} is no generator of several steps: leave out --renoise")
-    return cast("Renoise", asked)
+    return cast("Renoise", renoise)
 
 
 def _checked_metrics(text: str) -> list[str]:

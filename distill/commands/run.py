@@ -297,11 +297,11 @@ def _real_images(
     method.check(teacher, dataset)
     # A released file holds no names of its classes, nor does the archive that EDM's tool writes.
     numbers = [str(number) for number in range(len(dataset.classes))]
-    known, found = list(origin["classes"]), list(dataset.classes)
-    if known != found and numbers not in (known, found):
+    expected, classes = list(origin["classes"]), list(dataset.classes)
+    if expected != classes and numbers not in (expected, classes):
         raise UserError(
-            f"the images of {dataset.name} are of the classes {_listed(found)}, the teacher of "
-            f"{_listed(known)}: {method.name} needs images of its classes, in its order"
+            f"the images of {dataset.name} are of the classes {_listed(classes)}, the teacher of "
+            f"{_listed(expected)}: {method.name} needs images of its classes, in its order"
         )
     return dataset
 

@@ -155,13 +155,13 @@ class Sida(Sid):
         score_scale = config.fake_loss_scale / config.batch
         total = masked_sum(left_out, loss, denoised) * score_scale
         total = total + discriminator.sum() * (config.discriminator_weight / config.batch)
-        told = [
+        entropies = [
             cross_entropy(logits.detach(), is_real, left_out).squeeze()
             for logits, is_real in ((real_logits, True), (fake_logits, False))
         ]
         logged = {
             "loss/fake_score": masked_mean(left_out, loss),
-            "discriminator/cross-entropy": (told[0] + told[1]) / 2,
+            "discriminator/cross-entropy": (entropies[0] + entropies[1]) / 2,
             "discriminator/accuracy on real": masked_mean(left_out, right_sign(real_logits, True)),
             "discriminator/accuracy on fake": masked_mean(left_out, right_sign(fake_logits, False)),
         }

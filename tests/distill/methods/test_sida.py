@@ -61,9 +61,10 @@ def make(context=CPU, dataset=None, **changes):
 
 
 def assert_identical(one, other):
+    ours, theirs = one.state(), other.state()
     for name in ("fake_score", "generator", "ema"):
-        for key, weight in one.state()[name].items():
-            assert torch.equal(weight, other.state()[name][key]), (name, key)
+        for key, weight in ours[name].items():
+            assert torch.equal(weight, theirs[name][key]), (name, key)
 
 
 @pytest.mark.parametrize("augmented", [0.0, 0.5])
@@ -100,7 +101,7 @@ def test_a_step_is_the_algorithm_as_it_reads(augmented):
     assert logged["discriminator/cross-entropy"].item() == pytest.approx(sum(told) / 2, rel=1e-5)
     gradients = torch.cat([p.grad.flatten() for p in psi.parameters()])
     assert (gradients.abs() > 1).float().mean() > 0.05, "some would be cut"
-    descend(psi, clip=1.0)
+    take_step(psi, clip=1.0)
     assert_close(training.fake_score.network, psi)
 
     for number in range(2):
@@ -118,11 +119,11 @@ def test_a_step_is_the_algorithm_as_it_reads(augmented):
         sid = (a - b) * ((a - x) - 1.2 * (a - b)) / w
         adversarial = F.softplus(-logits.clamp(-10, 10)).mean() / w
         ((0.5 * 100 * sid.sum() + 0.5 * 3 * 64 * adversarial.sum()) / BATCH).backward()
-    descend(theta)
+    take_step(theta)
     assert_close(training.generator.network, theta)
 
 
-def descend(net, clip=None):
+def take_step(net, clip=None):
     """Adam's first step with eps 1."""
     with torch.no_grad():
         for weight in net.parameters():
@@ -162,12 +163,10 @@ def test_the_generator_rests_then_learns_by_sid_alone_then_by_both():
     for seen in (0, 8, 16):  # not beyond 16 yet
         for training in (one, other):
             assert "gradient/generator" not in training.step(seen)
-    start = network().state_dict()
+    start, now = network().state_dict(), one.state()
     for name in ("generator", "ema"):
-        assert all(torch.equal(w, start[key]) for key, w in one.state()[name].items())
-    assert not torch.equal(
-        next(iter(one.state()["fake_score"].values())), next(iter(start.values()))
-    )
+        assert all(torch.equal(w, start[key]) for key, w in now[name].items())
+    assert not all(torch.equal(w, start[key]) for key, w in now["fake_score"].items())
     for seen in (24, 32):
         assert one.step(seen)["gradient/generator"] == other.step(seen)["gradient/generator"]
     assert_identical(one, other)
@@ -246,10 +245,10 @@ def test_it_is_sharded():
         for seen in (0, 8):
             spread.step(seen)
             whole.step(seen)
+        expected, found = whole.state(), spread.state()
         for name in ("fake_score", "generator"):
-            weights = whole.state()[name]
-            for key, weight in spread.state()[name].items():
-                torch.testing.assert_close(weight, weights[key], rtol=1e-5, atol=1e-2 * LR)
+            for key, weight in found[name].items():
+                torch.testing.assert_close(weight, expected[name][key], rtol=1e-5, atol=1e-2 * LR)
     finally:
         dist.destroy_process_group()
 
