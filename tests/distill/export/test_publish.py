@@ -113,7 +113,8 @@ def test_what_was_distilled_with_every_option_of_run_is_published(tmp_path, publ
     options = {
         "--microbatch": 1, "--lr": 1e-6, "--fake-lr": 1e-6, "--cooldown": 2, "--alpha": 1.2,
         "--t-max": 700, "--weighting": "none", "--sigma-init": 2.5, "--augment": 0.1,
-        "--dropout": 0.2, "--class-frequencies": "1,2,0.5", "--ema-halflife": 10, "--seed": 2**63,
+        "--steps": 1, "--renoise": "same", "--dropout": 0.2, "--class-frequencies": "1,2,0.5",
+        "--ema-halflife": 10, "--seed": 2**63,
         "--device": "cpu", "--compile": "off", "--recipe": "ffhq64",
     }  # fmt: skip
     elsewhere = {
