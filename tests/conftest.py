@@ -12,8 +12,9 @@ settings.load_profile("no clock")
 
 def pytest_collection_modifyitems(items):
     """Begin with the longest, so that no process is left alone with them at the end."""
-    longest = ("test_walkthrough.py", "test_results.py")
-    items.sort(key=lambda item: item.path.name not in longest)
+    longest = ("walkthrough", "results", "kit", "training", "distributed")
+    names = {f"test_{name}.py" for name in longest}
+    items.sort(key=lambda item: item.path.name not in names)
 
 
 def pytest_runtest_setup(item):

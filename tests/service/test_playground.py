@@ -32,6 +32,7 @@ PIXELS = """async (image) => {
     return Array.from(canvas.getImageData(0, 0, image.naturalWidth, image.naturalHeight).data);
 }"""
 
+expect.set_options(timeout=60_000)  # how long a browser takes is a matter of what else runs
 
 OPENING_SEED = 276
 WORDS = [f"{one}{two}" for one in "abcdefghijklmnopqrstuvwxyz" for two in range(40)][:1000]
