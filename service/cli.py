@@ -208,6 +208,8 @@ def list_models(models: ModelsOption = None) -> None:
     names = [folder.name for folder in folders]
     default = choose_default(names, stated_default(settings, names))
     table = Table("name", "version", "size", "steps", "classes", "licence", "description", box=None)
+    for column in table.columns[:4]:  # what is short stays on one line, and can be searched for
+        column.no_wrap = True
     for folder in folders:
         manifest = load_manifest(folder)
         table.add_row(

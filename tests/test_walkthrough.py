@@ -60,6 +60,8 @@ def tree(tmp_path: Path) -> Path:
     tree = tmp_path / "sid-serve"
     shutil.copytree(ROOT, tree, ignore=unwanted)
     (tree / ".venv").symlink_to(ROOT / ".venv")
+    # Older than what is installed: make would install this copy into the tree's own environment.
+    os.utime(tree / "pyproject.toml", (0, 0))
     draw = np.random.default_rng(0)
     for label in ("cats", "dogs"):
         (tmp_path / "photos" / label).mkdir(parents=True)

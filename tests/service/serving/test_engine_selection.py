@@ -56,12 +56,13 @@ def test_a_name_that_no_engine_has_is_told_those_that_there_are(tmp_path):
     [
         ({}, 8),
         ({"engine": "openvino"}, 8),
-        ({"engine": "cuda"}, 64),
+        ({"engine": "cuda"}, 8),  # of what is not recorded it computes one size alone
+        ({"engine": "cuda", "precision": "float16"}, 64),
         ({"triton": "nowhere:8001"}, 8),
     ],
 )
 def test_the_largest_batch_is_the_engines_own_unless_one_is_asked_for(tmp_path, asked, largest):
-    bundle = load_bundle(write_bundle(tmp_path, "tiny"))
+    bundle = load_bundle(write_bundle(tmp_path, "tiny", graphs=["model.cuda.onnx"]))
     engine = asyncio.run(make_engine(bundle, Settings(**asked)))
     assert engine.max_batch_size == largest
     engine = asyncio.run(make_engine(bundle, Settings(max_batch_size=5, **asked)))
