@@ -200,7 +200,7 @@ def test_from_pairs_to_a_generator_by_the_commands(teacher_file, tmp_path, monke
     assert metadata["started_from"] == "128 images of regression"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_avatars_recipe_goes_from_its_teacher_to_a_generator(tmp_path, monkeypatch):
     """What docs/results/avatars.md says of models/avatars, at toy size."""
     start = tmp_path / "start" / "network.safetensors"
