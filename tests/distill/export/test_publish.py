@@ -115,7 +115,8 @@ def test_what_was_distilled_with_every_option_of_run_is_published(tmp_path, publ
         "--t-max": 700, "--weighting": "none", "--sigma-init": 2.5, "--augment": 0.1,
         "--steps": 1, "--renoise": "same", "--dropout": 0.2, "--class-frequencies": "1,2,0.5",
         "--ema-halflife": 10, "--seed": 2**63,
-        "--device": "cpu", "--compile": "off", "--recipe": "ffhq64",
+        "--device": "cpu", "--compile": "off", "--recipe": "ffhq64", "--method": "sid",
+        "--stop": "images",
     }  # fmt: skip
     elsewhere = {
         "--out",
