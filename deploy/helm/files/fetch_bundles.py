@@ -15,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 from service.bundle import MANIFEST_NAME, BundleError, load_bundle
@@ -61,11 +62,14 @@ def _download(url: str, file: Path) -> str:
     """Write what is at a URL into a file; returns its SHA-256."""
     digest = hashlib.sha256()
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer, file.open("wb") as out:
+        with (
+            urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer,
+            file.open("wb") as out,
+        ):
             while chunk := answer.read(_CHUNK):
                 digest.update(chunk)
                 out.write(chunk)
-    except OSError as error:  # URLError is one
+    except (OSError, HTTPException) as error:  # URLError is an OSError
         raise FetchError(f"{url}: {error}") from error
     return digest.hexdigest()
 
