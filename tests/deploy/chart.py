@@ -11,7 +11,7 @@ from tests.deploy.shipped import ROOT
 
 CHART = ROOT / "deploy" / "helm"
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
-RELEASE, NAMESPACE = "sid", "pictures"
+RELEASE, NAMESPACE = "sid", "images"
 DIGEST = "0123456789abcdef" * 4
 # Each way to install it that the chart has a file for, and those that only values make.
 WAYS: dict[str, list[str | dict[str, Any]]] = {
@@ -49,7 +49,7 @@ WAYS: dict[str, list[str | dict[str, Any]]] = {
                 "settings": {"SID_TRACES": "http://collector:4317", "SID_QUEUE_SIZE": "64"},
                 "keysSecret": "keys",
                 "nodeSelector": {"disk": "fast"},
-                "tolerations": [{"key": "pictures", "operator": "Exists"}],
+                "tolerations": [{"key": "images", "operator": "Exists"}],
             },
             "service": {"type": "LoadBalancer", "annotations": {"cloud.example/internal": "true"}},
             "networkPolicy": {

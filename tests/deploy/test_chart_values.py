@@ -8,9 +8,11 @@ import pytest
 
 from docs import generate
 from tests.deploy.chart import CHART, VALUES, WAYS
+from tests.deploy.shipped import ROOT
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 TEMPLATES = "\n".join(path.read_text() for path in sorted((CHART / "templates").iterdir()))
+SETTINGS = SCHEMA["properties"]["gateway"]["properties"]["settings"]["properties"]
 # Handed on as they are; what may stand in them is Kubernetes' own.
 WHOLE = {"resources", "nodeSelector", "tolerations", "annotations", "labels", "settings"}
 
@@ -72,3 +74,15 @@ def test_each_value_has_a_comment():
 def test_every_file_of_values_is_rendered_by_the_tests():
     files = {path.name for path in CHART.glob("values-*.yaml")}
     assert {one for sources in WAYS.values() for one in sources if isinstance(one, str)} == files
+
+
+def test_the_documents_name_values_that_there_are():
+    text = (ROOT / "docs" / "operations.md").read_text()
+    named = set(re.findall(r"--set(?:-string)? ([\w.]+)=", text))
+    groups = "|".join({path[0] for path in LEAVES if len(path) > 1})
+    named |= set(re.findall(rf"`((?:{groups})\.[\w.]+)", text))
+    assert len(named) > 8
+    settings = {("gateway", "settings", name) for name in SETTINGS}
+    assert {tuple(one.split(".")) for one in named} <= {*LEAVES, *settings}
+    files = set(re.findall(r"`(values-[\w-]+\.yaml)`", text))
+    assert files == {path.name for path in CHART.glob("values-*.yaml")}
