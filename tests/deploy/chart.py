@@ -46,7 +46,11 @@ WAYS: dict[str, list[str | dict[str, Any]]] = {
             "imagePullSecrets": [{"name": "registry"}],
             "gateway": {
                 "image": {"repository": "registry.example/sid", "digest": f"sha256:{DIGEST}"},
-                "settings": {"SID_TRACES": "http://collector:4317", "SID_QUEUE_SIZE": "64"},
+                "settings": {
+                    "SID_TRACES": "http://collector:4317",
+                    "SID_QUEUE_SIZE": "64",
+                    "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+                },
                 "keysSecret": "keys",
                 "nodeSelector": {"disk": "fast"},
                 "tolerations": [{"key": "images", "operator": "Exists"}],

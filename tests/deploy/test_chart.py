@@ -62,6 +62,7 @@ def test_kubernetes_has_every_field(way, version):
             assert manifest["metadata"]["namespace"] == NAMESPACE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["hpa", "keda", "triton-gpu-keda"])
 def test_the_operators_have_every_field(way):
     reason = "models are missing (pip install cloudcoil-models-keda ...-prometheus-operator)"
@@ -355,6 +356,8 @@ def test_a_gateways_settings_exist_and_are_valid(way):
         assert given["triton"] == f"{RELEASE}-triton.{NAMESPACE}.svc:8001"
         most = 10 if "keda" in way or "hpa" in way else 2
         assert int(given["concurrency"]) == 4 * most
+    wanted = values(way).get("gateway", {}).get("settings", {})
+    assert wanted.items() <= {one["name"]: one["value"] for one in container["env"]}.items()
 
 
 @every_way
