@@ -17,6 +17,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+import service.server  # noqa: F401 and with it all that can refuse, which metrics count by reason
 from service.observability.metrics import Metrics, ModelMetrics
 from tests.bundles import FOR_EVER, write_bundle
 from tests.deploy.observed import drive, exposing, prometheus
