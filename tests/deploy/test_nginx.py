@@ -2,7 +2,9 @@
 
 import asyncio
 import re
+import signal
 import subprocess
+from collections import Counter
 
 import httpx
 import pytest
@@ -11,6 +13,7 @@ from service.http.security import new_key
 from tests.bundles import served_tag, write_bundle
 from tests.deploy.nginx import NGINX, configure, needs_nginx, proxying
 from tests.service.test_process import serving
+from tests.service.waiting import happens
 
 pytestmark = [pytest.mark.slow, needs_nginx]
 
@@ -168,8 +171,44 @@ def test_a_gateway_that_is_gone_is_passed_over_and_what_is_kept_outlives_all(mod
             for seed in range(2, 10):
                 answer = http.get("/generate", params={"model": tag, "seed": seed})
                 assert answer.status_code == 200
+                assert http.post("/generate", json={"seed": seed}).status_code == 200
             other.kill()
             other.wait()
             assert http.get("/generate", params={"model": tag, "seed": 99}).status_code == 502
             kept = http.get("/generate", params=where)
             assert (kept.status_code, kept.content) == (200, drawn.content)
+
+
+def test_a_gateway_that_ends_in_an_orderly_way_costs_no_request(models, tmp_path):
+    """Nginx sends to it until it is gone, so what meets a closed socket is asked of the other."""
+    drains = {"SID_DRAIN_SECONDS": "1"}
+
+    async def draw(front, process):
+        found, gone = Counter(), asyncio.Event()
+
+        async def client(http, seed):
+            while not gone.is_set():
+                seed += 100
+                if seed % 2:
+                    answer = await http.get("/generate", params={"seed": seed})
+                else:
+                    answer = await http.post("/generate", json={"seed": seed})
+                found[answer.status_code] += 1
+
+        async with httpx.AsyncClient(base_url=front, timeout=30) as http:
+            clients = [asyncio.create_task(client(http, seed)) for seed in range(12)]
+            await happens(lambda: found.total() >= 100)
+            process.send_signal(signal.SIGTERM)
+            await happens(lambda: process.poll() is not None)
+            before = found.total()
+            await happens(lambda: found.total() >= before + 100)
+            gone.set()
+            await asyncio.gather(*clients)
+        return found
+
+    with serving(models, **drains) as (process, url), serving(models, **drains) as (_, second):
+        addresses = [one.removeprefix("http://") for one in (url, second)]
+        with proxying(tmp_path, addresses) as front:
+            found = asyncio.run(draw(front, process))
+    assert process.returncode == 0
+    assert set(found) == {200}, found
