@@ -1,6 +1,7 @@
 """Write docs/reference/ from the code: routes, settings, commands and metrics (`make docs`).
 
-tests/test_docs.py fails when what is committed is not what this writes.
+The names of the settings go into the schema of the chart's values (deploy/helm) too. Tests fail
+when what is committed is not what this writes (tests/test_docs.py, test_chart_values.py).
 """
 
 import html
@@ -23,6 +24,12 @@ from service.observability.metrics import Metrics
 from service.settings import Settings
 
 FOLDER = Path(__file__).parent / "reference"
+CHART_SCHEMA = Path(__file__).parents[1] / "deploy" / "helm" / "values.schema.json"
+# Settings that the chart gives by other values or by itself, so that nobody gives them twice.
+CHART_DECIDES = {
+    *("host", "port", "metrics_port", "models", "keys", "triton"),
+    *("drain_seconds", "grace_seconds"),
+}
 ORIGIN = "<!-- Written by `make docs` from {source}; edit that. -->\n\n"
 
 
@@ -105,6 +112,15 @@ def metrics() -> str:
             name = family.name + ("_total" if family.type == "counter" else "")
             text += f"| `{name}` | {family.type} | {labels} | {family.documentation} |\n"
     return text
+
+
+def chart_schema() -> str:
+    """The schema of the chart's values, with the settings that there are now."""
+    schema = json.loads(CHART_SCHEMA.read_text(encoding="utf-8"))
+    names = sorted(f"SID_{name.upper()}" for name in {*Settings.model_fields} - CHART_DECIDES)
+    settings = schema["properties"]["gateway"]["properties"]["settings"]
+    settings["properties"] = {name: {"type": "string"} for name in names}
+    return json.dumps(schema, indent=2) + "\n"
 
 
 def _paragraphs(docstring: str) -> str:
@@ -214,6 +230,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, text in pages().items():
         (FOLDER / name).write_text(text, encoding="utf-8")
+    CHART_SCHEMA.write_text(chart_schema(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -241,6 +241,11 @@ class _Server(uvicorn.Server):
             return
         self._stopping = True
         self._catalogue.draining = True
+        # Each answer ends its connection from now on, so that the next request of a client that
+        # keeps connections open goes to another server, and none meets one that is being closed.
+        last_answer = (b"connection", b"close")
+        self.config.encoded_headers.append(last_answer)  # uvicorn copies them once a second
+        self.server_state.default_headers = [*self.server_state.default_headers, last_answer]
         log.info(
             "draining: readiness fails, then accepted requests are finished",
             because=because,

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.deploy.nginx import NGINX
 from tests.distill.data.test_data import write_idx
 from tests.service.triton import free_ports
 from tests.test_walkthrough import BLOCK
@@ -72,6 +73,7 @@ TOY = [
     (r"(bare_onnx\.py)", r"\1 --slice 0.01 --repeats 1"),
     (r"over_triton\.py.*", "over_triton.py --rounds 1 --duration 0.3 --warmup 0.1 --connections 1"),
     (r"compare\.engines .*", "compare.engines tiny --batches 1 --rounds 1 --seconds 0.01"),
+    (r"nginx_cache\.py .*", "nginx_cache.py --rounds 1 --seconds 0.3 --skews 1 --connections 4"),
     # An older checkout is not at hand: this one takes both places.
     (r"git worktree add .*", "true"),
     (r"two_gateways\.py .*", "two_gateways.py . . --rounds 1 --seconds 0.2"),
@@ -213,6 +215,8 @@ def shell(tmp_path_factory) -> Shell:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_command_runs(page, shell):
+    if "nginx_cache.py" in page.read_text() and NGINX is None:
+        pytest.skip("nginx is not installed (Debian: apt-get install nginx-light)")
     if "sid-distill" in page.read_text():
         shell.run_block(MADE_FIRST)
     for block in blocks(page):
