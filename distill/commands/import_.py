@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A released .pkl of EDM or SiD.")],
+    file: Annotated[Path, typer.Argument(help="A released .pkl of EDM, EDM2 or SiD.")],
     name: Annotated[str, typer.Option(help="The network's name: a-z, 0-9, '.', '_', '-'.")],
     role: Annotated[
         str | None,
@@ -45,13 +45,13 @@ def import_(
     licence: Annotated[
         str | None,
         typer.Option(
-            help="Licence of the weights (SPDX), which a student inherits. Left out: EDM's and "
-            "SiD's, CC-BY-NC-SA-4.0.",
+            help="Licence of the weights (SPDX), which a student inherits. Left out: EDM's, "
+            "EDM2's and SiD's, CC-BY-NC-SA-4.0.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Read a released EDM teacher or SiD generator, running nothing in the file.
+    """Read a released teacher of EDM or EDM2, or a generator of SiD, running nothing in the file.
 
     A teacher can then be distilled, a generator is published for 'sid serve'.
     """
@@ -88,6 +88,9 @@ def import_(
         typer.echo(f"taken for a {assumed}, as {released.reason}; if not: --role {other}")
     if assumed == "teacher":
         _say_how_to_distil(network, name, released)
+        return
+    if latents := released.metadata.get("latents"):
+        typer.echo(f"it draws latents of {latents['autoencoder']}, not images: not published")
         return
     folder = publish(network, None, name, description, licence, models)
     typer.echo(published(folder, models, name))

@@ -60,6 +60,11 @@ def load_generator(file: Path) -> tuple[Denoiser, dict[str, Any]]:
         raise UserError(
             f"{file} is a {metadata.get('role')}: a generator is needed (sid-distill run)"
         )
+    if latents := metadata.get("latents"):
+        raise UserError(
+            f"{file} draws latents of {latents['autoencoder']}, not images, and no decoder is "
+            "exported behind it yet: only generators of pixels can be"
+        )
     if metadata.get("renoise", "same") != "same":
         raise UserError(
             f"{file} draws fresh noise between its steps, and a graph is given one noise: train it "
