@@ -348,8 +348,9 @@ def _start(
             f"the preconditioning of {file} is {kinds[0]}, the teacher's is {kinds[1]}: "
             "--generator takes one that began with this teacher"
         )
-    shape = network.config.model_copy(update={"dropout": teacher.config.dropout})
-    if shape != teacher.config or metadata["classes"] != origin["classes"]:
+    expected = teacher.config.for_drawing()
+    shape = network.config.model_copy(update={"dropout": expected.dropout})
+    if shape != expected or metadata["classes"] != origin["classes"]:
         raise UserError(
             f"{file} is of another shape or of other classes than the teacher: --generator takes "
             "one that began with this teacher"

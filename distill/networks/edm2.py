@@ -65,6 +65,11 @@ class Edm2Config(NetworkLayout):
         """The channels of every level's feature maps, from the highest resolution down."""
         return [self.model_channels * mult for mult in self.channel_mult]
 
+    @property
+    def is_uncertain(self) -> bool:
+        """See `distill.networks.family.NetworkLayout`."""
+        return self.logvar_channels > 0
+
     def build(self) -> "Edm2UNet":
         """See `distill.networks.family.NetworkLayout`."""
         return Edm2UNet(self)
@@ -251,7 +256,7 @@ class Edm2UNet(RawNetwork):
         if self.logvar_fourier is None or self.logvar_linear is None:
             return None
         log_variance: Tensor = self.logvar_linear(self.logvar_fourier(c_noise))
-        return log_variance.reshape(-1, 1, 1, 1)
+        return log_variance.reshape(-1, 1, 1, 1).clone()  # FSDP warns of views that are returned
 
     def strip(self) -> None:
         """See `RawNetwork.strip`: without the uncertainty head."""

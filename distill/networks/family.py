@@ -58,6 +58,11 @@ class NetworkLayout(BaseModel, ABC):
         """Shape of the noise of one image: channels, height, width."""
         return self.img_channels, self.img_resolution, self.img_resolution
 
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the network has a head for `RawNetwork.uncertainty`."""
+        return False
+
     @abstractmethod
     def build(self) -> "RawNetwork":
         """Build the network with fresh weights, drawn from torch's global generator."""

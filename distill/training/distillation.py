@@ -247,8 +247,9 @@ def _check_augmentation(config: DistillationConfig, teacher: Denoiser) -> None:
 
 
 def _copy_from(start: Denoiser | None, teacher: Denoiser) -> Denoiser:
-    """A copy of the teacher, with the weights of `start` if there is one."""
+    """A generator: a copy of the teacher, with the weights of `start` if there is one."""
     network = copy.deepcopy(teacher)
+    network.strip()
     if start is not None:
         network.load_state_dict(start.state_dict())
     return network
