@@ -125,10 +125,10 @@ def _layout(records: Mapping[str, _Record], groups: int) -> AutoencoderLayout:
 
     def count(prefix: str, most: int) -> int:
         after = (name.removeprefix(prefix) for name in records if name.startswith(prefix))
-        found = {rest.split(".")[0] for rest in after}
-        if not 1 <= len(found) <= most:
-            raise _RefusedError(f"it has {len(found)} of {prefix}*, and 1 to {most} can be read")
-        return len(found)
+        indices = {rest.split(".")[0] for rest in after}
+        if not 1 <= len(indices) <= most:
+            raise _RefusedError(f"it has {len(indices)} of {prefix}*, and 1 to {most} can be read")
+        return len(indices)
 
     levels = count("decoder.up_blocks.", _MOST_LEVELS)
     blocks = count("decoder.up_blocks.0.resnets.", _MOST_BLOCKS)
