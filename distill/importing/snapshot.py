@@ -1,4 +1,4 @@
-"""The network in a released pickle of EDM, EDM2, SiD or SiDA: configuration and weights, checked."""
+"""The network in a released pickle of EDM, EDM2, SiD or SiDA: its weights, checked."""
 
 import mmap
 from dataclasses import dataclass

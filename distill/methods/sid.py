@@ -58,8 +58,7 @@ class Sid(Method):
         inputs = (noisy, sigma, labels)
         b, u = denoised_with_uncertainty(half.fake_score, half.teacher.config, *inputs)
         identity, gap = (
-            weighed_loss(part, u)
-            for part in generator_loss_parts(images, a, b, config.weighting)
+            weighed_loss(part, u) for part in generator_loss_parts(images, a, b, config.weighting)
         )
         loss = identity - config.alpha * gap
         left_out = nonfinite_samples(loss)  # as it is if one of x, a and b is

@@ -89,7 +89,9 @@ class Distillation:
         teacher = prepared(teacher, config.precision, context, form).eval()
         # One after the other, so that of networks to be sharded no more than two are whole.
         self.ema = context.prepare_frozen(_copy_from(start, teacher).requires_grad_(False))
-        self.fake_score = self._learner(copy.deepcopy(teacher), config.betas, method.gradient_clip)
+        self.fake_score = self._learner(
+            copy.deepcopy(teacher), config.betas, method.gradient_clip, method.holds_fake_score
+        )
         betas = config.generator_betas or config.betas
         self.generator = self._learner(_copy_from(start, teacher), betas)
         self.teacher = context.prepare_frozen(teacher.requires_grad_(False))
@@ -117,10 +119,14 @@ class Distillation:
         }
 
     def _learner(
-        self, network: Denoiser, betas: tuple[float, float], clip: float | None = None
+        self,
+        network: Denoiser,
+        betas: tuple[float, float],
+        clip: float | None = None,
+        held: bool = True,
     ) -> Learner:
         scaled = self.config.precision == "float16"
-        return Learner(network, self.context, betas, self.config.eps, scaled, clip)
+        return Learner(network, self.context, betas, self.config.eps, scaled, clip, held)
 
     @property
     def learners(self) -> dict[str, Learner]:

@@ -52,6 +52,7 @@ class Learner:
         scaled: scale losses so that float16 gradients do not vanish.
         clip: each element of a gradient is cut to this much either way, before Adam sees it; None:
             it is left as it is.
+        held: hold the weights that the network wants held, see `hold_weights`.
 
     Attributes:
         network: the bare network: for forward passes without gradients, and its weights.
@@ -74,6 +75,7 @@ class Learner:
         eps: float,
         scaled: bool = False,
         clip: float | None = None,
+        held: bool = True,
     ) -> None:
         self.network, self.context, self._clip = network, context, clip
         self.call = context.prepare_trainable(network)
@@ -93,7 +95,7 @@ class Learner:
         # What torch's own GradScaler tells a fused Adam: at 1 it changes nothing.
         self.optimizer.found_inf = self.skip  # type: ignore[attr-defined]
         self._place_gradients_and_moments()
-        self._held = network.model.unit_weights()
+        self._held = network.model.unit_weights() if held else []
         self.hold_weights()
 
     def _place_gradients_and_moments(self) -> None:

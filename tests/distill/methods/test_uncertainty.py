@@ -6,12 +6,14 @@ import torch
 from torch.nn import functional as F
 
 from distill.importing import load_network
-from distill.methods.losses import fake_score_loss, generator_loss
+from distill.methods.adversarial import adversarial_loss, discriminator_loss
+from distill.methods.losses import fake_score_loss, generator_loss, sample_weight
 from distill.methods.uncertainty import (
     denoised_with_uncertainty,
     weighed_denoising_loss,
     weighed_loss,
 )
+from distill.networks.preconditioning import denoising_weight
 from distill.schedules import generator_sigmas, training_sigmas
 from tests.reference_numbers import FIXTURES
 
@@ -42,7 +44,7 @@ def case():
 
 
 def toy(case, which, noisy, sigma):
-    """The linear toy network of the fixture: what it denoises, and its u."""
+    """The linear toy network of the fixture: what it denoises, its logits, and its u."""
     b, r, p, q, e, u = (case[f"{which}_{name}"] for name in "BRPQEU")
     c_in = (sigma**2 + 0.25).rsqrt()
     t = sigma.log() / 4
@@ -51,22 +53,28 @@ def toy(case, which, noisy, sigma):
     raw = torch.einsum("ck,nkhw->nchw", b, c_in * noisy)
     raw = raw + torch.einsum("ck,nkhw->nchw", r, F.interpolate(h, scale_factor=2.0))
     denoised = 0.25 * c_in**2 * noisy + 0.5 * sigma * c_in * raw
-    return denoised, u[0] + u[1] * t
+    return denoised, h.mean(dim=1, keepdim=True), u[0] + u[1] * t
 
 
-def test_sids_losses_on_edm2_equal_the_reference(case):
+def test_sids_and_sidas_losses_on_edm2_equal_the_reference(case):
     images, noise = case["images"], case["noise"]
     sigma = training_sigmas(case["z_sigma"], -0.4, 1.0)
-    denoised, u = toy(case, "psi", images + sigma * noise, sigma)
+    denoised, fake, u = toy(case, "psi", images + sigma * noise, sigma)
     loss = weighed_denoising_loss(fake_score_loss(images, denoised, sigma, "edm"), u)
     close(loss, case["edm2_psi_score_loss"])
+    _, real, _ = toy(case, "psi", case["real_images"] + sigma * noise, sigma)
+    weight = weighed_loss(denoising_weight("edm", sigma), u)
+    nothing = torch.zeros(len(images), 1, 1, 1, dtype=torch.bool)
+    close(discriminator_loss(real, fake, weight, nothing), case["edm2_psi_disc_loss"])
 
     sigma = generator_sigmas(case["u"])
     noisy = images + sigma * noise
-    a, _ = toy(case, "phi", noisy, sigma)
-    b, u = toy(case, "psi", noisy, sigma)
+    a, _, _ = toy(case, "phi", noisy, sigma)
+    b, logits, u = toy(case, "psi", noisy, sigma)
     loss = weighed_loss(generator_loss(images, a, b, alpha=1.0), u)
     close(loss, case["edm2_theta_a1.0_sid_loss"])
+    adversarial = adversarial_loss(logits, sample_weight(images, a), 10, nothing)
+    close(weighed_loss(adversarial, u), case["edm2_theta_a1.0_adv_loss"])
 
 
 def test_the_loss_is_least_where_the_uncertainty_is_the_loss():
