@@ -28,10 +28,10 @@ def denoised_with_uncertainty(
         inputs: noisy images, noise levels, and what else it is given.
         parts: what to compute, see `Denoiser.forward`.
     """
-    asked = {} if parts == "denoised" else {"parts": parts}
+    options = {} if parts == "denoised" else {"parts": parts}
     if not layout.is_uncertain:
-        return denoiser(*inputs, **asked), None
-    computed, u = denoiser(*inputs, **asked, uncertainty=True)
+        return denoiser(*inputs, **options), None
+    computed, u = denoiser(*inputs, **options, uncertainty=True)
     return computed, u
 
 
