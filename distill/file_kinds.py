@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FEATURE_EXTRACTOR = "a feature extractor of 'sid-distill features'"
+AUTOENCODER = "an autoencoder"
 
 # Of a kind that says nothing more about itself; each with what its file begins with.
 _SIGNATURES = (
@@ -113,6 +114,16 @@ def is_network(path: Path) -> bool:
     return isinstance(metadata, dict) and {"facts", "config"} <= metadata.keys()
 
 
+def is_autoencoder(path: Path) -> bool:
+    """Whether a file is a safetensors file of an autoencoder, as far as its tensors' names say."""
+    return path.is_file() and _names_of_autoencoder(_header(path))
+
+
+def _names_of_autoencoder(header: dict[str, Any]) -> bool:
+    # A text encoder's names begin otherwise, and a whole pipeline's have something before them.
+    return any(name.startswith(("decoder.mid_block.", "decoder.up_blocks.")) for name in header)
+
+
 def _safetensors(path: Path) -> str | None:
     """Whose safetensors file it is; None for a network of sid-distill's, or a damaged file."""
     header = _header(path)
@@ -120,6 +131,8 @@ def _safetensors(path: Path) -> str | None:
         return None
     if "reference.mu" in header:
         return FEATURE_EXTRACTOR
+    if _names_of_autoencoder(header):
+        return AUTOENCODER
     first = next((name for name in header if name != "__metadata__"), None)
     tensors = "no tensors" if first is None else f"tensors such as {first[:60]!r}"
     return f"a safetensors file of another program's ({tensors})"

@@ -1,9 +1,11 @@
 """Under which licence a network may be passed on, as far as its file says.
 
 A licence stands in the header from the start: `import` and a recipe state it, a student inherits
-its teacher's. It is never assumed of images that nobody has spoken for.
+its teacher's. It is never assumed of images that nobody has spoken for. What forbids commercial
+use goes on forbidding it in all that is made of it.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,8 +29,41 @@ def licence_of(metadata: Mapping[str, Any]) -> str | None:
     return next((recipe.licence for recipe in recipes if data and recipe.data == data), None)
 
 
-def checked_licence(stated: str) -> str:
-    """What a person gave as --licence, without blanks around it; raise UserError if it is empty."""
-    if not stated.strip():
+def checked_licence(stated: str, inherited: str | None = None) -> str:
+    """What a person gave as --licence, without blanks around it.
+
+    Args:
+        stated: what was given.
+        inherited: what the network's file says.
+
+    Raises:
+        UserError: it is empty, or permits commercial use where the file's forbids it. Terms of
+            somebody's own ("LicenseRef-...") are taken: they may rest on a permission.
+    """
+    licence = stated.strip()
+    if not licence:
         raise UserError("--licence is empty: expected an SPDX identifier or a sentence")
-    return stated.strip()
+    if inherited is None or not is_non_commercial(inherited):
+        return licence
+    if is_non_commercial(licence) or licence.startswith("LicenseRef-"):
+        return licence
+    raise UserError(
+        f"--licence {licence} does not fit: the network's file says {inherited}, which forbids "
+        "commercial use, also of what was distilled from it. Leave --licence out, or name terms of "
+        "your own (LicenseRef-...)"
+    )
+
+
+def is_non_commercial(licence: str) -> bool:
+    """Whether a licence forbids commercial use, as Creative Commons' NC does, or by its words."""
+    words = r"\bnon-?commercial|\bno commercial|\bnot for commercial"
+    return bool(re.search(rf"\bNC\b|(?i:{words})", licence))
+
+
+def licence_of_both(teacher: str | None, start: str | None) -> str | None:
+    """The licence of a student of a teacher that began as another network; None: not known.
+
+    The teacher's, unless that is the freer one of the two.
+    """
+    forbids = start is not None and is_non_commercial(start)
+    return start if forbids and not (teacher and is_non_commercial(teacher)) else teacher

@@ -97,10 +97,13 @@ class SingleNetworkConfig(LoopConfig):
     Attributes:
         lr: its highest value; it rises over `warmup` images and falls to 0 on half a cosine.
         warmup: images over which the learning rate rises.
+        decay_after: images after which the rate falls as one over the root of the images seen,
+            without an end, instead of on half a cosine (EDM2, equation 67); None: it does not.
     """
 
     betas: tuple[Decay, Decay] = (0.9, 0.99)
     warmup: int = Field(default=10_000, ge=0)
+    decay_after: int | None = Field(default=None, gt=0)
 
 
 class TeacherConfig(SingleNetworkConfig):

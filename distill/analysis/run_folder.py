@@ -108,7 +108,7 @@ def load_networks(folder: Path, teacher: Path) -> Networks:
             f"{teacher} is not the teacher of {folder}: its weights have another hash; name the "
             "file that the run was given with --teacher"
         )
-    psi = Denoiser(generator.config)
+    psi = Denoiser(phi.config)  # the generator's may lack what only a training reads
     try:
         psi.load_state_dict(state["training"]["fake_score"])
     except (KeyError, RuntimeError) as error:

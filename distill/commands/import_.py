@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A released .pkl of EDM or SiD.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A released .pkl of EDM, EDM2 or SiD, or an autoencoder's .safetensors."
+        ),
+    ],
     name: Annotated[str, typer.Option(help="The network's name: a-z, 0-9, '.', '_', '-'.")],
     role: Annotated[
         str | None,
@@ -45,21 +50,23 @@ def import_(
     licence: Annotated[
         str | None,
         typer.Option(
-            help="Licence of the weights (SPDX), which a student inherits. Left out: EDM's and "
-            "SiD's, CC-BY-NC-SA-4.0.",
+            help="Licence of the weights (SPDX), which a student inherits. Left out: EDM's, "
+            "EDM2's and SiD's, CC-BY-NC-SA-4.0.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Read a released EDM teacher or SiD generator, running nothing in the file.
+    """Read a released teacher of EDM or EDM2, or a generator of SiD, running nothing in the file.
 
-    A teacher can then be distilled, a generator is published for 'sid serve'.
+    A teacher can then be distilled, a generator is published for 'sid serve'. An autoencoder
+    (diffusers' AutoencoderKL, with its config.json beside it) is kept.
     """
     from pydantic import TypeAdapter, ValidationError
 
     from distill.checkpoints import save_network
     from distill.commands.publish import published
     from distill.export.publish import publish
+    from distill.file_kinds import is_autoencoder
     from distill.importing.released import read_released
     from distill.licences import checked_licence
     from service.bundle import write_atomically
@@ -73,6 +80,11 @@ def import_(
         raise UserError(f"--role {role} is neither 'teacher' nor 'generator'")
     if licence is not None:
         licence = checked_licence(licence)
+    if is_autoencoder(file):
+        if role is not None or classes is not None:
+            raise UserError(f"{file} is an autoencoder: it has neither a --role nor --classes")
+        _import_autoencoder(file, out / f"{name}.safetensors", licence)
+        return
     stated_role = cast("Role | None", role)
     released = read_released(file, stated_role, _names(classes), sigma_init)
     network = out / f"{name}.safetensors"
@@ -89,8 +101,31 @@ def import_(
     if assumed == "teacher":
         _say_how_to_distil(network, name, released)
         return
+    if latents := released.metadata.get("latents"):
+        typer.echo(f"it draws latents of {latents['autoencoder']}, not images: not published")
+        return
     folder = publish(network, None, name, description, licence, models)
     typer.echo(published(folder, models, name))
+
+
+def _import_autoencoder(file: Path, out: Path, licence: str | None) -> None:
+    """Keep a released autoencoder. Its licence is another than its networks': nobody assumes it."""
+    from distill.autoencoders import load_autoencoder, save_autoencoder
+    from service.bundle import sha256_file
+
+    autoencoder, metadata = load_autoencoder(file)
+    metadata |= {"source": file.name, "source_sha256": sha256_file(file)}
+    if licence is not None:
+        metadata["licence"] = licence
+    save_autoencoder(out, autoencoder, metadata)
+    layout = autoencoder.decoder.layout
+    weights = sum(p.numel() for half in autoencoder if half for p in half.parameters())
+    halves = "decoder" if autoencoder.encoder is None else "encoder and decoder"
+    typer.echo(
+        f"{out}: an autoencoder's {halves}, {layout.latent_channels} channels, 1 to "
+        f"{layout.factor} pixels, {weights / 1e6:.1f} M weights; licence: "
+        f"{metadata.get('licence', 'not known')}"
+    )
 
 
 def _say_how_to_distil(network: Path, name: str, released: "Released") -> None:

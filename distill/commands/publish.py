@@ -53,7 +53,8 @@ def publish(
         str | None,
         typer.Option(
             help="Licence of the weights (SPDX). Left out: the one in the generator's file, "
-            "which 'import', a recipe or its teacher gave it.",
+            "which 'import', a recipe or its teacher gave it. Where that one forbids commercial "
+            "use this one has to.",
             show_default=False,
         ),
     ] = None,

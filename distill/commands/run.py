@@ -161,6 +161,7 @@ def run(
     from distill.evaluation.features import load_extractor
     from distill.evaluation.precision_recall import IMAGES_ALONG_A_RUN
     from distill.evaluation.reference import bundled_reference, load_references
+    from distill.licences import licence_of_both
     from distill.methods.registry import METHODS
     from distill.recipe import override
     from distill.training.distillation import Distillation
@@ -238,13 +239,16 @@ def run(
         )
         if start is not None:
             metadata["started_from"] = start.described
+            if licence := licence_of_both(origin.get("licence"), start.licence):
+                metadata["licence"] = licence
         if dataset is not None:
             learned_from = f"{dataset.name}, {len(dataset)} images"
             # A licence is never assumed of images that nobody has spoken for: publish asks.
             if learned_from != origin.get("data"):
                 metadata["data"] = learned_from
-                if chosen.licence_for(dataset.name) != origin.get("licence"):
-                    metadata.pop("licence", None)
+                if chosen.licence_for(dataset.name) != metadata.get("licence"):
+                    # It has to fit the teacher's all the same.
+                    metadata["teacher_licence"] = metadata.pop("licence", None)
 
         def distance(generator: "Denoiser") -> dict[str, Any]:
             assert extractor is not None
@@ -316,6 +320,7 @@ class _Start(NamedTuple):
     sigma_init: float
     steps: int
     described: str
+    licence: str | None
 
     def check_steps(self, steps: int) -> None:
         """Refuse a start in other steps than the run's, whose levels it has never seen.
@@ -348,8 +353,9 @@ def _start(
             f"the preconditioning of {file} is {kinds[0]}, the teacher's is {kinds[1]}: "
             "--generator takes one that began with this teacher"
         )
-    shape = network.config.model_copy(update={"dropout": teacher.config.dropout})
-    if shape != teacher.config or metadata["classes"] != origin["classes"]:
+    expected = teacher.config.for_drawing()
+    shape = network.config.model_copy(update={"dropout": expected.dropout})
+    if shape != expected or metadata["classes"] != origin["classes"]:
         raise UserError(
             f"{file} is of another shape or of other classes than the teacher: --generator takes "
             "one that began with this teacher"
@@ -360,8 +366,8 @@ def _start(
             f"leave --sigma-init out"
         )
     described = f"{metadata.get('images_seen')} images of {metadata.get('method', 'sid')}"
-    steps = metadata.get("steps", 1)
-    return _Start(file, network, metadata["sigma_init"], steps, described)
+    steps, licence = metadata.get("steps", 1), metadata.get("licence")
+    return _Start(file, network, metadata["sigma_init"], steps, described, licence)
 
 
 def _numbers(text: str) -> list[float]:

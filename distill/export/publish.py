@@ -60,6 +60,11 @@ def load_generator(file: Path) -> tuple[Denoiser, dict[str, Any]]:
         raise UserError(
             f"{file} is a {metadata.get('role')}: a generator is needed (sid-distill run)"
         )
+    if latents := metadata.get("latents"):
+        raise UserError(
+            f"{file} draws latents of {latents['autoencoder']}, not images, and no decoder is "
+            "exported behind it yet: only generators of pixels can be"
+        )
     if metadata.get("renoise", "same") != "same":
         raise UserError(
             f"{file} draws fresh noise between its steps, and a graph is given one noise: train it "
@@ -93,7 +98,8 @@ def publish(
         name: of the bundle and its folder.
         description: one sentence for the catalogue; empty for the one in the generator's file,
             which its teacher's recipe gave it.
-        licence: of the weights; None for the one that the generator's file states.
+        licence: of the weights; None for the one that the generator's file states. One that
+            permits commercial use where that file's forbids it is refused.
         models: the catalogue's folder.
         precisions: in which the bundle holds the network besides float32; float16 twice, once for
             every engine and once for ONNX Runtime on NVIDIA GPUs.
@@ -104,9 +110,9 @@ def publish(
         The bundle's folder.
 
     Raises:
-        UserError: a file is missing or of the wrong kind, the licence is not known, the generator
-            draws the same whatever it is asked for, the graph draws other images, or TensorRT is
-            to compute what it cannot.
+        UserError: a file is missing or of the wrong kind, the licence is not known or does not
+            fit, the generator draws the same whatever it is asked for, the graph draws other
+            images, or TensorRT is to compute what it cannot.
     """
     _check_triton(triton)
     try:
@@ -114,7 +120,12 @@ def publish(
     except ValidationError:
         raise UserError(f"{name!r} cannot name a model: use a-z, 0-9, '.', '_', '-'") from None
     generator, metadata = load_generator(generator_file)
-    licence = _licence(generator_file, metadata) if licence is None else checked_licence(licence)
+    inherited = metadata.get("licence", metadata.get("teacher_licence"))
+    licence = (
+        _licence(generator_file, metadata)
+        if licence is None
+        else checked_licence(licence, inherited)
+    )
     quality = None if teacher_file is None else _quality(generator_file, teacher_file)
     folder = models / name
     models.mkdir(parents=True, exist_ok=True)

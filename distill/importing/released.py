@@ -12,7 +12,8 @@ from service.bundle import sha256_file
 
 Role = Literal["teacher", "generator"]
 
-RELEASED = "CC-BY-NC-SA-4.0"  # licence of EDM's and SiD's released networks, and so of students
+# Licence of the released networks of EDM, EDM2 and SiD, and so of students.
+RELEASED = "CC-BY-NC-SA-4.0"
 SIGMA_INIT = 2.5  # every SiD generator's; it is not in the files
 
 
@@ -23,7 +24,8 @@ class Released:
     Attributes:
         network: in eval mode, float32 on the CPU.
         metadata: see `distill.checkpoints.NetworkMetadata`; the source's name and digest among
-            them, and the licence that EDM's and SiD's files have.
+            them, and the licence that such files have; for a network of latents
+            (`latents`) the autoencoder, and how they stand to its own.
         arguments: those of the network's constructor, as the file states them.
         reason: why its role was assumed; None where it was told.
     """
@@ -40,12 +42,13 @@ def read_released(
     classes: Sequence[str] | None = None,
     sigma_init: float = SIGMA_INIT,
 ) -> Released:
-    """Read a released EDM or SiD pickle, running nothing in it.
+    """Read a released EDM, EDM2 or SiD pickle, running nothing in it.
 
     Args:
         path: of the file.
         role: what it is; None to assume it. Teachers come with the loss or the augmentation of
-            their training, or under a name that begins with "edm"; generators with neither.
+            their training, or under a name that begins with "edm"; generators with neither, or of
+            a class that only they have.
         classes: names in label order, which are not in the file; None for "0", "1", ...
         sigma_init: the noise level at which a generator denoises; not in the file either.
 
@@ -56,7 +59,9 @@ def read_released(
     reason = None
     if role is None:
         role, reason = "generator", "it holds a network and nothing of a training"
-        if snapshot.from_training:
+        if snapshot.is_generator:
+            role, reason = "generator", "only generators have its class"
+        elif snapshot.from_training:
             role, reason = "teacher", "it holds the loss or the augmentation of its training"
         elif path.name.lower().startswith("edm"):
             role, reason = "teacher", "its name begins with 'edm'"
@@ -73,6 +78,10 @@ def read_released(
         "source_class": snapshot.class_name,
         "licence": RELEASED,
     }
+    if snapshot.latents is not None:
+        autoencoder, scale = snapshot.latents
+        metadata["latents"] = {"autoencoder": autoencoder, **scale._asdict()}
     if role == "generator":
         metadata["sigma_init"] = sigma_init
+        snapshot.network.strip()
     return Released(snapshot.network, metadata, snapshot.arguments, reason)

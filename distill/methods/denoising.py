@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.methods.losses import fake_score_loss
+from distill.methods.uncertainty import denoised_with_uncertainty, weighed_denoising_loss
 from distill.schedules import generator_sigmas, training_sigmas
 from distill.training.learner import Loss
 from distill.training.method import HalfStep
@@ -50,8 +51,10 @@ def denoising_loss(half: HalfStep, scale: float) -> Loss:
     normal = torch.randn(len(images), 1, 1, 1, device=images.device)
     sigma = training_sigmas(normal, config.noise_mean, config.noise_std)
     noisy = images + sigma * torch.randn_like(images)
-    denoised = half.fake_score(noisy, sigma, labels, augmentation)
-    loss = fake_score_loss(images, denoised, sigma, half.teacher.config.preconditioning)
+    network, inputs = half.teacher.config, (noisy, sigma, labels, augmentation)
+    denoised, u = denoised_with_uncertainty(half.fake_score, network, *inputs)
+    loss = fake_score_loss(images, denoised, sigma, network.preconditioning)
+    loss = weighed_denoising_loss(loss, u)
     left_out = nothing_to_learn | nonfinite_samples(loss)
     total = masked_sum(left_out, loss, denoised) * (scale / config.batch)
     return Loss(total, share(left_out), {"loss/fake_score": masked_mean(left_out, loss)})

@@ -46,7 +46,9 @@ class RegressionTraining(SingleNetworkTraining):
     ) -> None:
         self.pairs = pairs
         self._identity = {"teacher": sha256_of_weights(teacher), "pairs": len(pairs)}
-        super().__init__("generator", copy.deepcopy(teacher), config, context, compile_choice)
+        generator = copy.deepcopy(teacher)
+        generator.strip()
+        super().__init__("generator", generator, config, context, compile_choice)
         count, device = config.images_per_call, context.device
         self.examples = Examples([pairs.images, torch.arange(len(pairs))], count, device)
         self.latents = torch.empty(count, *pairs.network.latent_shape, device=device)

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from distill.methods.denoising import denoising_loss, noised_images
 from distill.methods.losses import Weighting, generator_loss_parts, sample_weight
+from distill.methods.uncertainty import denoised_with_uncertainty, weighed_loss
 from distill.training.learner import Loss
 from distill.training.method import HalfStep, Method
 from distill.training.nonfinite import masked_mean, masked_sum, nonfinite_samples, share
@@ -54,8 +55,11 @@ class Sid(Method):
         config = self.config
         images, noisy, sigma, labels = noised_images(half, config.t_max)
         a = half.teacher(noisy, sigma, labels)
-        b = half.fake_score(noisy, sigma, labels)
-        identity, gap = generator_loss_parts(images, a, b, config.weighting)
+        inputs = (noisy, sigma, labels)
+        b, u = denoised_with_uncertainty(half.fake_score, half.teacher.config, *inputs)
+        identity, gap = (
+            weighed_loss(part, u) for part in generator_loss_parts(images, a, b, config.weighting)
+        )
         loss = identity - config.alpha * gap
         left_out = nonfinite_samples(loss)  # as it is if one of x, a and b is
         logged = {

@@ -21,6 +21,11 @@ from distill.methods.adversarial import (
 from distill.methods.denoising import noised_images
 from distill.methods.losses import fake_score_loss, generator_loss_parts, sample_weight
 from distill.methods.sid import Sid, SidConfig
+from distill.methods.uncertainty import (
+    denoised_with_uncertainty,
+    weighed_denoising_loss,
+    weighed_loss,
+)
 from distill.networks import Denoiser
 from distill.networks.preconditioning import denoising_weight
 from distill.schedules import training_sigmas
@@ -89,6 +94,8 @@ class Sida(Sid):
     def __init__(self, config: DistillationConfig) -> None:
         super().__init__(config)
         self.needs_images = self.config.adversarial
+        # As in the paper's code, where the fake score's weights escape what is meant to hold them.
+        self.holds_fake_score = not self.config.adversarial
         if self.config.adversarial and self.config.gradient_clip:
             self.gradient_clip = self.config.gradient_clip
         # How much of each loss the generator follows in this step: scalars, on the device.
@@ -138,19 +145,20 @@ class Sida(Sid):
         normal = torch.randn(len(images), 1, 1, 1, device=images.device)
         sigma = training_sigmas(normal, config.noise_mean, config.noise_std)
         noise = sigma * torch.randn_like(images)
-        denoised, fake_logits = half.fake_score(
-            images + noise, sigma, labels, augmentation, parts="both"
+        network, inputs = half.teacher.config, (images + noise, sigma, labels, augmentation)
+        (denoised, fake_logits), u = denoised_with_uncertainty(
+            half.fake_score, network, *inputs, parts="both"
         )
         real_logits = half.fake_score(
             real + noise, sigma, labels, real_augmentation, parts="logits"
         )
-        preconditioning = half.teacher.config.preconditioning
-        loss = fake_score_loss(images, denoised, sigma, preconditioning)
+        loss = fake_score_loss(images, denoised, sigma, network.preconditioning)
+        loss = weighed_denoising_loss(loss, u)
         left_out = nothing_to_learn | nonfinite_samples(loss)
         left_out = left_out | nonfinite_samples(fake_logits) | nonfinite_samples(real_logits)
-        weight = denoising_weight(preconditioning, sigma)
+        weight = denoising_weight(network.preconditioning, sigma)
         discriminator = discriminator_loss(
-            real_logits, fake_logits, weight, left_out, config.mean_over
+            real_logits, fake_logits, weighed_loss(weight, u), left_out, config.mean_over
         )
         score_scale = config.fake_loss_scale / config.batch
         total = masked_sum(left_out, loss, denoised) * score_scale
@@ -176,8 +184,13 @@ class Sida(Sid):
         assert self._adversarial_share is not None
         images, noisy, sigma, labels = noised_images(half, config.t_max)
         a = half.teacher(noisy, sigma, labels)
-        b, logits = half.fake_score(noisy, sigma, labels, parts="both")
-        identity, gap = generator_loss_parts(images, a, b, config.weighting)
+        inputs = (noisy, sigma, labels)
+        (b, logits), u = denoised_with_uncertainty(
+            half.fake_score, half.teacher.config, *inputs, parts="both"
+        )
+        identity, gap = (
+            weighed_loss(part, u) for part in generator_loss_parts(images, a, b, config.weighting)
+        )
         loss = identity - config.alpha * gap
         left_out = nonfinite_samples(loss)  # as it is if one of x, a and b is
         weight = sample_weight(images, a)
@@ -185,6 +198,7 @@ class Sida(Sid):
         adversarial = adversarial_loss(
             logits, judged_weight, config.logit_clip, left_out, config.mean_over
         )
+        adversarial = weighed_loss(adversarial, u)
         # It counts as if it stood at each element, by the weight that it has beside SiD's loss.
         ratio = config.adversarial_weight / config.generator_loss_scale
         summed = masked_sum(left_out, loss, images) * self._sid_share

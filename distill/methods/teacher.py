@@ -9,6 +9,7 @@ from distill.data.augment import augment
 from distill.data.datasets import Dataset, one_hot
 from distill.data.images import from_pixels
 from distill.methods.losses import fake_score_loss
+from distill.methods.uncertainty import denoised_with_uncertainty, weighed_denoising_loss
 from distill.networks import Denoiser, NetworkLayout
 from distill.sampling import heun, sample_inputs
 from distill.schedules import training_sigmas
@@ -58,8 +59,10 @@ class TeacherTraining(SingleNetworkTraining):
         normal = torch.randn(len(images), 1, 1, 1, device=device)
         sigma = training_sigmas(normal, config.noise_mean, config.noise_std)
         noisy = images + sigma * torch.randn_like(images)
-        denoised = self.learner.call(noisy, sigma, labels, augmentation)
+        inputs = (noisy, sigma, labels, augmentation)
+        denoised, u = denoised_with_uncertainty(self.learner.call, self.ema.config, *inputs)
         loss = fake_score_loss(images, denoised, sigma, self.ema.config.preconditioning)
+        loss = weighed_denoising_loss(loss, u)
         left_out = nonfinite_samples(loss)
         total = masked_sum(left_out, loss, denoised) / config.batch
         return Loss(total, share(left_out), {"loss/teacher": masked_mean(left_out, loss)})

@@ -43,7 +43,8 @@ class Denoiser(nn.Module):
         class_labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
         parts: Parts = "denoised",
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        uncertainty: bool = False,
+    ) -> Any:
         """Denoise, or judge, or both.
 
         Args:
@@ -53,11 +54,13 @@ class Denoiser(nn.Module):
             augment_labels: float32 [N, augment_dim]; None means the zero vector.
             parts: what to compute. An argument, and no other method, because DDP and FSDP see a
                 network's `forward` alone.
+            uncertainty: also return how far the estimate may be off, as a loss wants it.
 
         Returns:
             The estimate of E[clean image | x], float32 [N, C, H, W]. Logits are float32
             [N, 1, H', W'], the mean over the channels of the last map that `encode` returns
-            (arXiv 2410.14919): no weight is added.
+            (arXiv 2410.14919): no weight is added. With `uncertainty` a pair of what was asked for
+            and what `RawNetwork.uncertainty` says, None for a family that says nothing.
         """
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         c_skip, c_out, c_in, c_noise = self.preconditioning(sigma.to(x.dtype).reshape(-1, 1, 1, 1))
@@ -69,13 +72,13 @@ class Denoiser(nn.Module):
         inputs = (scaled, c_noise.flatten(), class_labels, augment_labels)
         with self._autocast(x.device):
             raw, logits = self._compute(parts, *inputs)
-        if raw is None:
-            assert logits is not None
-            return logits
-        if self.compute_dtype is not None:
-            raw = raw.to(x.dtype)
-        denoised = c_skip * x + c_out * raw
-        return denoised if logits is None else (denoised, logits)
+        computed: Tensor | tuple[Tensor, Tensor] | None = logits
+        if raw is not None:
+            if self.compute_dtype is not None:
+                raw = raw.to(x.dtype)
+            denoised = c_skip * x + c_out * raw
+            computed = denoised if logits is None else (denoised, logits)
+        return (computed, self.model.uncertainty(c_noise.flatten())) if uncertainty else computed
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         if self.compute_dtype is None:
@@ -97,6 +100,11 @@ class Denoiser(nn.Module):
         features = self.model.encode(scaled, emb)
         logits = features[-1].float().mean(dim=1, keepdim=True)
         return None if parts == "logits" else self.model.decode(features, emb), logits
+
+    def strip(self) -> None:
+        """Drop, in place, what only a loss of a training reads: what is left draws the same."""
+        self.config = self.config.for_drawing()
+        self.model.strip()
 
     def preconditioning(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """c_skip, c_out, c_in and c_noise of noise levels, each of sigma's shape."""

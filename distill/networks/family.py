@@ -7,7 +7,7 @@ file here, with a subclass of each, and its line in `distill.networks.registry`
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -58,9 +58,18 @@ class NetworkLayout(BaseModel, ABC):
         """Shape of the noise of one image: channels, height, width."""
         return self.img_channels, self.img_resolution, self.img_resolution
 
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the network has a head for `RawNetwork.uncertainty`."""
+        return False
+
     @abstractmethod
     def build(self) -> "RawNetwork":
         """Build the network with fresh weights, drawn from torch's global generator."""
+
+    def for_drawing(self) -> Self:
+        """The layout of the same network once `RawNetwork.strip` was called: here it is this."""
+        return self
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -118,6 +127,29 @@ class RawNetwork(nn.Module, ABC):
 
         They are disjoint, have parameters, and are used through their `forward` alone.
         """
+
+    def uncertainty(self, c_noise: Tensor) -> Tensor | None:  # noqa: ARG002
+        """How far the denoiser may be off at noise levels: u [N, 1, 1, 1], ln of a variance.
+
+        Where a family has a head for it, the denoising loss is divided by e^u and u is added, so
+        that each noise level finds its own weight (EDM2, arXiv 2312.02696, equation 21). Here
+        there is none.
+
+        Args:
+            c_noise: [N] or [1].
+        """
+        return None
+
+    def strip(self) -> None:
+        """Drop, in place, what only a loss of a training reads: here there is nothing."""
+
+    def unit_weights(self) -> list[nn.Parameter]:
+        """Weights whose rows (all but the first axis) are held at a root mean square of one.
+
+        They are while the network learns, after each step: forced weight normalisation (EDM2,
+        equation 66). Here there are none.
+        """
+        return []
 
     def fold(self, emb: Tensor) -> nn.Module:
         """Prepare, in place, for drawing with one of few embeddings alone: the export's form.

@@ -5,12 +5,14 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny
 
 from distill.networks.edm import EdmConfig
+from distill.networks.edm2 import Edm2Config
 from distill.networks.family import NetworkLayout
 
 FAMILIES: dict[str, type[NetworkLayout]] = {
     "ddpmpp": EdmConfig,
     "ncsnpp": EdmConfig,
     "adm": EdmConfig,
+    "edm2": Edm2Config,
 }
 # Records that were written before there were architectures are of this one.
 FIRST = "ddpmpp"

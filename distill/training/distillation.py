@@ -89,7 +89,9 @@ class Distillation:
         teacher = prepared(teacher, config.precision, context, form).eval()
         # One after the other, so that of networks to be sharded no more than two are whole.
         self.ema = context.prepare_frozen(_copy_from(start, teacher).requires_grad_(False))
-        self.fake_score = self._learner(copy.deepcopy(teacher), config.betas, method.gradient_clip)
+        self.fake_score = self._learner(
+            copy.deepcopy(teacher), config.betas, method.gradient_clip, method.holds_fake_score
+        )
         betas = config.generator_betas or config.betas
         self.generator = self._learner(_copy_from(start, teacher), betas)
         self.teacher = context.prepare_frozen(teacher.requires_grad_(False))
@@ -117,10 +119,14 @@ class Distillation:
         }
 
     def _learner(
-        self, network: Denoiser, betas: tuple[float, float], clip: float | None = None
+        self,
+        network: Denoiser,
+        betas: tuple[float, float],
+        clip: float | None = None,
+        held: bool = True,
     ) -> Learner:
         scaled = self.config.precision == "float16"
-        return Learner(network, self.context, betas, self.config.eps, scaled, clip)
+        return Learner(network, self.context, betas, self.config.eps, scaled, clip, held)
 
     @property
     def learners(self) -> dict[str, Learner]:
@@ -247,8 +253,9 @@ def _check_augmentation(config: DistillationConfig, teacher: Denoiser) -> None:
 
 
 def _copy_from(start: Denoiser | None, teacher: Denoiser) -> Denoiser:
-    """A copy of the teacher, with the weights of `start` if there is one."""
+    """A generator: a copy of the teacher, with the weights of `start` if there is one."""
     network = copy.deepcopy(teacher)
+    network.strip()
     if start is not None:
         network.load_state_dict(start.state_dict())
     return network

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.nn.parallel import DistributedDataParallel
 
 from distill.networks import Denoiser
+from distill.networks.magnitude import unit_rows
 from distill.training.distributed import DistributedContext, local
 from distill.training.gradient_scale import GradientScale
 
@@ -51,6 +52,7 @@ class Learner:
         scaled: scale losses so that float16 gradients do not vanish.
         clip: each element of a gradient is cut to this much either way, before Adam sees it; None:
             it is left as it is.
+        held: hold the weights that the network wants held, see `hold_weights`.
 
     Attributes:
         network: the bare network: for forward passes without gradients, and its weights.
@@ -73,6 +75,7 @@ class Learner:
         eps: float,
         scaled: bool = False,
         clip: float | None = None,
+        held: bool = True,
     ) -> None:
         self.network, self.context, self._clip = network, context, clip
         self.call = context.prepare_trainable(network)
@@ -92,6 +95,8 @@ class Learner:
         # What torch's own GradScaler tells a fused Adam: at 1 it changes nothing.
         self.optimizer.found_inf = self.skip  # type: ignore[attr-defined]
         self._place_gradients_and_moments()
+        self._held = network.model.unit_weights() if held else []
+        self.hold_weights()
 
     def _place_gradients_and_moments(self) -> None:
         """Make them, zero and laid out like the weights, where they then stay."""
@@ -150,6 +155,17 @@ class Learner:
         self.optimizer.step()
         if self.scale is not None:
             self.scale.update(overflowed.float())
+
+    @torch.no_grad()
+    def hold_weights(self) -> None:
+        """Bring the rows of all weights that are held (`RawNetwork.unit_weights`) to length one.
+
+        To be called after each step, once the average has followed it. A network normalises these
+        weights where it uses them, so this changes what it learns and not what it computes.
+        """
+        for weight in self._held:
+            rows = local(weight)  # of a sharded network whole rows too: it is cut between them
+            rows.copy_(unit_rows(rows))
 
     def _gradients(self) -> list[Tensor]:
         """This process's share of each parameter's gradient."""

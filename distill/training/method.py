@@ -131,6 +131,8 @@ class Method(ABC):
         section: what that section may hold.
         config: the section of this run.
         needs_images: whether it learns from real images too, see `HalfStep.real`.
+        holds_fake_score: whether weights of the fake score that a family wants held at unit rows
+            (`RawNetwork.unit_weights`) are; the generator's are in any case.
         gradient_clip: each element of the fake score's gradient is cut to this much either way;
             None: it is left as it is.
     """
@@ -138,6 +140,7 @@ class Method(ABC):
     name: ClassVar[str]
     section: ClassVar[type[DistillationConfig]]
     needs_images: bool = False
+    holds_fake_score: bool = True
     gradient_clip: float | None = None
 
     def __init__(self, config: DistillationConfig) -> None:

@@ -88,12 +88,13 @@ class Phase:
         self._sums.add_(scalars)
 
     def end(self) -> None:
-        """Take the step, and let the average follow."""
+        """Take the step, let the average follow, and hold the weights that are to be held."""
         assert self._sums is not None
         left_out = self._sums[0] / self._microbatches
         self.learner.take_step(self.learner.context.average(left_out))
         if self.average is not None:
             update_ema(self.average, self.learner.network, self._average_weight)
+        self.learner.hold_weights()
 
     def was_taken(self) -> bool:
         """Whether the last step was not skipped; waits for the device."""

@@ -125,7 +125,13 @@ class SingleNetworkTraining(ABC):
 
 
 def learning_rate(config: SingleNetworkConfig, images_seen: int) -> float:
-    """Linear rise over `warmup` images, then half a cosine down to 0 at `total_images`."""
+    """Linear rise over `warmup` images, then half a cosine down to 0 at `total_images`.
+
+    With `decay_after` the rate is constant up to so many images instead, and then falls as one
+    over the root of the images seen.
+    """
     rise = min(1.0, (images_seen + config.batch) / max(config.warmup, 1))
+    if config.decay_after is not None:
+        return config.lr * rise / math.sqrt(max(images_seen / config.decay_after, 1))
     fall = (1 + math.cos(math.pi * min(1.0, images_seen / config.total_images))) / 2
     return config.lr * rise * fall

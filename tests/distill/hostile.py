@@ -8,15 +8,27 @@ import torch
 
 from distill.errors import UserError
 from distill.importing import load_network
-from distill.importing.machine import DTYPE, MODULE_DICT, Name, Node, read_pickle
+from distill.importing.machine import GETATTR, MODULE_DICT, Name, Node, read_pickle
 from distill.importing.snapshot import NAMES
 from distill.networks import Denoiser
 from tests.reference_numbers import FIXTURES
 
 
 def take_apart(name="ncsnpp"):
-    """A released file's content, as nested values that can be changed."""
-    return read_pickle(io.BytesIO((FIXTURES / f"{name}.pkl").read_bytes()), NAMES)
+    """A released file's content, as nested values that can be changed.
+
+    Without the modules that hooks belong to: they hold their own hooks, and so on without an end.
+    """
+    content = read_pickle(io.BytesIO((FIXTURES / f"{name}.pkl").read_bytes()), NAMES)
+    _cut_hooks(content)
+    return content
+
+
+def _cut_hooks(value):
+    for container, key in list(_places(value, cut=True)):
+        hook = _get(container, key)
+        if isinstance(hook, Node) and hook.path == GETATTR:
+            hook.args = (Node("torch.nn.modules.container.ModuleDict", ()), hook.args[1])
 
 
 def state_of(node):
@@ -66,8 +78,7 @@ def _opcodes(value):
     if isinstance(value, Node):
         made = b"\x81" if value.path == MODULE_DICT else b"R"
         built = _opcodes(Name(value.path)) + _opcodes(value.args) + made
-        has_state = value.path in (MODULE_DICT, DTYPE) and value.state is not None
-        return built + (_opcodes(value.state) + b"b" if has_state else b"")
+        return built + (b"" if value.state is None else _opcodes(value.state) + b"b")
     if isinstance(value, tuple):
         return b"(" + several(value) + b"t"
     if isinstance(value, list):
@@ -147,23 +158,25 @@ def mutated_tree(content, rng):
     return put_together(content)
 
 
-def _places(value):
-    """Every place that holds a value: (container, key)."""
+def _places(value, cut=False):
+    """Every place that holds a value: (container, key); those of hooks as well, unless `cut`."""
     if isinstance(value, Node):
+        if cut and value.path == GETATTR:
+            return
         for index, item in enumerate(value.args):
             yield value, index
-            yield from _places(item)
+            yield from _places(item, cut)
         if value.state is not None:
             yield value, "state"
-            yield from _places(value.state)
+            yield from _places(value.state, cut)
     elif isinstance(value, dict):
         for key, item in list(value.items()):
             yield value, key
-            yield from _places(item)
+            yield from _places(item, cut)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield value, index
-            yield from _places(item)
+            yield from _places(item, cut)
 
 
 def _get(container, key):

@@ -40,6 +40,18 @@ def test_the_papers_five_results_have_their_recipes(name):
     assert recipe.network.label_dim == classes
 
 
+def test_the_recipe_of_latents_is_the_papers():
+    """arXiv 2410.14919, table of hyperparameters: EDM2 at 512x512, sizes xs and s."""
+    recipe, sid = read_recipe("imagenet512-xs")
+    assert (sid.alpha, sid.batch, sid.lr, sid.precision) == (1.0, 2048, 5e-5, "float16")
+    assert (sid.noise_mean, sid.noise_std, sid.augment) == (-0.4, 1.0, 0)
+    assert (sid.ema_halflife, sid.t_max, sid.sigma_init) == (2_000_000, 800, 2.5)
+    with torch.device("meta"):
+        network = Denoiser(recipe.network.for_drawing())
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert count / 1e6 == pytest.approx(124.7, abs=0.05)
+
+
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.toml")), ids=lambda file: file.stem)
 def test_every_shipped_recipe_can_be_run(file):
     recipe, method = read_recipe(file.stem)

@@ -15,13 +15,17 @@ from distill.checkpoints import load_network, save_network
 from distill.cli import app
 from distill.errors import UserError
 from distill.export.onnx import export_onnx
+from distill.licences import licence_of_both
 from distill.methods.registry import METHODS
 from distill.networks import Denoiser
 from distill.networks.edm import EdmConfig
 from distill.recipe import RECIPES, load_recipe
+from service.app import create_app
 from service.bundle import load_bundle
+from service.settings import Settings
 from tests.distill.tiny_recipe import tiny_recipe
 from tests.reference_numbers import FIXTURES
+from tests.service.client import Client
 
 RELEASED = "CC-BY-NC-SA-4.0"
 PRETRAINED = Path(distill.__file__).parent / "pretrained"
@@ -201,6 +205,48 @@ def test_a_licence_that_is_told_stands_beside_the_inherited_one(tmp_path, publis
     assert manifest.licence == "LicenseRef-own"
     assert manifest.training["licence"] == RELEASED
     assert f"licence: LicenseRef-own, as told; its own file says {RELEASED}\n" in said
+
+
+def test_what_forbids_commercial_use_is_never_published_under_what_permits_it(
+    tmp_path, publish_toy
+):
+    metadata = {"role": "generator", "sigma_init": 2.5, "licence": RELEASED}
+    generator = save_toy(tmp_path / "n.safetensors", **metadata)
+    for licence in ("Apache-2.0", "MIT", "CC-BY-SA-4.0", "free for all", "NCSA"):
+        with pytest.raises(UserError, match=f"--licence {licence} does not fit: .* {RELEASED}"):
+            publish_toy(generator, "--licence", licence)
+    assert not (tmp_path / "models").exists()
+    manifest, _ = publish_toy(generator, "--licence", "CC-BY-NC-4.0")
+    assert manifest.licence == "CC-BY-NC-4.0"
+    publish_toy(generator)
+    with Client(create_app(Settings(models=tmp_path / "models", threads=1))) as client:
+        card = client.get("/models/toy").json()
+        listed = client.get("/models").json()["models"]
+    assert card["licence"] == RELEASED
+    assert [model["licence"] for model in listed] == [RELEASED]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "start", "both"),
+    [
+        ("MIT", RELEASED, RELEASED),
+        (None, RELEASED, RELEASED),
+        ("MIT", "Apache-2.0", "MIT"),
+        ("CC-BY-NC-4.0", RELEASED, "CC-BY-NC-4.0"),
+        (None, "MIT", None),
+        ("for non-commercial research", None, "for non-commercial research"),
+    ],
+)
+def test_a_student_has_the_stricter_licence_of_its_teacher_and_its_start(teacher, start, both):
+    assert licence_of_both(teacher, start) == both
+
+
+def test_a_run_that_starts_from_a_released_generator_inherits_its_licence(tmp_path):
+    start = save_toy(
+        tmp_path / "start.safetensors", role="generator", sigma_init=2.5, licence=RELEASED
+    )
+    generator = distil(tmp_path, "--generator", start, licence="MIT")
+    assert load_network(generator)[1]["licence"] == RELEASED
 
 
 RECIPE = tiny_recipe(

@@ -118,13 +118,14 @@ class Calls:
 def test_no_function_can_be_called(function, protocol):
     for content in (Calls(function, "touch EXECUTED"), {"ema": Calls(function, "EXECUTED", "w")}):
         said = refused(pickle.dumps(content, protocol))
-        assert "it names " in said or "uses the opcode" in said
+        refusals = ("it names ", "uses the opcode", "'builtins.getattr' for another attribute")
+        assert any(refusal in said for refusal in refusals)
 
 
 def test_neither_can_code_or_attributes():
     for path in (
         "types.CodeType", "types.FunctionType", "operator.attrgetter", "functools.partial",
-        "numpy.core.multiarray._reconstruct", "numpy.ndarray", "torch._utils._rebuild_tensor",
+        "numpy.core.multiarray.fromfile", "torch._utils._rebuild_tensor", "builtins.setattr",
         "torch.nn.modules.container.ModuleDict.__init__", "collections.OrderedDict.fromkeys",
         "torch.storage._load_from_bytes.__globals__", "torch_utils.persistence.import_hook",
         "torch_utils.persistence._src_to_module", "copyreg._reconstructor",
@@ -202,8 +203,12 @@ def test_bombs_are_small():
     laughs = b"\x80\x04(]\x94" + level + b"t."
     assert "holds no 'ema'" in refused(laughs)
     assert "holds no 'ema'" in refused(b"\x80\x04Nr\xff\xff\xff\xff.")  # a memo of 2^32 entries
-    collisions = b"".join(b"J%bN" % (i * 1000).to_bytes(4, "little") for i in range(1000))
-    assert "a key that is no text" in refused(b"\x80\x04}(" + collisions + b"u.")
+    big = [(2**61 - 1) * index for index in range(1, 20_000)]  # all of one hash
+    collisions = b"".join(b"\x8a\x0b" + key.to_bytes(11, "little") + b"N" for key in big)
+    began = time.process_time()
+    assert "holds no 'ema'" in refused(b"\x80\x04}(" + collisions + b"u.")
+    assert time.process_time() - began < 5
+    assert "a key that is no text" in refused(b"\x80\x04}(NNu.")
 
 
 EMPTY = {"_parameters": {}, "_buffers": {}, "_modules": {}}
@@ -264,9 +269,9 @@ def test_values_within_themselves_are_refused_or_ignored():
 
 
 def test_only_preconditioning_and_networks_of_edm_are_read():
-    names = ("VPPrecond", "VEPrecond", "iDDPMPrecond", "Precond", "a\nb" * 100)
+    names = ("VPPrecond", "VEPrecond", "iDDPMPrecond", "Precond2", "a\nb" * 100)
     sida = ("VPPrecond_EncoderDecoder", "EDMPrecond_EncoderDecoder_EncoderDecoder")
-    for name in (*names, *sida, "EDM_2_Precond_Generator"):
+    for name in (*names, *sida, "EDM_3_Precond_Generator"):
         content = take_apart()
         content["ema"].args[0]["class_name"] = name
         said = refused(put_together(content))
@@ -281,14 +286,9 @@ def test_only_preconditioning_and_networks_of_edm_are_read():
     assert "its 'model.map_noise' is a 'MPFourier'" in refused(put_together(content))
 
 
-def test_edm2_is_refused_by_its_class():
-    content = {"ema": take_apart()["ema"], "dataset_kwargs": Name("easy")}
-    content["ema"].args[0]["class_name"] = "Precond"
-    pickled = put_together(content)
-    easy = b"cdnnlib.util\nEasyDict\n)\x81(\x8c\x04pathNu"
-    pickled = pickled.replace(b"c\neasy\n", easy)
-    assert "its network is a 'Precond'" in refused(pickled)
+def test_a_dict_of_the_trainers_own_kind_is_read():
     pickled = put_together(take_apart() | {"dataset_kwargs": Name("easy")})
+    easy = b"cdnnlib.util\nEasyDict\n)\x81(\x8c\x04pathNu"
     assert isinstance(outcome_of(pickled.replace(b"c\neasy\n", easy)), Denoiser)
 
 
@@ -456,7 +456,8 @@ def fuzz(path, seed, count, name="ncsnpp"):
 
 
 @pytest.mark.slow
-def test_no_damage_does_anything_but_be_refused(tmp_path):
-    """Raise `count` after changing distill/pickles: 9,600 took nine minutes of one core."""
-    read = fuzz(tmp_path / "network.pkl", seed=0, count=100)
+@pytest.mark.parametrize(("name", "count"), [("ncsnpp", 100), ("edm2", 30), ("sida_edm2", 30)])
+def test_no_damage_does_anything_but_be_refused(tmp_path, name, count):
+    """Raise `count` after changing distill/importing: 9,600 took nine minutes of one core."""
+    read = fuzz(tmp_path / "network.pkl", seed=0, count=count, name=name)
     assert read > 0, "the damage is so great that it tests nothing"

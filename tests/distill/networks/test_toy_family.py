@@ -160,7 +160,7 @@ def test_it_is_sharded_by_its_blocks():
 
 
 def test_a_family_that_is_not_known_is_refused_with_those_that_are(tmp_path, recipe):
-    said = "architecture 'toy' is not known: choose one of ddpmpp, ncsnpp, adm$"
+    said = "architecture 'toy' is not known: choose one of ddpmpp, ncsnpp, adm, edm2$"
     with pytest.raises(UserError, match=rf"toy.toml: network: {said}"):
         load_recipe(str(recipe))
     file = tmp_path / "toy.safetensors"
