@@ -69,7 +69,8 @@ def submit(
     for row in rows:
         for seed in given.seeds:
             before = ("flow-teacher", 0) if row.own_teacher else (str(row.after), seed)
-            work = (row, seed, futures.get(before), *shared)
+            waits_for = None if row.after and given.generator else futures.get(before)
+            work = (row, seed, waits_for, *shared)
             futures[row.name, seed] = pool.submit(distil, *work)
     return list(futures.values())
 
@@ -98,6 +99,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="real images, as 'sid-distill teacher' takes it")
     parser.add_argument("--reference", type=Path, help="left out: made of --data, with features")
     parser.add_argument("--flow-teacher", type=Path, help="left out: trained by its recipe")
+    parser.add_argument("--generator", type=Path, help="in which the rows start that start in one; "
+                        "left out: what the SiD row of the same seed trained")  # fmt: skip
     parser.add_argument("--teacher-images", type=int, help="that the flow teacher sees")
     parser.add_argument("--run-options", default="", help="more of 'sid-distill run', for all rows")
     parser.add_argument("--first-seed", type=int, default=1_000_000, help="of the measurements")
@@ -123,7 +126,8 @@ def choose(given: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
     for row in ROWS:
         if row.name not in given.rows:
             continue
-        if why := lacking(row, given.recipe, [one.name for one in chosen]):
+        started = {one.name for one in chosen} | ({"sid"} if given.generator else set())
+        if why := lacking(row, given.recipe, started):
             left_out[row.name] = why
         else:
             chosen.append(row)
@@ -204,10 +208,13 @@ def distil(
     command += ["--out", folder, "--seed", str(seed), "--device", given.device]
     command += ["--images", str(given.images), "--cooldown", str(given.cooldown)]
     command += ["--features", "none"]  # what is measured along the way would cost all of them time
-    if row.after:
+    result.images = [given.images]
+    if row.after and given.generator:
+        command += ["--generator", given.generator]
+    elif row.after:
         command += ["--generator", given.out / f"{row.after}-{seed}" / "network.safetensors"]
+        result.images *= 2
     command += [*row.options, *(data(given) if row.learns_from_images else [])]
-    result.images = [given.images] * (2 if row.after else 1)
     try:
         result.seconds = train([*command, *shlex.split(given.run_options)], folder, commands)
     except StoppedError as error:

@@ -1,6 +1,6 @@
 """The rows of methods.py: ways to distil, by the options of 'sid-distill run'."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ ROWS = (
 )
 
 
-def lacking(row: Row, recipe: str, chosen: Sequence[str]) -> str | None:
+def lacking(row: Row, recipe: str, started: Collection[str]) -> str | None:
     """What the product or this command line lacks for a row; None: nothing."""
     from typer.main import get_command
 
@@ -55,7 +55,7 @@ def lacking(row: Row, recipe: str, chosen: Sequence[str]) -> str | None:
         return f"there is no method {method}"
     if row.own_teacher and variant(recipe, row.recipe) == recipe:
         return f"there is no recipe {Path(recipe).stem}{row.recipe}, which trains its teacher"
-    if row.after and row.after not in chosen:
+    if row.after and row.after not in started:
         return f"it starts in the generator of {row.after}, which is not among the rows"
     return None
 
