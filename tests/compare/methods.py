@@ -92,7 +92,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", default="fashion", help="NAME or NAME.toml; variants of it, "
                         "such as NAME-sida and NAME-flow, are found beside it")  # fmt: skip
     parser.add_argument("--teacher", type=Path, default=pretrained)
-    parser.add_argument("--images", type=int, required=True, help="that each training sees")
+    parser.add_argument("--images", type=int, required=True,
+                        help="from which each generator learns")  # fmt: skip
     parser.add_argument("--cooldown", type=int, help="left out: half of the images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--rows", default=",".join(row.name for row in ROWS))
@@ -204,11 +205,13 @@ def distil(
     teacher = (
         given.out / "flow-teacher" / "network.safetensors" if row.own_teacher else given.teacher
     )
-    command = ["run", "--recipe", variant(given.recipe, row.recipe), "--teacher", teacher]
+    recipe = variant(given.recipe, row.recipe)
+    resting = resting_images(recipe, row)
+    command = ["run", "--recipe", recipe, "--teacher", teacher]
     command += ["--out", folder, "--seed", str(seed), "--device", given.device]
-    command += ["--images", str(given.images), "--cooldown", str(given.cooldown)]
+    command += ["--images", str(given.images + resting), "--cooldown", str(given.cooldown)]
     command += ["--features", "none"]  # what is measured along the way would cost all of them time
-    result.images = [given.images]
+    result.images, result.resting = [given.images], resting
     if row.after and given.generator:
         command += ["--generator", given.generator]
     elif row.after:
@@ -221,6 +224,15 @@ def distil(
         result.why = str(error)
         return result
     return measured(result, folder, given, commands, reference)
+
+
+def resting_images(recipe: str, row: Row) -> int:
+    """How many images a run counts before its generator learns: they come on top of the others."""
+    from distill.methods.registry import method_section
+    from distill.recipe import load_recipe
+
+    section = method_section(load_recipe(recipe), recipe, row.method)
+    return int(getattr(section, "frozen_images", 0))
 
 
 def train(words: Sequence[str | Path], folder: Path, commands: Commands) -> float:

@@ -27,6 +27,11 @@ class Row:
     learns_from_images: bool = False
     own_teacher: bool = False
 
+    @property
+    def method(self) -> str:
+        """By whose losses."""
+        return self.options[self.options.index("--method") + 1]
+
 
 # A row stands below the one in whose generator it starts.
 ROWS = (
@@ -50,9 +55,8 @@ def lacking(row: Row, recipe: str, started: Collection[str]) -> str | None:
     known = {name for option in run.params for name in option.opts}
     if unknown := [word for word in row.options if word.startswith("--") and word not in known]:
         return f"'sid-distill run' has no {unknown[0]}"
-    method = row.options[row.options.index("--method") + 1]
-    if method not in METHODS:
-        return f"there is no method {method}"
+    if row.method not in METHODS:
+        return f"there is no method {row.method}"
     if row.own_teacher and variant(recipe, row.recipe) == recipe:
         return f"there is no recipe {Path(recipe).stem}{row.recipe}, which trains its teacher"
     if row.after and row.after not in started:

@@ -17,7 +17,8 @@ class Result:
     Attributes:
         name, title: the row's.
         seed: of the training; None: a teacher.
-        images: how many the generator saw here and, before that, in the row that it started in.
+        images: from how many the generator learned here and, before, in the row that it started in.
+        resting: how many more were seen while it rested.
         seconds: the training took, of all commands that went on with it.
         measured: what 'sid-distill evaluate' printed; None: not measured.
         why: in one line, why not.
@@ -27,6 +28,7 @@ class Result:
     title: str
     seed: int | None = None
     images: list[int] = field(default_factory=list)
+    resting: int = 0
     seconds: float = 0.0
     measured: dict[str, Any] | None = None
     why: str | None = None
@@ -61,7 +63,9 @@ def table(results: Sequence[Result], left_out: dict[str, str]) -> str:
             continue
         first = there[0].measured or {}
         cells = [there[0].title, str(first["evaluations"])]
-        cells.append(" + ".join(f"{images:,}" for images in there[0].images) or "-")
+        images = [f"{images:,}" for images in there[0].images]
+        images += [f"{there[0].resting:,} at rest"] if there[0].resting else []
+        cells.append(" + ".join(images) or "-")
         for figure in FIGURES:
             cells.append(spread([(one.measured or {}).get(figure) for one in there]))
         cells.append(spread([one.seconds / 60 for one in there], 1) if there[0].seconds else "-")

@@ -2,13 +2,14 @@
 
 import pytest
 
+from tests.compare.methods import resting_images
 from tests.compare.methods_commands import Commands, StoppedError
 from tests.compare.methods_rows import Row, lacking, variant
 from tests.compare.methods_table import Result, table
 
 
 @pytest.mark.parametrize(
-    ("row", "chosen", "why"),
+    ("row", "started", "why"),
     [
         (Row("a", "A", ("--method", "dmd")), [], None),
         (Row("a", "A", ("--method", "dmd", "--seed", "1"), after="b"), ["b"], None),
@@ -22,9 +23,18 @@ from tests.compare.methods_table import Result, table
         ),
     ],
 )
-def test_what_the_product_lacks_for_a_row_is_said(row, chosen, why):
-    said = lacking(row, "fashion", chosen)
+def test_what_the_product_lacks_for_a_row_is_said(row, started, why):
+    said = lacking(row, "fashion", started)
     assert said is why is None or str(why) in str(said)
+
+
+def test_images_at_which_the_generator_rests_come_on_top_of_those_it_learns_from():
+    sida = Row("sida", "SiDA", ("--method", "sida"))
+    assert resting_images("fashion-sida", sida) > 0
+    assert resting_images("fashion", Row("sid", "SiD", ("--method", "sid"))) == 0
+    measured = {"evaluations": 1, "distance": 4}
+    result = Result("sida", "SiDA", 0, [2000, 1000], 500, 90, measured)
+    assert "| 2,000 + 1,000 + 500 at rest |" in table([result], {})
 
 
 def test_a_recipes_variant_is_found_beside_it(tmp_path):
@@ -45,7 +55,7 @@ def test_a_command_that_fails_is_quoted_and_none_begins_when_the_time_is_up(tmp_
 def test_the_table_has_medians_and_each_seed_and_says_what_is_missing():
     def one(seed, distance, **more):
         measured = {"evaluations": 1, "distance": distance, "accuracy": 0.5, "precision": 0.25}
-        return Result("sid", "SiD", seed, [1000, 1000], 90, measured, **more)
+        return Result("sid", "SiD", seed, [1000, 1000], 0, 90, measured, **more)
 
     results = [
         Result("teacher", "teacher", measured={"evaluations": 35, "distance": 4, "accuracy": 0.5}),
