@@ -58,21 +58,24 @@ def submit(
     commands: Commands,
     reference: Path,
 ) -> list[Future[Result]]:
-    """Begin with all that is to be done, in the order of the table.
+    """Begin with all that is to be done; return it in the order of the table.
 
-    In this order no row is begun before the one for which it waits.
+    No row is begun before the one for which it waits. The teachers are measured last, for with all
+    their evaluations that takes as long as a training.
     """
     shared = (given, commands, reference)
-    futures = {("teacher", 0): pool.submit(the_teacher, *shared)}
-    if any(row.own_teacher for row in rows):
-        futures["flow-teacher", 0] = pool.submit(flow_teacher, *shared)
+    own_teacher = any(row.own_teacher for row in rows)
+    taught = pool.submit(train_flow_teacher, given, commands) if own_teacher else None
+    futures: dict[tuple[str, int], Future[Result]] = {}
     for row in rows:
         for seed in given.seeds:
-            before = ("flow-teacher", 0) if row.own_teacher else (str(row.after), seed)
-            waits_for = None if row.after and given.generator else futures.get(before)
-            work = (row, seed, waits_for, *shared)
+            before = None if given.generator else futures.get((str(row.after), seed))
+            work = (row, seed, taught if row.own_teacher else before, *shared)
             futures[row.name, seed] = pool.submit(distil, *work)
-    return list(futures.values())
+    teachers = [pool.submit(the_teacher, *shared)]
+    if taught is not None:
+        teachers.append(pool.submit(the_flow_teacher, taught, *shared))
+    return [*teachers, *futures.values()]
 
 
 def write_all(
@@ -168,24 +171,33 @@ def the_teacher(given: argparse.Namespace, commands: Commands, reference: Path) 
     return measured(result, folder, given, commands, reference)
 
 
-def flow_teacher(given: argparse.Namespace, commands: Commands, reference: Path) -> Result:
-    """Train and measure the flow teacher, which all seeds share."""
+def train_flow_teacher(given: argparse.Namespace, commands: Commands) -> Result:
+    """Train the flow teacher, which all seeds share, or take the given one."""
     folder = given.out / "flow-teacher"
     result = Result("flow-teacher", "flow teacher")
     if given.flow_teacher is not None:
         folder.mkdir(exist_ok=True)
         shutil.copyfile(given.flow_teacher, folder / "network.safetensors")
-    else:
-        command = ["teacher", "--recipe", variant(given.recipe, "-flow"), "--out", folder]
-        command += ["--device", given.device, *data(given)]
-        if given.teacher_images:
-            command += ["--images", str(given.teacher_images)]
-        try:
-            result.seconds = train(command, folder, commands)
-        except StoppedError as error:
-            result.why = str(error)
-            return result
-    return measured(result, folder, given, commands, reference)
+        return result
+    command = ["teacher", "--recipe", variant(given.recipe, "-flow"), "--out", folder]
+    command += ["--device", given.device, *data(given)]
+    if given.teacher_images:
+        command += ["--images", str(given.teacher_images)]
+    try:
+        result.seconds = train(command, folder, commands)
+    except StoppedError as error:
+        result.why = str(error)
+    return result
+
+
+def the_flow_teacher(
+    taught: "Future[Result]", given: argparse.Namespace, commands: Commands, reference: Path
+) -> Result:
+    """Measure the flow teacher, once it is there."""
+    result = taught.result()
+    if result.why is not None:
+        return result
+    return measured(result, given.out / "flow-teacher", given, commands, reference)
 
 
 def distil(
@@ -199,7 +211,7 @@ def distil(
     """Train and measure one row with one seed, once what it starts from is there."""
     folder, result = given.out / f"{row.name}-{seed}", Result(row.name, row.title, seed)
     started = None if before is None else before.result()
-    if started is not None and started.measured is None:
+    if started is not None and started.why is not None:
         result.why = f"{started.name} is not there: {started.why}"
         return result
     teacher = (
