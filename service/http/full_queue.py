@@ -95,13 +95,13 @@ class FullQueue:
         refusal = QueueFullError(seconds)
         headers, body = self._answer(refusal)
         request_id = sent_request_id(scope) or new_request_id()
-        own = [(b"x-request-id", request_id.encode("ascii"))]
+        further = [(b"x-request-id", request_id.encode("ascii"))]
         if self._allowed_origins:
             origin = dict(scope["headers"]).get(b"origin", b"").decode("latin-1")
             granted = answer_headers(self._allowed_origins, origin)
-            own += [(name.lower().encode(), text.encode()) for name, text in granted.items()]
+            further += [(name.lower().encode(), text.encode()) for name, text in granted.items()]
         start: Message = {
-            "type": "http.response.start", "status": refusal.status, "headers": [*headers, *own]
+            "type": "http.response.start", "status": refusal.status, "headers": [*headers, *further]
         }  # fmt: skip
         await send(start)
         await send({"type": "http.response.body", "body": body})
