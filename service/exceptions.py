@@ -1,5 +1,6 @@
 """What all refusals of a request have in common: each is one class that says all about itself."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 
@@ -43,6 +44,11 @@ class RefusedError(Exception):
             self.headers = headers
         if members:
             self.members = members
+
+    @property
+    def retry_seconds(self) -> int:
+        """`retry_after` as the header Retry-After has it: whole seconds, at least one."""
+        return max(1, math.ceil(self.retry_after))
 
 
 def refusals(base: type[RefusedError] = RefusedError) -> Iterator[type[RefusedError]]:

@@ -61,7 +61,7 @@ class RequestMetrics:
             await self._app(scope, receive, send)
             return
         started = perf_counter()
-        request_id = _sent_request_id(scope) or new_request_id()
+        request_id = sent_request_id(scope) or new_request_id()
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         traced = scope["path"] not in PROBES
@@ -146,7 +146,7 @@ class ApiKeys:
         if scope["type"] == "lifespan" or (scope["type"] == "http" and _is_open(scope["path"])):
             await self._app(scope, receive, send)
         elif scope["type"] == "http":  # nothing here speaks anything else
-            if (key := _sent_key(scope)) is None:
+            if (key := sent_key(scope)) is None:
                 detail = (
                     "this server asks for an API key, and the request brought none: send yours, as "
                     "`Authorization: Bearer KEY` or `X-API-Key: KEY`"
@@ -240,14 +240,16 @@ def _ids(state: dict[str, Any]) -> dict[str, str]:
     return ids
 
 
-def _sent_request_id(scope: Scope) -> str | None:
+def sent_request_id(scope: Scope) -> str | None:
+    """The id that the request brought, if it may be one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id":
             return value.decode("ascii") if _REQUEST_ID.fullmatch(value) else None
     return None
 
 
-def _sent_key(scope: Scope) -> bytes | None:
+def sent_key(scope: Scope) -> bytes | None:
+    """The API key that the request brought, if any."""
     for name, value in scope["headers"]:
         if name == b"authorization":
             scheme, _, key = value.partition(b" ")

@@ -4,7 +4,6 @@ Every refusal is a class of its own (service/exceptions.py), and is answered as 
 """
 
 import json
-import math
 from collections.abc import Mapping
 from difflib import get_close_matches
 from http import HTTPStatus
@@ -111,7 +110,7 @@ def problem(
     """
     sent = {**refusal.headers, **(headers or {})}
     if refusal.status in (429, 503):
-        sent["Retry-After"] = str(max(1, math.ceil(refusal.retry_after)))
+        sent["Retry-After"] = str(refusal.retry_seconds)
     body = {
         "type": f"urn:sid-serve:problem:{refusal.kind}",
         "title": refusal.kind.replace("-", " ").capitalize(),

@@ -89,12 +89,15 @@ class Batcher(Generic[Item, Result]):
         batches = len(self._running) - (-(self.waiting + more) // self._max_batch_size)
         return self._batch_seconds * -(-batches // self._concurrency)
 
+    def full_for(self) -> float | None:
+        """As long as `submit` would refuse a single item for want of room: seconds, else None."""
+        full = not self._closed and self.waiting >= self._room
+        return self.expected_seconds() if full else None
+
     def _admit(self, count: int, deadline: float | None) -> None:
         if self._closed:
             raise ClosedError
-        # What free slots will take in the loop's next turn does not count as waiting.
-        room = self._queue_size + self._free * self._max_batch_size
-        if self.waiting + count > room:
+        if self.waiting + count > self._room:
             raise QueueFullError(self.expected_seconds())
         # An idle engine always tries: after one slow batch nothing else would correct the estimate.
         if deadline is None or not (self.waiting or self._running):
@@ -171,6 +174,11 @@ class Batcher(Generic[Item, Result]):
             worker.cancel()
         if workers:
             await asyncio.wait(workers)
+
+    @property
+    def _room(self) -> int:
+        # What free slots will take in the loop's next turn does not count as waiting.
+        return self._queue_size + self._free * self._max_batch_size
 
     @property
     def _free(self) -> int:

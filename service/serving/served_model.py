@@ -140,6 +140,13 @@ class ServedModel:
             raise
         return self._observed(drawing, accepted, submitted)
 
+    def full_for(self) -> float | None:
+        """Seconds until the queue has room again, if it has none for a single image; else None.
+
+        None also while the engine is down: then that is what a request is refused for.
+        """
+        return self._batcher.full_for() if self.supervisor.down is None else None
+
     async def _observed(
         self,
         drawing: Coroutine[Any, Any, list[ImageResult]],

@@ -9,11 +9,13 @@ from service.app import create_app
 from service.bundle import golden
 from service.engines import EngineError
 from service.engines.onnx import OnnxEngine
+from service.http.full_queue import FullQueue
 from service.http.security import new_key
 from service.serving import supervision
 from tests.service.client import Client
 from tests.service.waiting import happens
 
+PAGE = "https://page.example"  # of another origin, which may call the API
 BODY = {"class_label": 0, "seed": 1}
 
 
@@ -53,7 +55,8 @@ def tap(monkeypatch):
 
 @pytest.fixture
 def client(tap, settings):
-    small = settings.model_copy(update={"queue_size": 2, "max_batch_size": 1, "concurrency": 1})
+    small = {"queue_size": 2, "max_batch_size": 1, "concurrency": 1, "cors_origins": PAGE}
+    small = settings.model_copy(update=small)
     with Client(create_app(small)) as client:
         loop = client.run(running_loop())
         true_time = loop.time
@@ -359,3 +362,131 @@ def test_each_key_has_its_rate_and_what_it_exceeds_is_counted(settings, tmp_path
         assert client.get("/readyz").status_code == 200
         reasons = {"model": "tiny", "reason": "rate_limited"}
         assert sample(client, "sid_rejections_total", **reasons) == 1
+
+
+async def refused_both_ways(client: Client, monkeypatch, *requests) -> list[tuple]:
+    """What each request is answered at the door and, with the door taken away, at the queue."""
+
+    async def ask():
+        return [await client.http.request(method, url, **more) for method, url, more in requests]
+
+    at_the_door = await ask()
+    with monkeypatch.context() as patch:
+        patch.setattr(FullQueue, "_meant", lambda *_: None)
+        return list(zip(at_the_door, await ask(), strict=True))
+
+
+REFUSED = [
+    ("POST", "/generate", {"json": {}}),
+    ("POST", "/generate", {"json": {"seed": 1, "n": 2}}),
+    ("POST", "/generate", {"json": {"model": "tiny"}}),
+    ("GET", "/generate?seed=1", {}),
+    ("GET", "/generate?model=tiny&seed=1", {"headers": {"Origin": PAGE}}),
+    ("POST", "/generate", {"headers": {"X-Request-ID": "mine"}}),
+]
+
+
+def test_the_door_answers_as_the_queue_does(client, tap, monkeypatch):
+    def counted() -> list[float]:
+        return [
+            sample(client, "sid_rejections_total", model="tiny", reason="queue_full"),
+            sample(client, "sid_requests_total", route="/generate", model="tiny", status="429"),
+            sample(client, "sid_request_seconds_count", route="/generate"),
+        ]
+
+    async def scenario():
+        accepted = await fill(client, tap, waiting=2)
+        pairs = await refused_both_ways(client, monkeypatch, *REFUSED)
+        counts = counted()
+        tap.flow.set()
+        await asyncio.gather(*accepted)
+        return pairs, counts
+
+    pairs, counts = client.run(scenario())
+    for at_the_door, at_the_queue in pairs:
+        assert at_the_door.status_code == at_the_queue.status_code == 429
+        assert at_the_door.content == at_the_queue.content
+        ids = [answer.headers.pop("x-request-id") for answer in (at_the_door, at_the_queue)]
+        assert at_the_door.headers == at_the_queue.headers
+        assert ids[0] == ids[1] == "mine" or ids[0] != ids[1]
+    assert counts == [2 * len(REFUSED)] * 3
+
+
+NOT_REFUSED_AT_THE_DOOR = {
+    "another model": ("POST", "/generate", {"json": {"model": "none"}}, 404),
+    "another model by query": ("GET", "/generate?model=none&seed=1", {}, 404),
+    "models named twice": ("POST", "/generate", {"content": b'{"model":"tiny","model":"x"}'}, 404),
+    "a name with an escape": ("POST", "/generate", {"content": rb'{"mod\u0065l": "none"}'}, 404),
+    "another path": ("GET", "/models", {}, 200),
+    "another method": ("PUT", "/generate", {}, 405),
+}
+
+
+@pytest.mark.parametrize("case", NOT_REFUSED_AT_THE_DOOR)
+def test_what_the_queue_does_not_decide_is_answered_as_ever(client, tap, case):
+    method, url, more, status = NOT_REFUSED_AT_THE_DOOR[case]
+    if "content" in more:
+        more = {**more, "headers": {"Content-Type": "application/json"}}
+
+    async def scenario():
+        accepted = await fill(client, tap, waiting=2)
+        answer = await client.http.request(method, url, **more)
+        tap.flow.set()
+        await asyncio.gather(*accepted)
+        return answer
+
+    assert client.run(scenario()).status_code == status
+
+
+def test_a_copy_that_is_still_right_is_confirmed_while_the_queue_is_full(client, tap):
+    async def scenario():
+        tap.flow.set()
+        tag = (await client.http.get("/generate?seed=1")).headers["etag"]
+        tap.flow.clear()
+        tap.batches.clear()
+        accepted = await fill(client, tap, waiting=2)
+        answer = await client.http.get("/generate?seed=1", headers={"If-None-Match": tag})
+        tap.flow.set()
+        await asyncio.gather(*accepted)
+        return answer
+
+    assert client.run(scenario()).status_code == 304
+
+
+def test_an_engine_that_is_down_is_what_a_request_is_refused_for(client, tap):
+    model = next(iter(client.app.state.catalogue.models.values()))
+
+    async def scenario():
+        accepted = await fill(client, tap, waiting=2)
+        model.supervisor.down = "taken out by the test"
+        answer = await post(client)
+        model.supervisor.down = None
+        tap.flow.set()
+        await asyncio.gather(*accepted)
+        return answer
+
+    answer = client.run(scenario())
+    assert answer.json()["type"].endswith(":engine-down")
+
+
+def test_who_brings_no_known_key_is_told_so_while_the_queue_is_full(settings, tap, tmp_path):
+    key = new_key("ann")
+    keys = tmp_path / "keys"
+    keys.write_text(f"{key.line}\n")
+    small = {"queue_size": 1, "max_batch_size": 1, "concurrency": 1, "keys": keys}
+
+    async def scenario(client):
+        client.http.headers["X-API-Key"] = key.secret
+        tap.batches.clear()
+        tap.flow.clear()
+        accepted = await fill(client, tap, waiting=1)
+        known = await post(client)
+        unknown = await client.http.post("/generate", headers={"X-API-Key": "sid_wrong"})
+        del client.http.headers["X-API-Key"]
+        missing = await post(client)
+        tap.flow.set()
+        await asyncio.gather(*accepted)
+        return [answer.status_code for answer in (known, unknown, missing)]
+
+    with Client(create_app(settings.model_copy(update=small))) as client:
+        assert client.run(scenario(client)) == [429, 403, 401]
