@@ -167,19 +167,9 @@ def generate(
     """Draw one image or many, in this process or by a server."""
     from service.bulk import command
 
-    if url is not None and models is not None:
-        raise CommandError("--models is for drawing in this process, --url for a server: choose")
-    place: Settings | str
-    if url is not None:
-        place = url
-    else:
-        from service.observability import logs
-
-        place = _settings(models=models)
-        logs.configure(place.log_format, place.log_level)
     try:
         command.generate(
-            place,
+            _place(models, url),
             key=key,
             model=model,
             class_label=class_label,
@@ -192,6 +182,32 @@ def generate(
     except command.StoppedError as stopped:
         print(stopped, file=sys.stderr)
         raise typer.Exit(stopped.status) from None
+
+
+@app.command()
+def verify(
+    image: Annotated[Path, typer.Argument(help="A PNG file.")],
+    models: ModelsOption = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Have this server draw, http://host:port; left out: this process."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(envvar="SID_KEY", help="The server's API key, if it wants one.")
+    ] = None,
+) -> None:
+    """Say which model, class and seed drew an image, and prove it by drawing it again.
+
+    The exit status says what came of it. 0: genuine, every pixel is the same. 1: altered. 3: nearly
+    the same, as another engine or precision draws it. 4: the file does not say what drew it. 5:
+    what it says is none of ours. 6: its model, or this version of it, is not here. 2: no PNG file,
+    or it cannot be drawn.
+    """
+    from service.verify.command import verify
+
+    report = verify(_place(models, url), key, image)
+    print(report.line)
+    raise typer.Exit(report.verdict)
 
 
 @app.command("models")
@@ -399,6 +415,21 @@ def _server_settings(**given: Any) -> "Settings":
     return settings
 
 
+def _place(models: Path | None, url: str | None) -> "Settings | str":
+    """Where to draw: a server's address, or the settings of this process, with its log set up."""
+    if url is not None:
+        if models is not None:
+            raise CommandError(
+                "--models is for drawing in this process, --url for a server: choose"
+            )
+        return url
+    from service.observability import logs
+
+    settings = _settings(models=models)
+    logs.configure(settings.log_format, settings.log_level)
+    return settings
+
+
 def _settings(**given: Any) -> "Settings":
     from pydantic import ValidationError
 
@@ -433,6 +464,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from service.serving.default_model import DefaultModelError
     from service.serving.exceptions import ComputeError
     from service.tools.triton_server import TritonServerError
+    from service.verify import PngError
 
     return (
         BenchError,
@@ -449,6 +481,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         KeysError,
         ListenError,
         ModelRequiredError,
+        PngError,
         SeedError,
         TracingError,
         TritonServerError,

@@ -127,6 +127,11 @@ class Settings(BaseSettings):
         description="Images that one request may ask for; lower it so that one client cannot "
         "fill the queue.",
     )
+    provenance: bool = Field(
+        default=True,
+        description="Whether PNG files hold a text that says which model, class and seed drew "
+        "them, for `sid verify`: about 100 bytes. Set it alike on all servers of one address.",
+    )
     engine_seconds: float = Field(
         default=30.0,
         ge=0.01,

@@ -14,7 +14,7 @@ from distill.errors import UserError
 from distill.evaluation.feature_extractor import FeatureExtractor
 from distill.evaluation.features import matching_extractor
 from distill.evaluation.measurement import load_measurement
-from distill.export.gate import TOLERANCES, draw_reference_images, save_report, validate
+from distill.export.gate import draw_reference_images, save_report, validate
 from distill.export.one_step import PixelGenerator
 from distill.export.onnx import export_onnx
 from distill.export.tensorrt import require_group_norms_that_tensorrt_computes
@@ -32,6 +32,7 @@ from service.bundle import (
     LATENTS,
     MANIFEST_NAME,
     PLAN,
+    TOLERANCES,
     BundleError,
     Golden,
     GoldenImage,

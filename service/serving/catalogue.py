@@ -223,6 +223,7 @@ async def open_catalogue(
             queue_size=settings.queue_size,
             engine_seconds=settings.engine_seconds,
             metrics=ModelMetrics(metrics, bundle.manifest.name),
+            provenance=settings.provenance,
         )
         try:
             await model.open()

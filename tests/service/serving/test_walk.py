@@ -53,10 +53,11 @@ def test_from_a_seed_to_itself_is_no_way(seed, mix):
 
 
 def test_its_ends_are_the_two_seeds_images(client):
-    draw = {"class_label": 1, "seed": 3}
-    assert client.generate({**draw, "toward": 8, "mix": 0}).content == client.generate(draw).content
-    at_the_end = client.generate({**draw, "toward": 8, "mix": 1})
-    assert at_the_end.content == client.generate({**draw, "seed": 8}).content
+    draw, exact = {"class_label": 1, "seed": 3}, "image/webp"  # a PNG says that it is of a walk
+    at_the_start = client.generate({**draw, "toward": 8, "mix": 0}, accept=exact)
+    assert at_the_start.content == client.generate(draw, accept=exact).content
+    at_the_end = client.generate({**draw, "toward": 8, "mix": 1}, accept=exact)
+    assert at_the_end.content == client.generate({**draw, "seed": 8}, accept=exact).content
     assert at_the_end.headers["x-seed"] == "3"
     assert (at_the_end.headers["x-toward"], at_the_end.headers["x-mix"]) == ("8", "1.0")
 
