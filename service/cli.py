@@ -100,9 +100,12 @@ def triton(
     _end_at_sigterm()
     with _json_errors():
         from service import announcement
+        from service.serving.catalogue import load_contents
         from service.tools import triton_server
 
         settings = _server_settings(port=port, models=models, triton=f"127.0.0.1:{grpc_port}")
+        if settings.trusted_keys:  # before Triton opens what nobody has signed
+            load_contents(settings)
         triton_server.install()
         with triton_server.running(
             settings.models, http=http_port, grpc=grpc_port, metrics=metrics_port
@@ -216,7 +219,8 @@ def list_models(models: ModelsOption = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from service.bundle import list_bundles, load_manifest
+    from service.bundle import describe_signature, list_bundles, load_manifest
+    from service.serving.catalogue import trusted_keys
     from service.serving.default_model import choose_default, stated_default
 
     settings = _settings(models=models)
@@ -224,9 +228,14 @@ def list_models(models: ModelsOption = None) -> None:
     names = [folder.name for folder in folders]
     default = choose_default(names, stated_default(settings, names))
     table = Table("name", "version", "size", "steps", "classes", "licence", "description", box=None)
+    trusted = trusted_keys(settings)
+    signers = [describe_signature(folder, trusted) for folder in folders]
+    shows_signers = trusted is not None or any(signer != "-" for signer in signers)
+    if shows_signers:
+        table.add_column("signed by")
     for column in table.columns[:4]:  # what is short stays on one line, and can be searched for
         column.no_wrap = True
-    for folder in folders:
+    for folder, signer in zip(folders, signers, strict=True):
         manifest = load_manifest(folder)
         table.add_row(
             f"{manifest.name} (default)" if manifest.name == default else manifest.name,
@@ -236,6 +245,7 @@ def list_models(models: ModelsOption = None) -> None:
             ", ".join(manifest.classes) or "-",
             manifest.licence,
             manifest.description,
+            *([signer] if shows_signers else []),
         )
     Console().print(table)
 
@@ -452,7 +462,13 @@ def _user_errors() -> tuple[type[Exception], ...]:
     """Exceptions whose message is written for the user; anything else is a defect of ours."""
     from service.bench import BenchError
     from service.bulk import BulkError
-    from service.bundle import BundleError, ClassLabelError, InputError, SeedError
+    from service.bundle import (
+        BundleError,
+        ClassLabelError,
+        InputError,
+        KeyFileError,
+        SeedError,
+    )
     from service.client import ClientError
     from service.engines import EngineError
     from service.environment import UnknownVariableError
@@ -478,6 +494,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         DefaultModelError,
         EngineError,
         InputError,
+        KeyFileError,
         KeysError,
         ListenError,
         ModelRequiredError,

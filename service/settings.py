@@ -177,6 +177,12 @@ class Settings(BaseSettings):
         description="File of API keys, as `sid key` makes them, to let in only those who hold "
         "one; SIGHUP reads it again. Probes and metrics stay open.",
     )
+    trusted_keys: Path | None = Field(
+        default=None,
+        description="Public keys of publishers (Ed25519, PEM), a file or a folder of files: only "
+        "bundles that one of them signed are served (`sid-distill publish --sign`); SIGHUP reads "
+        "them again. Needs the package's extra `signing`. Default: bundles need not be signed.",
+    )
     rate: float | None = Field(
         default=None,
         ge=1e-6,
@@ -241,7 +247,7 @@ class Settings(BaseSettings):
             )
         return precision
 
-    @field_validator("keys", "models", mode="before")
+    @field_validator("keys", "models", "trusted_keys", mode="before")
     @classmethod
     def _not_empty(cls, path: Any) -> Any:
         if path == "":  # which would be the folder that this process runs in

@@ -9,7 +9,7 @@ from service.bundle import list_bundles, load_bundle
 from service.client import AnswerError, AsyncClient
 from service.exceptions import RefusedError
 from service.observability.metrics import Metrics
-from service.serving.catalogue import Contents, open_catalogue
+from service.serving.catalogue import Contents, open_catalogue, trusted_keys
 from service.serving.encoding import PIXELS
 from service.serving.jobs import resolve_jobs
 from service.serving.provenance import Provenance
@@ -55,7 +55,7 @@ async def redraw_here(settings: Settings, wanted: Provenance) -> Redrawn:
     if name not in folders:
         there = ", ".join(folders)
         raise NotHereError(f"{settings.models} has no model {name}, only {there}")
-    bundle = load_bundle(folders[name])
+    bundle = load_bundle(folders[name], trusted_keys(settings))
     if bundle.tag != wanted.bundle:
         raise NotHereError(f"{settings.models} has {bundle.tag}")
     async with open_catalogue(Contents([bundle]), settings, Metrics()) as catalogue:
