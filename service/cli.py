@@ -100,9 +100,12 @@ def triton(
     _end_at_sigterm()
     with _json_errors():
         from service import announcement
+        from service.serving.catalogue import load_contents
         from service.tools import triton_server
 
         settings = _server_settings(port=port, models=models, triton=f"127.0.0.1:{grpc_port}")
+        if settings.trusted_keys:  # before Triton opens what nobody has signed
+            load_contents(settings)
         triton_server.install()
         with triton_server.running(
             settings.models, http=http_port, grpc=grpc_port, metrics=metrics_port
@@ -167,19 +170,9 @@ def generate(
     """Draw one image or many, in this process or by a server."""
     from service.bulk import command
 
-    if url is not None and models is not None:
-        raise CommandError("--models is for drawing in this process, --url for a server: choose")
-    place: Settings | str
-    if url is not None:
-        place = url
-    else:
-        from service.observability import logs
-
-        place = _settings(models=models)
-        logs.configure(place.log_format, place.log_level)
     try:
         command.generate(
-            place,
+            _place(models, url),
             key=key,
             model=model,
             class_label=class_label,
@@ -194,13 +187,40 @@ def generate(
         raise typer.Exit(stopped.status) from None
 
 
+@app.command()
+def verify(
+    image: Annotated[Path, typer.Argument(help="A PNG file.")],
+    models: ModelsOption = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Have this server draw, http://host:port; left out: this process."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(envvar="SID_KEY", help="The server's API key, if it wants one.")
+    ] = None,
+) -> None:
+    """Say which model, class and seed drew an image, and prove it by drawing it again.
+
+    The exit status says what came of it. 0: genuine, every pixel is the same. 1: altered. 3: nearly
+    the same, as another engine or precision draws it. 4: the file does not say what drew it. 5:
+    what it says is none of ours. 6: its model, or this version of it, is not here. 2: no PNG file,
+    or it cannot be drawn.
+    """
+    from service.verify.command import verify
+
+    report = verify(_place(models, url), key, image)
+    print(report.line)
+    raise typer.Exit(report.verdict)
+
+
 @app.command("models")
 def list_models(models: ModelsOption = None) -> None:
     """List the models of a folder, and which of them is the default."""
     from rich.console import Console
     from rich.table import Table
 
-    from service.bundle import list_bundles, load_manifest
+    from service.bundle import describe_signature, list_bundles, load_manifest
+    from service.serving.catalogue import trusted_keys
     from service.serving.default_model import choose_default, stated_default
 
     settings = _settings(models=models)
@@ -208,9 +228,14 @@ def list_models(models: ModelsOption = None) -> None:
     names = [folder.name for folder in folders]
     default = choose_default(names, stated_default(settings, names))
     table = Table("name", "version", "size", "steps", "classes", "licence", "description", box=None)
+    trusted = trusted_keys(settings)
+    signers = [describe_signature(folder, trusted) for folder in folders]
+    shows_signers = trusted is not None or any(signer != "-" for signer in signers)
+    if shows_signers:
+        table.add_column("signed by")
     for column in table.columns[:4]:  # what is short stays on one line, and can be searched for
         column.no_wrap = True
-    for folder in folders:
+    for folder, signer in zip(folders, signers, strict=True):
         manifest = load_manifest(folder)
         table.add_row(
             f"{manifest.name} (default)" if manifest.name == default else manifest.name,
@@ -220,6 +245,7 @@ def list_models(models: ModelsOption = None) -> None:
             ", ".join(manifest.classes) or "-",
             manifest.licence,
             manifest.description,
+            *([signer] if shows_signers else []),
         )
     Console().print(table)
 
@@ -399,6 +425,21 @@ def _server_settings(**given: Any) -> "Settings":
     return settings
 
 
+def _place(models: Path | None, url: str | None) -> "Settings | str":
+    """Where to draw: a server's address, or the settings of this process, with its log set up."""
+    if url is not None:
+        if models is not None:
+            raise CommandError(
+                "--models is for drawing in this process, --url for a server: choose"
+            )
+        return url
+    from service.observability import logs
+
+    settings = _settings(models=models)
+    logs.configure(settings.log_format, settings.log_level)
+    return settings
+
+
 def _settings(**given: Any) -> "Settings":
     from pydantic import ValidationError
 
@@ -421,7 +462,13 @@ def _user_errors() -> tuple[type[Exception], ...]:
     """Exceptions whose message is written for the user; anything else is a defect of ours."""
     from service.bench import BenchError
     from service.bulk import BulkError
-    from service.bundle import BundleError, ClassLabelError, InputError, SeedError
+    from service.bundle import (
+        BundleError,
+        ClassLabelError,
+        InputError,
+        KeyFileError,
+        SeedError,
+    )
     from service.client import ClientError
     from service.engines import EngineError
     from service.environment import UnknownVariableError
@@ -433,6 +480,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from service.serving.default_model import DefaultModelError
     from service.serving.exceptions import ComputeError
     from service.tools.triton_server import TritonServerError
+    from service.verify import PngError
 
     return (
         BenchError,
@@ -446,9 +494,11 @@ def _user_errors() -> tuple[type[Exception], ...]:
         DefaultModelError,
         EngineError,
         InputError,
+        KeyFileError,
         KeysError,
         ListenError,
         ModelRequiredError,
+        PngError,
         SeedError,
         TracingError,
         TritonServerError,

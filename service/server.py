@@ -17,7 +17,7 @@ import uvloop
 
 from service.addresses import origins
 from service.app import create_app
-from service.bundle import BundleError
+from service.bundle import BundleError, KeyFileError
 from service.engines import EngineError
 from service.engines.threads import left_behind
 from service.http.connections import FileWatch, Room, make_room
@@ -70,6 +70,7 @@ async def serve(settings: Settings, announce: Callable[[str, Catalogue], None]) 
         ListenError: the address is taken or not ours.
         ConnectionsError: more connections are wanted than this process may open.
         BundleError, EngineError: a model cannot be served.
+        KeyFileError: the trusted keys cannot be read.
         DefaultModelError: the default is none of the models.
         TracingError: traces were asked for and cannot be made.
     """
@@ -219,7 +220,7 @@ class _Server(uvicorn.Server):
 
         try:
             served = await self._catalogue.reload(load)
-        except (BundleError, DefaultModelError, EngineError, KeysError) as error:
+        except (BundleError, DefaultModelError, EngineError, KeyFileError, KeysError) as error:
             log.error(refused, reason=str(error))
         except Exception:
             log.exception(refused)

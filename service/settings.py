@@ -127,6 +127,11 @@ class Settings(BaseSettings):
         description="Images that one request may ask for; lower it so that one client cannot "
         "fill the queue.",
     )
+    provenance: bool = Field(
+        default=True,
+        description="Whether PNG files hold a text that says which model, class and seed drew "
+        "them, for `sid verify`: about 100 bytes. Set it alike on all servers of one address.",
+    )
     engine_seconds: float = Field(
         default=30.0,
         ge=0.01,
@@ -171,6 +176,12 @@ class Settings(BaseSettings):
         default=None,
         description="File of API keys, as `sid key` makes them, to let in only those who hold "
         "one; SIGHUP reads it again. Probes and metrics stay open.",
+    )
+    trusted_keys: Path | None = Field(
+        default=None,
+        description="Public keys of publishers (Ed25519, PEM), a file or a folder of files: only "
+        "bundles that one of them signed are served (`sid-distill publish --sign`); SIGHUP reads "
+        "them again. Needs the package's extra `signing`. Default: bundles need not be signed.",
     )
     rate: float | None = Field(
         default=None,
@@ -236,7 +247,7 @@ class Settings(BaseSettings):
             )
         return precision
 
-    @field_validator("keys", "models", mode="before")
+    @field_validator("keys", "models", "trusted_keys", mode="before")
     @classmethod
     def _not_empty(cls, path: Any) -> Any:
         if path == "":  # which would be the folder that this process runs in

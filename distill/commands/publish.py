@@ -93,12 +93,22 @@ def publish(
             show_default=False,
         ),
     ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY",
+            help="Sign the bundle with this private key (Ed25519, PEM; openssl genpkey -algorithm "
+            "ed25519 makes one), for gateways that serve signed ones alone.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Export a generator, validate its graphs against torch, write its bundle to models/NAME/."""
     from distill.export.publish import publish as publish_bundle
     from distill.export.triton import TritonOptions
-    from service.bundle import PLAN, load_manifest
+    from service.bundle import PLAN, SIGNATURE_NAME, describe_signature, load_manifest
 
+    was_signed = (models / name / SIGNATURE_NAME).exists()
     folder = publish_bundle(
         generator,
         teacher,
@@ -113,12 +123,19 @@ def publish(
             tensorrt=triton_accelerator is TritonAccelerator.tensorrt,
             plan=triton_plan,
         ),
+        sign,
     )
     manifest = load_manifest(folder)
     if not manifest.description:
         typer.echo(
             "note: the catalogue says nothing about this model: publish it again with "
             "--description 'A sentence'",
+            err=True,
+        )
+    if was_signed and sign is None:
+        typer.echo(
+            "warning: the version before was signed and this one is not: gateways that ask for a "
+            "signature refuse it; publish it again with --sign KEY",
             err=True,
         )
     if misleading := manifest.misleading_names():
@@ -145,6 +162,8 @@ def publish(
     inherited = manifest.training.get("licence", manifest.licence)
     note = "" if inherited == manifest.licence else f", as told; its own file says {inherited}"
     typer.echo(f"licence: {manifest.licence}{note}")
+    if sign is not None:
+        typer.echo(f"signed by the key {describe_signature(folder, None)}")
     typer.echo(published(folder, models, name))
 
 

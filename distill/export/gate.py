@@ -23,7 +23,7 @@ from service.bundle import (
     CUDA,
     FILENAMES,
     LATENTS,
-    MEAN_DIFFERENCE,
+    TOLERANCES,
     Graph,
     Measured,
     Precision,
@@ -36,26 +36,6 @@ Pixels = NDArray[np.uint8]
 Draw = Callable[[dict[str, NDArray[Any]]], Pixels]
 
 
-def _tolerance(
-    precision: Precision, difference: int, differing_share: float, distance_change: float
-) -> Tolerance:
-    return Tolerance(
-        max_difference=difference,
-        max_differing_share=differing_share,
-        max_mean_difference=MEAN_DIFFERENCE[precision],
-        max_distance_change=distance_change,
-    )
-
-
-# What still counts as the same image. float32 engines add in another order than torch: one level
-# in a few pixels. Fewer bits are a little noise everywhere, which the mean difference limits, but a
-# pixel at a sharp edge may move far (docs/results.md). Each holds for an image of its own too, as
-# the canary is one. Nor may the distance move by more than other seeds would move it.
-TOLERANCES: dict[Precision, Tolerance] = {
-    "float32": _tolerance("float32", 1, 0.01, 0.005),
-    "float16": _tolerance("float16", 4, 0.25, 0.01),
-    "bfloat16": _tolerance("bfloat16", 64, 0.75, 0.03),
-}
 # The mean's bound is for 99 images in 100: one with a sharp edge may be further off, but none by
 # more than so many times.
 _USUAL, _OUTLIER = 0.99, 4

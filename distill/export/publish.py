@@ -14,7 +14,7 @@ from distill.errors import UserError
 from distill.evaluation.feature_extractor import FeatureExtractor
 from distill.evaluation.features import matching_extractor
 from distill.evaluation.measurement import load_measurement
-from distill.export.gate import TOLERANCES, draw_reference_images, save_report, validate
+from distill.export.gate import draw_reference_images, save_report, validate
 from distill.export.one_step import PixelGenerator
 from distill.export.onnx import export_onnx
 from distill.export.tensorrt import require_group_norms_that_tensorrt_computes
@@ -32,10 +32,12 @@ from service.bundle import (
     LATENTS,
     MANIFEST_NAME,
     PLAN,
+    TOLERANCES,
     BundleError,
     Golden,
     GoldenImage,
     Graph,
+    KeyFileError,
     Manifest,
     Precision,
     Quality,
@@ -43,10 +45,12 @@ from service.bundle import (
     latents,
     load_bundle,
     load_manifest,
+    load_private_key,
     noise_and_class,
     sha256_file,
     triton_graph,
     write_manifest,
+    write_signature,
 )
 from service.bundle.manifest import Name
 
@@ -84,6 +88,7 @@ def publish(
     precisions: Sequence[Precision] = (),
     report: Path | None = None,
     triton: TritonOptions = DEFAULT_OPTIONS,
+    sign_with: Path | None = None,
 ) -> Path:
     """Export a generator and write its bundle, whole or not at all.
 
@@ -105,16 +110,21 @@ def publish(
             every engine and once for ONNX Runtime on NVIDIA GPUs.
         report: where to save the validated images, as one PNG.
         triton: what Triton serves; the bundle holds the network in that precision too.
+        sign_with: the private key (PEM) that signs the manifest; None: it is not signed.
 
     Returns:
         The bundle's folder.
 
     Raises:
-        UserError: a file is missing or of the wrong kind, the licence is not known or does not
-            fit, the generator draws the same whatever it is asked for, the graph draws other
-            images, or TensorRT is to compute what it cannot.
+        UserError: a file or the key is missing or of the wrong kind, the licence is not known or
+            does not fit, the generator draws the same whatever it is asked for, the graph draws
+            other images, or TensorRT is to compute what it cannot.
     """
     _check_triton(triton)
+    try:
+        key = None if sign_with is None else load_private_key(sign_with)
+    except KeyFileError as error:
+        raise UserError(str(error)) from error
     try:
         TypeAdapter(Name).validate_python(name)
     except ValidationError:
@@ -174,13 +184,15 @@ def publish(
         configuration.write_text(triton_config(manifest, graph=served, tensorrt=triton.tensorrt))
         files = manifest.files | {CONFIG_NAME: sha256_file(configuration)}
         write_manifest(staging, manifest.model_copy(update={"files": files}))
+        if key is not None:
+            write_signature(staging, key)
         _keep_previous(folder, staging, manifest)
         _exchange(staging, folder)
     except ValidationError as error:
         raise UserError(str(first_error(error))) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    load_bundle(folder)
+    load_bundle(folder, None if key is None else {key.public_key().public_bytes_raw()})
     return folder
 
 

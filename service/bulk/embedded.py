@@ -8,7 +8,7 @@ from service.bulk.errors import PostponedError
 from service.bulk.plan import Drawn, Piece
 from service.bundle import list_bundles, load_bundle
 from service.observability.metrics import Metrics
-from service.serving.catalogue import Contents, open_catalogue, pick
+from service.serving.catalogue import Contents, open_catalogue, pick, trusted_keys
 from service.serving.default_model import stated_default
 from service.serving.exceptions import QueueFullError
 from service.serving.jobs import resolve_jobs
@@ -106,6 +106,6 @@ async def draw_one(
 async def _open_model(settings: Settings, name: str | None) -> AsyncIterator[ServedModel]:
     folders = {folder.name: folder for folder in list_bundles(settings.models)}
     default = stated_default(settings, folders) if name is None else None
-    bundle = load_bundle(folders[pick(folders, name, default)])
+    bundle = load_bundle(folders[pick(folders, name, default)], trusted_keys(settings))
     async with open_catalogue(Contents([bundle]), settings, Metrics()) as catalogue:
         yield catalogue.resolve(None)

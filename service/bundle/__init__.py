@@ -11,8 +11,8 @@ from service.bundle.graphs import (
     CPU,
     CUDA,
     FILENAMES,
-    MEAN_DIFFERENCE,
     PLAN,
+    TOLERANCES,
     Graph,
     Measured,
     Precision,
@@ -35,13 +35,21 @@ from service.bundle.inputs import (
 from service.bundle.load import (
     Bundle,
     BundleError,
+    describe_signature,
     list_bundles,
     load_bundle,
     load_manifest,
     write_manifest,
+    write_signature,
 )
 from service.bundle.manifest import MANIFEST_NAME, ClassLabelError, Manifest, Quality
 from service.bundle.seeds import SEED_CONTRACT, SEED_MAX, SeedError, check_seed, latents
+from service.bundle.signature import (
+    SIGNATURE_NAME,
+    KeyFileError,
+    load_private_key,
+    load_trusted_keys,
+)
 from service.bundle.triton import CONFIG_NAME, triton_graph
 from service.bundle.validation import first_error
 
@@ -55,10 +63,11 @@ __all__ = [
     "IMAGES",
     "LATENTS",
     "MANIFEST_NAME",
-    "MEAN_DIFFERENCE",
     "PLAN",
     "SEED_CONTRACT",
     "SEED_MAX",
+    "SIGNATURE_NAME",
+    "TOLERANCES",
     "Bundle",
     "BundleError",
     "ClassInput",
@@ -69,6 +78,7 @@ __all__ = [
     "Image",
     "Input",
     "InputError",
+    "KeyFileError",
     "LabelInput",
     "Manifest",
     "Measured",
@@ -81,15 +91,19 @@ __all__ = [
     "VectorInput",
     "add_to_zip",
     "check_seed",
+    "describe_signature",
     "first_error",
     "latents",
     "list_bundles",
     "load_bundle",
     "load_manifest",
+    "load_private_key",
+    "load_trusted_keys",
     "noise_and_class",
     "sha256_file",
     "triton_graph",
     "variant",
     "write_atomically",
     "write_manifest",
+    "write_signature",
 ]

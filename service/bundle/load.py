@@ -1,16 +1,30 @@
 """Reading and writing bundles: nothing is served before every byte of it is verified."""
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from service.bundle.files import sha256_file, write_atomically
 from service.bundle.graphs import Tolerance
 from service.bundle.manifest import MANIFEST_NAME, Manifest
+from service.bundle.signature import (
+    SIGNATURE_NAME,
+    KeyFileError,
+    SignatureError,
+    check_signature,
+    fingerprint,
+    sign,
+)
 from service.bundle.text import TextError, decode_text
+from service.bundle.triton import CONFIG_NAME
 from service.bundle.validation import first_error
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _DIGEST_LENGTH = 12
 
@@ -28,11 +42,13 @@ class Bundle:
         folder: where it lies.
         digest: first 12 hexadecimal digits of the manifest's SHA-256. The manifest holds the
             digest of every file, so this one stands for all of the bundle's bytes.
+        signed_by: fingerprint of the trusted key that signed the manifest; None: not asked for.
     """
 
     manifest: Manifest
     folder: Path
     digest: str
+    signed_by: str | None = None
 
     @property
     def tag(self) -> str:
@@ -85,14 +101,26 @@ def load_manifest(folder: Path) -> Manifest:
     return _parse(folder, _read(folder / MANIFEST_NAME))
 
 
-def load_bundle(folder: Path) -> Bundle:
+def load_bundle(folder: Path, trusted: Collection[bytes] | None = None) -> Bundle:
     """Read a bundle and verify the SHA-256 of every file that its manifest lists.
 
+    Args:
+        folder: the bundle's.
+        trusted: public keys, one of which has to have signed the manifest, and with its digests
+            all that is served (see `signature.load_trusted_keys`); None: it need not be signed.
+
     Raises:
-        BundleError: the manifest cannot be read, or a file is missing or not as published.
+        BundleError: the manifest cannot be read or is not signed as it has to be, or a file is
+            missing or not as published.
     """
     data = _read(folder / MANIFEST_NAME)
+    signed_by = None if trusted is None else _signed_by(folder, data, trusted)
     manifest = _parse(folder, data)
+    if signed_by and CONFIG_NAME not in manifest.files and (folder / CONFIG_NAME).exists():
+        raise BundleError(
+            f"{folder / CONFIG_NAME}: the manifest does not list it, so its signature does not "
+            "cover it: publish the model again"
+        )
     for relative, expected in manifest.files.items():
         path = folder / relative
         try:
@@ -104,7 +132,27 @@ def load_bundle(folder: Path) -> Bundle:
                 f"{path}: not the file that was published (truncated or changed): SHA-256 "
                 f"{digest[:12]}..., in the manifest {expected[:12]}...; restore it or publish again"
             )
-    return Bundle(manifest, folder, hashlib.sha256(data).hexdigest()[:_DIGEST_LENGTH])
+    return Bundle(manifest, folder, hashlib.sha256(data).hexdigest()[:_DIGEST_LENGTH], signed_by)
+
+
+def _signed_by(folder: Path, manifest: bytes, trusted: Collection[bytes]) -> str:
+    """Return the fingerprint of the trusted key that signed a manifest's bytes.
+
+    Raises:
+        BundleError: it is not signed, or not by such a key, or was changed since.
+    """
+    path = folder / SIGNATURE_NAME
+    try:
+        return check_signature(manifest, path.read_bytes(), trusted)
+    except FileNotFoundError:
+        raise BundleError(
+            f"{folder}: not signed, and SID_TRUSTED_KEYS asks for it: there is no {SIGNATURE_NAME} "
+            "(sid-distill publish --sign KEY writes one)"
+        ) from None
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}") from error
+    except (SignatureError, KeyFileError) as error:
+        raise BundleError(f"{path}: {error}") from error
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
@@ -117,6 +165,33 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
 
     write_atomically(target, write)
     return target
+
+
+def write_signature(folder: Path, key: "Ed25519PrivateKey") -> Path:
+    """Sign the manifest in `folder`: write its signature beside it, atomically."""
+    target, signature = folder / SIGNATURE_NAME, sign(_read(folder / MANIFEST_NAME), key)
+
+    def write(path: Path) -> None:
+        path.write_bytes(signature)
+        path.chmod(0o644)  # as the manifest
+
+    write_atomically(target, write)
+    return target
+
+
+def describe_signature(folder: Path, trusted: Collection[bytes] | None) -> str:
+    """Who signed a bundle, in a word or two for a table; `trusted` as for `load_bundle`."""
+    path = folder / SIGNATURE_NAME
+    if not path.exists():
+        return "-"
+    try:
+        name = check_signature(_read(folder / MANIFEST_NAME), _read(path), None)
+    except SignatureError:
+        return "broken"
+    except KeyFileError:
+        return "not checked"
+    is_trusted = trusted is None or name in map(fingerprint, trusted)
+    return name if is_trusted else f"{name}, not trusted"
 
 
 def _read(path: Path) -> bytes:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from service.bundle import Bundle, list_bundles, load_bundle
+from service.bundle import Bundle, list_bundles, load_bundle, load_trusted_keys
 from service.engines import EngineError
 from service.engines.threads import run_aside
 from service.exceptions import RefusedError
@@ -68,11 +68,23 @@ def load_contents(settings: Settings) -> Contents:
 
     Raises:
         BundleError: the folder holds none, or one of them fails.
+        KeyFileError: the trusted keys cannot be read.
         DefaultModelError: the default that is stated is not among them.
     """
     folders = list_bundles(settings.models)
     default = stated_default(settings, [folder.name for folder in folders])
-    return Contents([load_bundle(folder) for folder in folders], default)
+    trusted = trusted_keys(settings)
+    return Contents([load_bundle(folder, trusted) for folder in folders], default)
+
+
+def trusted_keys(settings: Settings) -> frozenset[bytes] | None:
+    """The keys of which one has to have signed each bundle; None: they need not be signed.
+
+    Raises:
+        KeyFileError: they cannot be read.
+    """
+    path = settings.trusted_keys
+    return None if path is None else load_trusted_keys(path)
 
 
 class Catalogue:
@@ -124,6 +136,7 @@ class Catalogue:
 
         Raises:
             BundleError, DefaultModelError: a bundle cannot be read, or the default is not there.
+            KeyFileError: the trusted keys cannot be read.
             EngineError: a new bundle cannot be served, or draws another image than published.
         """
         async with self._reloading:
@@ -141,6 +154,8 @@ class Catalogue:
                 raise
             after = {model.bundle.tag: model for model in opened} | served
             self.models = {b.manifest.name: after[b.tag] for b in contents.bundles}
+            for bundle in contents.bundles:
+                after[bundle.tag].bundle = bundle  # of the same bytes, but another may have signed
             self.default = choose_default(self.models, contents.default, self.default)
             for model in opened:
                 model.register()
@@ -223,6 +238,7 @@ async def open_catalogue(
             queue_size=settings.queue_size,
             engine_seconds=settings.engine_seconds,
             metrics=ModelMetrics(metrics, bundle.manifest.name),
+            provenance=settings.provenance,
         )
         try:
             await model.open()

@@ -29,7 +29,7 @@ PIXELS: Final = "pixels"
 """No file: what to ask for where the pixels themselves are wanted. Not a media type."""
 
 ENCODER: Final = (
-    f"1, zlib {zlib.ZLIB_RUNTIME_VERSION}, Pillow {PIL.__version__}, "
+    f"2, zlib {zlib.ZLIB_RUNTIME_VERSION}, Pillow {PIL.__version__}, "
     f"libwebp {features.version('webp')}, libjpeg-turbo {features.version('libjpeg_turbo')}"
 )
 """What fixes the bytes beside the pixels; the number rises with each change here that changes
@@ -44,9 +44,11 @@ _PNG_STORED_BELOW = 14_000
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_FILTER_NONE, _PNG_FILTER_UP = 0, 2
 _PNG_COLOUR_TYPES = {1: 0, 3: 2}  # by channels: grey, RGB
+PNG_KEYWORD: Final = b"sid-provenance"
+"""Of the text chunk that says what drew the image (see `provenance`)."""
 
 
-def encode(pixels: Pixels, media_type: str) -> bytes:
+def encode(pixels: Pixels, media_type: str, provenance: bytes = b"") -> bytes:
     """Encode one image.
 
     - PNG: exact. Made for speed, above all that of small images: up to 14 kB their pixels are
@@ -59,12 +61,19 @@ def encode(pixels: Pixels, media_type: str) -> bytes:
     Args:
         pixels: uint8 [H, W, C], C being 1 (grey) or 3 (RGB).
         media_type: PNG, WEBP, JPEG or NPY.
+        provenance: what a PNG file says of itself (see `provenance.text_of`); the other forms
+            say nothing.
     """
+    if media_type == PNG:
+        return encode_png(pixels, provenance)
     return _ENCODERS[media_type](pixels)
 
 
-def encode_png(pixels: Pixels) -> bytes:
-    """Encode uint8 [H, W, C] pixels, C being 1 (grey) or 3 (RGB), as a PNG file."""
+def encode_png(pixels: Pixels, provenance: bytes = b"") -> bytes:
+    """Encode uint8 [H, W, C] pixels, C being 1 (grey) or 3 (RGB), as a PNG file.
+
+    `provenance`, if any, is the Latin-1 text of a tEXt chunk before the pixels.
+    """
     height, width, channels = pixels.shape
     lines = pixels.reshape(height, width * channels)
     filtered = np.empty((height, 1 + width * channels), np.uint8)
@@ -77,7 +86,8 @@ def encode_png(pixels: Pixels) -> bytes:
         filtered[0, 1:] = lines[0]
         np.subtract(lines[1:], lines[:-1], out=filtered[1:, 1:])
         data = zlib.compress(filtered.data, 1)
-    return _png_head(height, width, channels) + _png_chunk(b"IDAT", data) + _PNG_END
+    text = _png_chunk(b"tEXt", PNG_KEYWORD + b"\0" + provenance) if provenance else b""
+    return _png_head(height, width, channels) + text + _png_chunk(b"IDAT", data) + _PNG_END
 
 
 def npy(images: Pixels) -> bytes:
@@ -116,7 +126,6 @@ def _encode_with_pillow(pixels: Pixels, form: str, **options: Any) -> bytes:
 
 
 _ENCODERS: dict[str, Callable[[Pixels], bytes]] = {
-    PNG: encode_png,
     WEBP: _encode_webp,
     JPEG: _encode_jpeg,
     NPY: npy,

@@ -10,9 +10,10 @@ import numpy.typing as npt
 from service.bundle import ClassInput, Input, Manifest, NoiseInput, latents
 from service.engines import Images, Inputs, Prepared
 from service.observability.tracing import BatchTrace
-from service.serving.encoding import PIXELS, encode
+from service.serving.encoding import PIXELS, PNG, encode
 from service.serving.interpolation import slerp
 from service.serving.jobs import ImageJob
+from service.serving.provenance import text_of
 
 
 class Drawn(NamedTuple):
@@ -32,11 +33,12 @@ class Drawn(NamedTuple):
 
 
 def batch_work(
-    jobs: Sequence[ImageJob], manifest: Manifest, trace: BatchTrace
+    jobs: Sequence[ImageJob], manifest: Manifest, trace: BatchTrace, drawn_by: str | None
 ) -> tuple[Callable[[], Prepared], Callable[[Images], Drawn]]:
     """What an engine has to do before and after the graph (see `Engine.generate`), timed.
 
-    Both run in the engine's thread, `prepare` first.
+    Both run in the engine's thread, `prepare` first. `drawn_by` is the tag that PNG files name
+    as what drew them; None: they name nothing.
     """
     latents_seconds = 0.0
 
@@ -50,7 +52,7 @@ def batch_work(
     def finish(images: Images) -> Drawn:
         trace.end_engine()
         started = perf_counter()
-        files = encode_files(images, jobs)
+        files = encode_files(images, jobs, drawn_by)
         return Drawn(images, files, latents_seconds, perf_counter() - started)
 
     return prepare, finish
@@ -81,9 +83,15 @@ def _noise(jobs: Sequence[ImageJob], shape: Sequence[int]) -> npt.NDArray[np.flo
     return noise
 
 
-def encode_files(images: Images, jobs: Sequence[ImageJob]) -> list[bytes]:
+def encode_files(
+    images: Images, jobs: Sequence[ImageJob], drawn_by: str | None = None
+) -> list[bytes]:
     """Each image as the file that its job asks for; empty for the media type PIXELS."""
     return [
-        b"" if job.media_type == PIXELS else encode(image, job.media_type)
+        b"" if job.media_type == PIXELS else encode(image, job.media_type, _note(job, drawn_by))
         for image, job in zip(images, jobs, strict=True)
     ]
+
+
+def _note(job: ImageJob, drawn_by: str | None) -> bytes:
+    return text_of(drawn_by, job) if drawn_by and job.media_type == PNG else b""

@@ -61,6 +61,7 @@ class ServedModel:
         queue_size: images that may wait.
         engine_seconds: how long a batch may take before the engine counts as hanging.
         metrics: where this model's figures go.
+        provenance: whether PNG files say what drew them.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class ServedModel:
         queue_size: int,
         engine_seconds: float,
         metrics: ModelMetrics,
+        provenance: bool,
     ) -> None:
         self.bundle = bundle
         self.engine = engine
         self.tag = f"{bundle.tag}:{variant(engine.filename, engine.precision)}"
+        self.provenance = provenance
         self.supervisor = Supervisor(
             engine,
             bundle,
@@ -234,7 +237,8 @@ class ServedModel:
         jobs = [one.job for one in batch]
         manifest = self.bundle.manifest
         with start_batch(Batch(waited, len(batch), reason, self.name, self.engine)) as trace:
-            prepare, finish = batch_work(jobs, manifest, trace)
+            drawn_by = self.tag if self.provenance else None
+            prepare, finish = batch_work(jobs, manifest, trace, drawn_by)
             try:
                 drawn = await self.supervisor.generate(prepare, finish, deadline)
             except (EngineBusyError, EngineDeadlineError):

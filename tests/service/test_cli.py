@@ -135,7 +135,7 @@ def test_the_catalogue_is_a_table(sid, models):
         assert word in done.stdout
 
 
-@pytest.mark.parametrize("command", ["serve", "generate", "models"])
+@pytest.mark.parametrize("command", ["serve", "generate", "models", "verify"])
 def test_help_explains_every_option(sid, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     done = sid(command, "--help")

@@ -38,6 +38,10 @@ class ModelCard(BaseModel):
     steps: int = Field(description="Network evaluations an image takes, in one call of the graph.")
     training: dict[str, Any]
     quality: Quality | None
+    signed_by: str | None = Field(
+        description="Fingerprint of the trusted key that signed the bundle, which the server has "
+        "checked; null: it asks for no signature (SID_TRUSTED_KEYS)."
+    )
     engine: str = Field(description="What draws it, with its version.")
     precision: Precision = Field(description="In which the engine computes the network.")
     default: bool = Field(description="Whether a request that names no model gets this one.")
@@ -53,6 +57,7 @@ class ModelCard(BaseModel):
         return cls(
             digest=model.bundle.digest,
             tag=model.tag,
+            signed_by=model.bundle.signed_by,
             engine=f"{engine.name} {engine.version}",
             precision=engine.precision,
             resolution=manifest.image_shape[0],

@@ -93,6 +93,7 @@ def entity_tag(model: ServedModel, jobs: Sequence[ImageJob], form: str) -> str:
         model.engine.name,
         model.engine.version,
         ENCODER,
+        model.provenance and file_media_type(form) == PNG,
         form,
         first.seed,
         len(jobs),

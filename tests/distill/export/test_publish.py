@@ -21,7 +21,8 @@ from distill.networks import Denoiser
 from distill.networks.edm import EdmConfig
 from distill.recipe import RECIPES, load_recipe
 from service.app import create_app
-from service.bundle import load_bundle
+from service.bundle import BundleError, load_bundle
+from service.bundle.signature import fingerprint
 from service.settings import Settings
 from tests.distill.tiny_recipe import tiny_recipe
 from tests.reference_numbers import FIXTURES
@@ -305,3 +306,23 @@ def test_the_shipped_fashion_recipe_licenses_its_own_data_only():
     recipe = load_recipe("fashion")
     assert recipe.licence_for("fashion-mnist") == "Apache-2.0"
     assert recipe.licence_for("photos") is None
+
+
+def test_a_bundle_is_signed_and_one_that_is_no_more_is_warned_of(tmp_path, publish_toy):
+    signing = pytest.importorskip("tests.service.signing")
+    folder, public = tmp_path / "models" / "toy", signing.KEY.public_key().public_bytes_raw()
+    (tmp_path / "key.pem").write_bytes(signing.private_pem(signing.KEY))
+    generator = save_toy(tmp_path / "own.safetensors", role="generator", sigma_init=2.5)
+    options = ("--licence", "MIT", "--sign", tmp_path / "key.pem")
+    _, printed = publish_toy(generator, *options)
+    name = fingerprint(public)
+    assert f"signed by the key {name}\n" in printed
+    assert load_bundle(folder, {public}).signed_by == name
+    (tmp_path / "key.pem").write_text("hello")
+    with pytest.raises(UserError, match=r"key\.pem: not a private key in PEM form"):
+        publish_toy(generator, *options)
+    assert load_bundle(folder, {public}).manifest.version == 1
+    _, printed = publish_toy(generator, "--licence", "MIT")
+    assert "warning: the version before was signed and this one is not" in printed
+    with pytest.raises(BundleError, match="not signed"):
+        load_bundle(folder, {public})

@@ -68,6 +68,8 @@ def read_png(file):
         assert zlib.crc32(body) == crc
         chunks.append((body[:4], body[4:]))
         rest = rest[12 + length :]
+    texts = [content for kind, content in chunks if kind == b"tEXt"]
+    chunks = [one for one in chunks if one[0] != b"tEXt"]
     assert [kind for kind, _ in chunks] == [b"IHDR", b"IDAT", b"IEND"]
     assert chunks[2][1] == b""
     width, height, depth, colour, *methods = struct.unpack(">IIBBBBB", chunks[0][1])
@@ -78,7 +80,7 @@ def read_png(file):
     for row, line in enumerate(data):
         assert line[0] in (0, 2)  # no filter, or the difference to the row above
         above = pixels[row] = line[1:] + above if line[0] == 2 else line[1:]
-    return pixels.reshape(height, width, -1)
+    return pixels.reshape(height, width, -1), texts
 
 
 @pytest.mark.parametrize("pixels", images(), ids=lambda pixels: "x".join(map(str, pixels.shape)))
@@ -87,8 +89,21 @@ def test_a_png_holds_the_exact_pixels_for_two_readers(pixels):
     image, seen = open_with_pillow(file)
     assert (image.format, image.mode) == ("PNG", "L" if pixels.shape[2] == 1 else "RGB")
     assert np.array_equal(seen, pixels)
-    assert np.array_equal(read_png(file), pixels)
+    assert np.array_equal(read_png(file)[0], pixels)
     assert encode_png(pixels) == file
+
+
+@pytest.mark.parametrize("pixels", images()[::5], ids=lambda pixels: str(pixels.shape))
+def test_a_text_in_a_png_leaves_its_pixels_alone(pixels):
+    file = encode(pixels, PNG, b'{"seed":7}')
+    image, seen = open_with_pillow(file)
+    assert image.text == {"sid-provenance": '{"seed":7}'}
+    assert np.array_equal(seen, pixels)
+    again, texts = read_png(file)
+    assert np.array_equal(again, pixels)
+    assert texts == [b'sid-provenance\0{"seed":7}']
+    for form in (WEBP, JPEG, NPY):
+        assert encode(pixels, form, b"text") == encode(pixels, form)
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([1, 3]), st.integers(0, 2**32 - 1))
@@ -96,7 +111,7 @@ def test_a_png_of_any_size_holds_the_exact_pixels(height, width, channels, seed)
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
     file = encode(pixels, PNG)
     assert np.array_equal(open_with_pillow(file)[1], pixels)
-    assert np.array_equal(read_png(file), pixels)
+    assert np.array_equal(read_png(file)[0], pixels)
 
 
 def test_a_small_png_is_hardly_larger_than_its_pixels_and_a_large_one_is_deflated():
