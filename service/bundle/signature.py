@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from service.bundle.text import TextError, decode_text
 from service.extras import how_to_install
@@ -84,7 +84,7 @@ def load_private_key(path: Path) -> "Ed25519PrivateKey":
         ) from error
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise KeyFileError(f"{path}: not an Ed25519 key, but {_kind(key)}")
-    return key
+    return cast("Ed25519PrivateKey", key)
 
 
 def sign(manifest: bytes, key: "Ed25519PrivateKey") -> bytes:
