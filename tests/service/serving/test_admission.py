@@ -76,6 +76,8 @@ async def post(client: Client):
 
 
 def sample(client: Client, name: str, **labels: str) -> float:
+    if name in ("sid_queue_depth", "sid_rejections_total"):
+        labels = {"priority": "interactive"} | labels
     return client.app.state.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
