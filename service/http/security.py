@@ -93,6 +93,18 @@ class Keys:
         return matched
 
 
+def priority_for(sent: str | None, ceiling: Priority) -> Priority | None:
+    """What a request has that sends this X-Priority, or none, with a key of this ceiling.
+
+    Who asks for more than the key has is not refused, so that an operator may lower a key without
+    breaking the programs that use it. None: there is no such priority.
+    """
+    if sent is None:
+        return ceiling
+    asked = PRIORITIES.get(sent.strip().lower())
+    return None if asked is None else max(asked, ceiling)
+
+
 def new_key(name: str, ceiling: Priority = Priority.INTERACTIVE) -> NewKey:
     """Make a key for `name`; raises KeysError for a name that the file cannot hold.
 

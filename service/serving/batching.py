@@ -89,7 +89,7 @@ class Batcher(Generic[Item, Result]):
             batches -= -items // self._max_batch_size
         return self._batch_seconds * -(-batches // self._concurrency)
 
-    def full_for(self, priority: Priority = Priority.INTERACTIVE) -> float | None:
+    def full_for(self, priority: Priority) -> float | None:
         """As long as `submit` would refuse a single item for want of room: seconds, else None."""
         full = not self._closed and self._is_full(self._missing(1, priority), priority)
         return self.expected_seconds(0, priority) if full else None
@@ -177,8 +177,8 @@ class Batcher(Generic[Item, Result]):
         finally:
             self._tickets.discard(ticket)
             self._waiting.remove(ticket)
-            if self._shared.get(ticket.key) is ticket:  # the key may have a later one by now
-                del self._shared[ticket.key]
+            if ticket.key is not None and self._shared.get(ticket.key) is ticket:
+                del self._shared[ticket.key]  # it was not that of a later ticket
             if len(ticket.results) < len(ticket.items):
                 self._abandon()
         if error:

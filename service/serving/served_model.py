@@ -150,12 +150,12 @@ class ServedModel:
         """Have what waits under a key go first for the most urgent of those who wait for it."""
         self._batcher.promote(shared, priority)
 
-    def full_for(self) -> float | None:
+    def full_for(self, priority: Priority) -> float | None:
         """Seconds until the queue has room again, if it has none for a single image; else None.
 
         None also while the engine is down: then that is what a request is refused for.
         """
-        return self._batcher.full_for() if self.supervisor.down is None else None
+        return self._batcher.full_for(priority) if self.supervisor.down is None else None
 
     async def _observed(
         self,

@@ -24,6 +24,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PASSES = 8
+_ALL = tuple(Priority)
 
 
 class Ticket(Generic[Item, Result]):
@@ -110,14 +111,13 @@ class Waiting(Generic[Item, Result]):
                     continue
                 batch.append((ticket, ticket.taken))
                 ticket.taken += 1
-                self._count(priority, -1)
                 if not ticket.left:
                     del queue[ticket]
             if batch:
-                self._passes = [
-                    passes + 1 if self.counts[other] and other != priority else 0
-                    for other, passes in enumerate(self._passes)
-                ]
+                self._count(priority, -len(batch))
+                for other in _ALL:
+                    passed = self.counts[other] and other != priority
+                    self._passes[other] = self._passes[other] + 1 if passed else 0
         return batch
 
     def sheddable(self, priority: Priority) -> int:
@@ -141,7 +141,7 @@ class Waiting(Generic[Item, Result]):
 
     def _next(self) -> Priority:
         """The priority that has the next batch; something has to wait."""
-        waiting = [priority for priority in Priority if self.counts[priority]]
+        waiting = [priority for priority in _ALL if self.counts[priority]]
         longest = max(waiting, key=self._passes.__getitem__)
         return longest if self._passes[longest] >= PASSES else waiting[0]
 

@@ -54,9 +54,9 @@ async def generate(
     application/json (the default for several), application/zip or application/x-npy (uint8
     [n, height, width, channels]) for any number. `X-Deadline-Ms: 50` asks for an answer within
     50 ms or a 504. `X-Priority: bulk`, or `background`, lets others go first, who ask for
-    `interactive` or for nothing; an API key may have less than it asks for, and the answer's
-    X-Priority says which it had. The headers X-Seed, X-Class-Label and X-Model say
-    how to draw the (first) image again.
+    `interactive` or for nothing; an API key may have less than it asks for, and X-Priority of the
+    answer says what it had, if not `interactive`. The headers X-Seed, X-Class-Label and X-Model
+    say how to draw the (first) image again.
     """
     deadline, priority = deadline_of(request), priority_of(request)
     form = choose_form(request, body.n)

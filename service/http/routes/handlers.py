@@ -8,8 +8,8 @@ from service.exceptions import RefusedError
 from service.http.disconnect import CancelOnDisconnect
 from service.http.problems import MalformedError
 from service.http.routes.requests import GenerateQuery, GenerateRequest
-from service.http.security import charge
-from service.priority import PRIORITIES, PRIORITY_NAMES, Priority
+from service.http.security import charge, priority_for
+from service.priority import PRIORITY_NAMES, Priority
 from service.serving.jobs import ImageJob, ImageResult, resolve_jobs
 from service.serving.served_model import ServedModel
 from service.settings import Settings
@@ -94,18 +94,19 @@ def deadline_of(request: Request) -> float | None:
 def priority_of(request: Request) -> Priority:
     """The priority that X-Priority asks for, or that of the client's key if that is lower.
 
-    Where either of them says anything, the request's state names what came of it, for the log
-    and the answer: a client that asks for more than its key has is told, not refused, so that
-    an operator may lower a key without breaking the programs that use it.
+    What is not interactive is named in the request's state, for the log and the answer: who asks
+    for more than the key has is told.
+
+    Raises:
+        MalformedError: there is no such priority.
     """
     state = request.scope["state"]
     ceiling: Priority = state.get("ceiling", Priority.INTERACTIVE)
     header = request.headers.get("x-priority")
     if header is None and ceiling is Priority.INTERACTIVE:
         return ceiling
-    wanted = ceiling if header is None else PRIORITIES.get(header.strip().lower())
-    if wanted is None:
+    if (priority := priority_for(header, ceiling)) is None:
         raise MalformedError(f"X-Priority must be {PRIORITY_NAMES}, not {header!r}")
-    priority = max(wanted, ceiling)
-    state["priority"] = str(priority)
+    if priority is not Priority.INTERACTIVE:
+        state["priority"] = str(priority)
     return priority

@@ -173,7 +173,12 @@ class Batching(RuleBasedStateMachine):
         missing = self.batcher.waiting + submit.count - self.size - free
         lower = [priority for priority in reversed(Priority) if priority > submit.priority]
         yielding = [one for other in lower for one in reversed(self.queue(other)[1:])]
-        if missing > sum(one.left for one in yielding) and missing > 0:
+        full = missing > sum(one.left for one in yielding) and missing > 0
+        if submit.count == 1:
+            assert full == (self.batcher.full_for(submit.priority) is not None)
+            larger = any(one.count > self.size for one in self.submits)  # which no server lets in
+            assert not full or larger or self.batcher.full_for(Priority.BACKGROUND) is not None
+        if full:
             submit.refusal = "QueueFullError"
         elif late and not idle:
             submit.refusal = "DeadlineError"
