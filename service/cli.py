@@ -166,6 +166,13 @@ def generate(
     key: Annotated[
         str | None, typer.Option(envvar="SID_KEY", help="The server's API key, if it wants one.")
     ] = None,
+    priority: Annotated[
+        str | None,
+        typer.Option(
+            help="With --url, who goes first at a busy server: interactive, bulk or background. "
+            "Default: bulk with --seeds; else interactive, or what the key has at most."
+        ),
+    ] = None,
 ) -> None:
     """Draw one image or many, in this process or by a server."""
     from service.bulk import command
@@ -181,6 +188,7 @@ def generate(
             inputs=inputs or [],
             form=form,
             output=output,
+            priority=priority,
         )
     except command.StoppedError as stopped:
         print(stopped, file=sys.stderr)
@@ -346,14 +354,21 @@ def bench(
 @app.command()
 def key(
     name: Annotated[str, typer.Argument(help="Whose key: shown in logs, and no secret.")],
+    priority: Annotated[
+        str,
+        typer.Option(help="What its requests have at most: interactive, bulk or background."),
+    ] = "interactive",
 ) -> None:
     """Make an API key: its line for the file SID_KEYS on stdout, the key itself on stderr.
 
     So `sid key alice >> keys` adds the line, and the key is shown this once.
     """
     from service.http.security import new_key
+    from service.priority import PRIORITIES, PRIORITY_NAMES
 
-    created = new_key(name)
+    if priority not in PRIORITIES:
+        raise CommandError(f"--priority is {PRIORITY_NAMES}, not {priority}")
+    created = new_key(name, PRIORITIES[priority])
     print(created.line, flush=True)
     print(f"the key of {name}, shown only now: {created.secret}", file=sys.stderr)
 

@@ -118,7 +118,7 @@ class Settings(BaseSettings):
         ge=1,
         le=_MANY,
         description="Images that may wait for each model; a low limit refuses clients (429) "
-        "instead of having them wait too long.",
+        "instead of having them wait too long. A full queue refuses the lowest priority first.",
     )
     max_images: int = Field(
         default=64,
@@ -175,7 +175,8 @@ class Settings(BaseSettings):
     keys: Path | None = Field(
         default=None,
         description="File of API keys, as `sid key` makes them, to let in only those who hold "
-        "one; SIGHUP reads it again. Probes and metrics stay open.",
+        "one, each with the priority that it says; SIGHUP reads it again. Probes and metrics stay "
+        "open.",
     )
     trusted_keys: Path | None = Field(
         default=None,

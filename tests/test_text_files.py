@@ -33,7 +33,7 @@ READERS = [
     ("names.txt", lambda path: _names(str(path)), "cat\ndög\n", ["cat", "dög"]),
     ("often.txt", lambda path: _numbers(str(path)), "1\n2.5\n", [1, 2.5]),
     ("often.csv", lambda path: _numbers(str(path)), "1, 2.5", [1, 2.5]),
-    ("keys", lambda path: load_keys(path).client(ALICE.secret.encode()),
+    ("keys", lambda path: load_keys(path).find(ALICE.secret.encode()).name,
      f"# let in\n{ALICE.line}\n", "alice"),
 ]  # fmt: skip
 IDS = [name for name, *_ in READERS]

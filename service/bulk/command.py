@@ -17,6 +17,7 @@ __all__ = ["StoppedError", "generate"]
 
 _IMAGE = Path("picture.png")
 _FORMS = ("png", "webp", "jpeg")
+_PRIORITY = "bulk"  # of many images, so that they do not hold up people who wait for theirs
 
 
 def generate(
@@ -30,6 +31,7 @@ def generate(
     inputs: Sequence[str],
     form: str | None,
     output: Path | None,
+    priority: str | None,
 ) -> None:
     """Draw what the options ask for.
 
@@ -43,6 +45,7 @@ def generate(
         inputs: labels and vectors of the model, as `parse_inputs` reads them.
         form: of many images: png, webp or jpeg; None: png.
         output: where to.
+        priority: of the requests to a server; None: `bulk` of many, of one as the server has it.
 
     Raises:
         BulkError: options contradict each other, or the images cannot be written.
@@ -50,10 +53,12 @@ def generate(
         ClientError, EngineError and others: they cannot be drawn.
     """
     named = parse_inputs(inputs)
+    if priority is not None and not isinstance(place, str):
+        raise BulkError("--priority is for a server (--url): in this process nobody else draws")
     if seeds is None:
         if form is not None:
             raise BulkError("--form goes with --seeds: one image's form is its name's suffix")
-        one.run(place, key, model, class_label, seed, named, output or _IMAGE)
+        one.run(place, key, model, class_label, seed, named, output or _IMAGE, priority)
         return
     if seed is not None:
         raise BulkError("--seed draws one image and --seeds many: leave one of the two out")
@@ -62,7 +67,19 @@ def generate(
     if form not in (None, *_FORMS):
         raise BulkError(f"--form is {', '.join(_FORMS)}, not {form}")
     parts = parse_seeds(seeds)
-    asyncio.run(_bulk(place, key, model, class_label, parts, named, form or "png", output))
+    asyncio.run(
+        _bulk(
+            place,
+            key,
+            model,
+            class_label,
+            parts,
+            named,
+            form or "png",
+            output,
+            priority or _PRIORITY,
+        )
+    )
 
 
 async def _bulk(
@@ -74,9 +91,10 @@ async def _bulk(
     inputs: Mapping[str, Any],
     form: str,
     output: Path,
+    priority: str,
 ) -> None:
     source = (
-        open_server(place, key, model, form, inputs)
+        open_server(place, key, model, form, inputs, priority)
         if isinstance(place, str)
         else open_embedded(place, model, form, inputs)
     )

@@ -21,6 +21,7 @@ def run(
     seed: int | None,
     inputs: Mapping[str, Any],
     path: Path,
+    priority: str | None,
 ) -> None:
     """Draw an image, write it and say what it is.
 
@@ -32,6 +33,7 @@ def run(
         seed: None: a random one.
         inputs: labels and vectors of the model; what is not named has its default.
         path: the file.
+        priority: of the request to a server; None: as the server has it.
 
     Raises:
         BulkError: the file cannot be written, or its name does not say which it should be.
@@ -42,7 +44,7 @@ def run(
     if not path.parent.is_dir():
         raise BulkError(f"{path.parent}: there is no such folder")
     drawn = asyncio.run(
-        server.draw_one(place, key, model, class_label, seed, form, inputs)
+        server.draw_one(place, key, model, class_label, seed, form, inputs, priority)
         if isinstance(place, str)
         else embedded.draw_one(place, model, class_label, seed, form, inputs)
     )

@@ -16,6 +16,7 @@ from service.client import (
     Form,
     GeneratedImage,
     ModelCard,
+    Priority,
 )
 from service.client.retries import pause
 from service.serving.catalogue import pick
@@ -114,17 +115,24 @@ class ServerSource:
 
 @asynccontextmanager
 async def open_server(
-    url: str, key: str | None, model: str | None, form: str, inputs: Mapping[str, Any]
+    url: str,
+    key: str | None,
+    model: str | None,
+    form: str,
+    inputs: Mapping[str, Any],
+    priority: str,
 ) -> AsyncIterator[ServerSource]:
     """A source for one of a server's models, whose very weights all requests name.
 
     Raises:
-        ClientError: there is no server, or it wants another key.
+        ClientError: there is no server, it wants another key, or there is no such priority.
         UnknownModelError, ModelRequiredError, BulkError: it has no such model.
     """
     card = await find_model(url, key, model)
     async with (
-        AsyncClient(url, key=key, timeout=_TIMEOUT, patience=0) as client,
+        AsyncClient(
+            url, key=key, timeout=_TIMEOUT, patience=0, priority=cast(Priority, priority)
+        ) as client,
         AsyncClient(url, key=key) as patient,
     ):
         yield ServerSource(client, patient, card, form, inputs)
@@ -150,10 +158,11 @@ async def draw_one(
     seed: int | None,
     form: str,
     inputs: Mapping[str, Any],
+    priority: str | None,
 ) -> Drawn:
     """One image; raises what `open_server` raises."""
     card = await find_model(url, key, model)
-    async with AsyncClient(url, key=key) as client:
+    async with AsyncClient(url, key=key, priority=cast(Priority | None, priority)) as client:
         image = await client.generate(
             class_label, seed, model=card.tag, inputs=inputs, form=cast(Form, form)
         )

@@ -13,7 +13,7 @@ import warnings
 
 from .asynchronous import AsyncClient
 from .errors import AnswerError, ClientError, UnreachableError
-from .messages import ClassLabel, Form, GeneratedImage, Inputs, ModelCard
+from .messages import ClassLabel, Form, GeneratedImage, Inputs, ModelCard, Priority
 from .synchronous import Client
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "GeneratedImage",
     "Inputs",
     "ModelCard",
+    "Priority",
     "UnreachableError",
 ]
 

@@ -16,6 +16,7 @@ from .messages import (
     GeneratedImage,
     Inputs,
     ModelCard,
+    Priority,
     check_url,
     headers_for,
     proxy_for,
@@ -39,18 +40,26 @@ class AsyncClient:
         patience: seconds for which a request is tried again that was refused for now (429, 503)
             or found nobody listening; 0: not at all. What is wrong with a request is raised at
             once.
+        priority: of all its requests; None: as the server has it, which is interactive or what
+            the key has at most. A program that does work of both kinds has two clients.
 
     Every method raises AnswerError for what the server refuses and UnreachableError where none
     answers; both are ClientError.
     """
 
     def __init__(
-        self, url: str, *, key: str | None = None, timeout: float = 30.0, patience: float = 30.0
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        timeout: float = 30.0,
+        patience: float = 30.0,
+        priority: Priority | None = None,
     ) -> None:
         self._url = check_url(url)
         self._timeout = timeout
         self._patience = patience
-        headers = headers_for(key)
+        headers = headers_for(key, priority)
         proxied = proxy_for(self._url) is not None
         try:
             self._http = httpx.AsyncClient(

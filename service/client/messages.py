@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
@@ -25,6 +25,8 @@ Inputs = Mapping[str, int | Sequence[float]]
 """A model's labels and vectors by name: {"style": 3, "mix": [0.2, 0.8]}."""
 Form = Literal["png", "webp", "jpeg"]
 """PNG and WebP hold the exact pixels; JPEG is smaller and does not."""
+Priority = Literal["interactive", "bulk", "background"]
+"""Whose requests a busy server draws first; a key may have less than it asks for."""
 
 _PROBLEM = "urn:sid-serve:problem:"
 _STAGE = re.compile(r"([a-z]+);dur=([0-9.]+)")
@@ -224,13 +226,25 @@ def _is_this_machine(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def headers_for(key: str | None) -> dict[str, str]:
-    """The headers of every request; raises ClientError for a key that no header can hold."""
-    if key is None:
-        return {}
-    if not (key and key.isascii() and key.isprintable()):
-        raise ClientError("the API key holds other characters than a key can: is it the right one?")
-    return {"X-API-Key": key}
+def headers_for(key: str | None, priority: Priority | None) -> dict[str, str]:
+    """The headers of every request.
+
+    Raises:
+        ClientError: no header can hold the key, or there is no such priority.
+    """
+    headers: dict[str, str] = {}
+    if key is not None:
+        if not (key and key.isascii() and key.isprintable()):
+            raise ClientError(
+                "the API key holds other characters than a key can: is it the right one?"
+            )
+        headers["X-API-Key"] = key
+    if priority is not None:
+        if priority not in get_args(Priority):
+            wanted = ", ".join(get_args(Priority))
+            raise ClientError(f"a priority is one of {wanted}, not {priority!r}")
+        headers["X-Priority"] = priority
+    return headers
 
 
 def _unexpected(response: httpx.Response) -> AnswerError:

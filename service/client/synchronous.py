@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from .asynchronous import AsyncClient
-from .messages import ClassLabel, Form, GeneratedImage, Inputs, ModelCard
+from .messages import ClassLabel, Form, GeneratedImage, Inputs, ModelCard, Priority
 
 T = TypeVar("T")
 
@@ -24,9 +24,17 @@ class Client:
     """
 
     def __init__(
-        self, url: str, *, key: str | None = None, timeout: float = 30.0, patience: float = 30.0
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        timeout: float = 30.0,
+        patience: float = 30.0,
+        priority: Priority | None = None,
     ) -> None:
-        self._client = AsyncClient(url, key=key, timeout=timeout, patience=patience)
+        self._client = AsyncClient(
+            url, key=key, timeout=timeout, patience=patience, priority=priority
+        )
         self._loop = asyncio.new_event_loop()
         # A daemon: a client that nobody closed must not keep the program from ending.
         self._thread = Thread(target=self._loop.run_forever, name="sid-client", daemon=True)

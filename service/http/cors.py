@@ -27,6 +27,7 @@ _EXPOSED = ", ".join(
         "X-Inputs",
         "X-Mix",
         "X-Model",
+        "X-Priority",
         "X-Request-ID",
         "X-Seed",
         "X-Toward",

@@ -17,8 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.http.cors import answer_headers
 from service.http.middleware import new_request_id, sent_key, sent_request_id
 from service.http.problems import problem
-from service.http.security import Keys
+from service.http.security import Keys, priority_for
 from service.observability.metrics import Metrics
+from service.priority import Priority
 from service.serving.exceptions import QueueFullError
 from service.serving.served_model import ServedModel
 
@@ -40,6 +41,8 @@ class Models(Protocol):
 
 class FullQueue:
     """ASGI: answers 429 to requests for images while the queue has no room for a single one.
+
+    And none that a lower priority could make.
 
     Only where nothing but the queue decides. Whoever brings no known key, where keys are asked for,
     or asks whether a copy is still right, goes the usual way, and so does a request of which it is
@@ -77,8 +80,12 @@ class FullQueue:
         """Handle one ASGI connection."""
         if (
             scope.get("path") != _PATH
-            or all(model.full_for() is None for model in self._catalogue.models.values())
-            or not self._only_the_queue_decides(scope)
+            # What has room for the lowest priority has room for all.
+            or all(
+                model.full_for(Priority.BACKGROUND) is None
+                for model in self._catalogue.models.values()
+            )
+            or (priority := self._priority(scope)) is None
         ):
             await self._app(scope, receive, send)
             return
@@ -89,13 +96,15 @@ class FullQueue:
         else:
             name = _named(_IN_QUERY.findall(scope["query_string"]))
         model = self._meant(name)
-        if model is None or (seconds := model.full_for()) is None:
+        if model is None or (seconds := model.full_for(priority)) is None:
             await self._app(scope, receive if first is None else _replay(first, receive), send)
             return
         refusal = QueueFullError(seconds)
         headers, body = self._answer(refusal)
         request_id = sent_request_id(scope) or new_request_id()
         further = [(b"x-request-id", request_id.encode("ascii"))]
+        if priority is not Priority.INTERACTIVE:
+            further.append((b"x-priority", str(priority).encode("ascii")))
         if self._allowed_origins:
             origin = dict(scope["headers"]).get(b"origin", b"").decode("latin-1")
             granted = answer_headers(self._allowed_origins, origin)
@@ -105,16 +114,24 @@ class FullQueue:
         }  # fmt: skip
         await send(start)
         await send({"type": "http.response.body", "body": body})
-        self._count(model, refusal)
+        self._count(model, refusal, priority)
 
-    def _only_the_queue_decides(self, scope: Scope) -> bool:
+    def _priority(self, scope: Scope) -> Priority | None:
+        """That of a request for which only the queue decides; None for any other."""
+        ceiling = Priority.INTERACTIVE
+        headers = dict(reversed(scope["headers"]))  # of one that is sent twice, the first counts
         if self._keys is not None:
             key = sent_key(scope)
-            if key is None or self._keys.client(key) is None:
-                return False
+            if key is None or (known := self._keys.find(key)) is None:
+                return None
+            ceiling = known.ceiling
         if scope["method"] == "GET":
-            return all(name != b"if-none-match" for name, _ in scope["headers"])
-        return bool(scope["method"] == "POST")
+            if b"if-none-match" in headers:
+                return None
+        elif scope["method"] != "POST":
+            return None
+        sent = headers.get(b"x-priority")
+        return priority_for(None if sent is None else sent.decode("latin-1"), ceiling)
 
     def _meant(self, name: str | None) -> ServedModel | None:
         """The model of that name, or the default for ""; None: not known here."""
@@ -130,8 +147,8 @@ class FullQueue:
             answer = self._answers[seconds] = (response.raw_headers, bytes(response.body))
         return answer
 
-    def _count(self, model: ServedModel, refusal: QueueFullError) -> None:
-        model.metrics.reject(refusal)
+    def _count(self, model: ServedModel, refusal: QueueFullError, priority: Priority) -> None:
+        model.metrics.reject(refusal, priority)
         if (counter := self._counters.get(model.name)) is None:
             counter = self._metrics.requests.labels(_PATH, model.name, str(refusal.status))
             self._counters[model.name] = counter

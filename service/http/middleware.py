@@ -30,6 +30,8 @@ _OPEN_PREFIXES = ("/playground/", "/client/")
 # What counts against availability (deploy/prometheus/rules/recording.yml); the rest of the failures
 # are the client's: its mistake, its rate, its deadline.
 _FAILED = frozenset({500, 502, 503})
+# What the log says of a request where it is known.
+_LOGGED = ("client", "model", "priority", "problem")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
@@ -72,8 +74,10 @@ class RequestMetrics:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                name = (b"x-request-id", request_id.encode("ascii"))
-                message["headers"] = [*message.get("headers", ()), name]
+                added = [(b"x-request-id", request_id.encode("ascii"))]
+                if "priority" in state:
+                    added.append((b"x-priority", state["priority"].encode("ascii")))
+                message["headers"] = [*message.get("headers", ()), *added]
             await send(message)
 
         try:
@@ -100,7 +104,7 @@ class RequestMetrics:
         timer.observe(seconds)
         if route in PROBES:
             return
-        known = {name: state[name] for name in ("client", "model", "problem") if name in state}
+        known = {name: state[name] for name in _LOGGED if name in state}
         write = self._log.error if status in _FAILED else self._log.info
         write(
             "request",
@@ -132,7 +136,7 @@ class BodyTooLargeError(RefusedError):
 
 
 class ApiKeys:
-    """Let in only requests with a known key, and say whose it is in the request's state.
+    """Let in only requests with a known key; the request's state says whose, and its ceiling.
 
     Everything needs a key but what is listed as open, so that what is added later is guarded.
     """
@@ -154,14 +158,15 @@ class ApiKeys:
                 headers = {"WWW-Authenticate": "Bearer"}
                 refusal = KeyRequiredError(detail, headers=headers)
                 await _refuse(refusal, scope, receive, send)
-            elif (client := self._keys.client(key)) is None:
+            elif (known := self._keys.find(key)) is None:
                 detail = (
                     "the API key is wrong: this server does not know the API key that was sent; "
                     "was all of it copied, and is it still in use here?"
                 )
                 await _refuse(KeyUnknownError(detail), scope, receive, send)
             else:
-                scope.setdefault("state", {})["client"] = client
+                state = scope.setdefault("state", {})
+                state["client"], state["ceiling"] = known
                 await self._app(scope, receive, send)
 
 

@@ -10,7 +10,7 @@ import hmac
 import math
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from time import monotonic_ns
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from service.bundle.text import TextError, decode_text
 from service.exceptions import RefusedError
+from service.priority import PRIORITIES, Priority
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
@@ -55,16 +56,24 @@ class NewKey(NamedTuple):
     line: str
 
 
+class KnownKey(NamedTuple):
+    """What is known of a key that is let in: whose it is, and the priority it has at most."""
+
+    name: str
+    ceiling: Priority
+
+
 class Keys:
-    """The keys that are let in, each known by its hash and called by a name.
+    """The keys that are let in, each known by its hash.
 
     Args:
-        entries: name and SHA-256 of each key. Several keys may share a name, and with it a rate,
-            so that a client can change its key without an interruption.
+        entries: each key by its SHA-256. Several keys may share a name, and with it a rate, so
+            that a client can change its key without an interruption, or have one for each
+            priority.
     """
 
-    def __init__(self, entries: Sequence[tuple[str, bytes]]) -> None:
-        self._entries = list(entries)
+    def __init__(self, entries: Mapping[bytes, KnownKey]) -> None:
+        self._entries = dict(entries)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -73,27 +82,47 @@ class Keys:
         """From now on let in these keys and no others; a request that was let in goes on."""
         self._entries = keys._entries
 
-    def client(self, key: bytes) -> str | None:
-        """The name that belongs to a key, or None for a key that is not known."""
+    def find(self, key: bytes) -> KnownKey | None:
+        """What is known of a key, or None for one that is not let in."""
         digest = hashlib.sha256(key).digest()
         matched = None
         # All of them and in constant time, so that the time taken says nothing about the file.
-        for name, digest_of_key in self._entries:
+        for digest_of_key, known in self._entries.items():
             if hmac.compare_digest(digest, digest_of_key):
-                matched = name
+                matched = known
         return matched
 
 
-def new_key(name: str) -> NewKey:
-    """Make a key for `name`; raises KeysError for a name that the file cannot hold."""
+def priority_for(sent: str | None, ceiling: Priority) -> Priority | None:
+    """What a request has that sends this X-Priority, or none, with a key of this ceiling.
+
+    Who asks for more than the key has is not refused, so that an operator may lower a key without
+    breaking the programs that use it. None: there is no such priority.
+    """
+    if sent is None:
+        return ceiling
+    asked = PRIORITIES.get(sent.strip().lower())
+    return None if asked is None else max(asked, ceiling)
+
+
+def new_key(name: str, ceiling: Priority = Priority.INTERACTIVE) -> NewKey:
+    """Make a key for `name`; raises KeysError for a name that the file cannot hold.
+
+    Args:
+        name: whose it is.
+        ceiling: the priority that its requests have at most.
+    """
     if not _NAME.fullmatch(name):
         raise KeysError(f"{name!r}: a name is 1 to 64 letters, digits, dots, hyphens, underscores")
     secret = secrets.token_urlsafe(32)
-    return NewKey(secret, f"{name}:{hashlib.sha256(secret.encode('ascii')).hexdigest()}")
+    line = f"{name}:{hashlib.sha256(secret.encode('ascii')).hexdigest()}"
+    return NewKey(secret, line if ceiling is Priority.INTERACTIVE else f"{line}:{ceiling}")
 
 
 def load_keys(path: Path) -> Keys:
-    """Read a file of keys, `name:sha256` a line; blank lines and `# comments` are skipped.
+    """Read a file of keys: `name:sha256`, or `name:sha256:priority` for one that has a ceiling.
+
+    Blank lines and `# comments` are skipped.
 
     Raises:
         KeysError: the file cannot be read, holds no key, or a line is wrong, which it names.
@@ -104,20 +133,27 @@ def load_keys(path: Path) -> Keys:
         raise KeysError(f"{path}: {error.strerror}") from error
     except TextError as error:
         raise KeysError(f"{path}: {error}") from error
-    entries: dict[bytes, str] = {}
+    entries: dict[bytes, KnownKey] = {}
     for number, line in enumerate(lines, 1):
         entry = line.partition("#")[0].strip()
         if not entry:
             continue
-        name, _, digest = entry.partition(":")
+        name, _, rest = entry.partition(":")
+        digest, colon, priority = rest.partition(":")
         if not (_NAME.fullmatch(name) and _SHA256.fullmatch(digest)):
             # The line is not quoted: what stands there may be the key itself.
             raise KeysError(f"{path}, line {number}: not `name:sha256`; `sid key NAME` prints one")
-        if entries.setdefault(bytes.fromhex(digest), name) != name:
-            raise KeysError(f"{path}, line {number}: this key has another name further up")
+        if colon and priority not in PRIORITIES:
+            wanted = ", ".join(PRIORITIES)
+            raise KeysError(f"{path}, line {number}: the third part is a priority: {wanted}")
+        known = KnownKey(name, PRIORITIES[priority] if colon else Priority.INTERACTIVE)
+        if entries.setdefault(bytes.fromhex(digest), known) != known:
+            raise KeysError(
+                f"{path}, line {number}: this key has another name or priority further up"
+            )
     if not entries:
         raise KeysError(f"{path}: holds no key, so nobody could get in; `sid key NAME` makes one")
-    return Keys([(name, digest) for digest, name in entries.items()])
+    return Keys(entries)
 
 
 class TokenBuckets:

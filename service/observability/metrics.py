@@ -6,6 +6,7 @@ or the first error is lost, and a panel of what has never happened shows 0 and n
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from service.bundle import Bundle
 from service.engines import Engine
 from service.exceptions import RefusedError, reasons
 from service.observability import logs
+from service.priority import Priority
 from service.resources import available_memory
 
 # 0.1 ms to 15 s in round numbers, so that a rule can say le="0.3": a share below a bound is exact.
@@ -30,6 +32,8 @@ from service.resources import available_memory
 # of the value to two thirds (0.3 to 0.5), and less where times spread over several buckets.
 _STEPS = ("1", "1.5", "2", "3", "5", "7")
 _SECONDS = (*(float(f"{step}e{ten}") for ten in range(-4, 1) for step in _STEPS), 10.0, 15.0)
+# Few and coarse, for each priority has them, and far, for what is less urgent may wait long.
+_WAITS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 100.0, 300.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 _DRAWING = ("/generate", "/v1/images/generations")  # the routes that draw
@@ -87,6 +91,14 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.image_seconds = Histogram(
+            "sid_image_seconds",
+            "Time of an image from queued to encoded: the stage total of sid_stage_seconds, by "
+            "the priority of who asked for it first.",
+            ["model", "priority"],
+            buckets=_WAITS,
+            registry=registry,
+        )
         self.batch_size = Histogram(
             "sid_batch_size", "Images in a batch.", ["model"], buckets=_SIZES, registry=registry
         )
@@ -101,7 +113,10 @@ class Metrics:
             "sid_batch_failures", "Batches whose computation failed.", ["model"], registry=registry
         )
         self.queue_depth = Gauge(
-            "sid_queue_depth", "Images that wait for a batch.", ["model"], registry=registry
+            "sid_queue_depth",
+            "Images that wait for a batch.",
+            ["model", "priority"],
+            registry=registry,
         )
         self.queue_limit = Gauge(
             "sid_queue_limit",
@@ -117,8 +132,9 @@ class Metrics:
         self.rejections = Counter(
             "sid_rejections",
             f"Requests refused before anything was computed: {', '.join(reasons())}. engine_busy "
-            "means that Triton's own queue is full, deadline that too much waited before them.",
-            ["model", "reason"],
+            "means that Triton's own queue is full, deadline that too much waited before them; "
+            "queue_full counts those too that made room for a higher priority.",
+            ["model", "reason", "priority"],
             registry=registry,
         )
         self.cancellations = Counter(
@@ -208,11 +224,13 @@ class ModelMetrics:
             metrics.requests.labels(route, model, str(status))
         stages = ("total", *Timings._fields)
         self._stage = {name: metrics.stage_seconds.labels(model, name) for name in stages}
+        self._image = [metrics.image_seconds.labels(model, str(one)) for one in Priority]
         self._batch_size = metrics.batch_size.labels(model)
         self._batches = {reason: metrics.batches.labels(model, reason) for reason in _BATCH_REASONS}
         self.batch_failures = metrics.batch_failures.labels(model)
         self._rejections = {
-            reason: metrics.rejections.labels(model, reason) for reason in reasons()
+            (reason, priority): metrics.rejections.labels(model, reason, str(priority))
+            for reason, priority in product(reasons(), Priority)
         }
         self._cancellations = {
             (cause, phase): metrics.cancellations.labels(model, cause, phase)
@@ -224,9 +242,11 @@ class ModelMetrics:
         }
         self._cache_hits = {kind: metrics.cache_hits.labels(model, kind) for kind in _CACHE_HITS}
 
-    def watch_queue(self, depth: Callable[[], int]) -> None:
+    def watch_queue(self, depth: Callable[[Priority], int]) -> None:
         """Report the queue's depth by asking `depth` whenever metrics are read."""
-        self._metrics.queue_depth.labels(self._model).set_function(depth)
+        for priority in Priority:
+            shown = self._metrics.queue_depth.labels(self._model, str(priority))
+            shown.set_function(partial(depth, priority))
 
     def describe(self, bundle: Bundle, engine: Engine) -> None:
         """Show which weights and which engine are served, in the place of what was shown."""
@@ -248,12 +268,10 @@ class ModelMetrics:
 
     def forget(self) -> None:
         """Show no state of this model any more: it is not served. What was counted stays."""
-        for gauge in (
-            self._metrics.engine_up,
-            self._metrics.engine_slots,
-            self._metrics.queue_depth,
-        ):
-            gauge.remove(self._model)
+        self._metrics.engine_up.remove(self._model)
+        self._metrics.engine_slots.remove(self._model)
+        for priority in Priority:
+            self._metrics.queue_depth.remove(self._model, str(priority))
         if identity := self._metrics.identities.pop(self._model, None):
             self._metrics.model_info.remove(*identity)
 
@@ -265,10 +283,10 @@ class ModelMetrics:
         """Count a canary image."""
         self._canaries[right].inc()
 
-    def reject(self, error: RefusedError) -> None:
-        """Count a request that was refused at once, if such refusals are counted."""
+    def reject(self, error: RefusedError, priority: Priority) -> None:
+        """Count a request that was refused before it was drawn, if such refusals are counted."""
         if error.reason:
-            self._rejections[error.reason].inc()
+            self._rejections[error.reason, priority].inc()
 
     def count_cancellation(self, cause: str, phase: str) -> None:
         """Count an accepted request that was given up."""
@@ -285,7 +303,8 @@ class ModelMetrics:
         for stage in ("latents", "engine", "encode"):
             self._stage[stage].observe(getattr(timings, stage))
 
-    def observe_image(self, timings: Timings, total: float) -> None:
+    def observe_image(self, timings: Timings, total: float, priority: Priority) -> None:
         """Record one image: its wait, and the seconds from submission to result."""
         self._stage["queue"].observe(timings.queue)
         self._stage["total"].observe(total)
+        self._image[priority].observe(total)

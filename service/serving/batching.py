@@ -2,26 +2,28 @@
 
 There is no window and no timer: a batch is whatever waits when the engine has room, up to the
 limit. Alone, a request starts at once; under load, batches grow by themselves. What waits is
-shared between the slots that the engine has free.
+shared between the slots that the engine has free. Who goes first, and who yields to whom when the
+queue is full, is in waiting.py: within a priority it is first in, first out.
 
 What holds, whatever is cancelled, late or broken (tests/service/serving/test_batching.py):
-every submit ends exactly once, with its own results or one exception; first in, first out; a
-cancelled or expired item that still waits is never computed, and never touches its batch-mates;
-a batch that nobody waits for any more is cancelled, and never exceeds the limit; the queue is
-bounded; a failing computation fails its batch only; an idle batcher costs nothing; closing
-resolves everything.
+every submit ends exactly once, with its own results or one exception; what waiting.py promises of
+priorities; a cancelled, shed or expired item that still waits is never computed, and never touches
+its batch-mates; a batch that nobody waits for any more is cancelled, and never exceeds the limit;
+the queue is bounded; a failing computation fails its batch only; an idle batcher costs nothing;
+closing resolves everything.
 
 One event loop owns a batcher, so between two awaits nothing else runs and no lock is needed.
 The module knows no HTTP and no engine; its only clock is the event loop's.
 """
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextlib import nullcontext
 from typing import Any, Generic, Literal, TypeVar
 
+from service.priority import Priority
 from service.serving.exceptions import ClosedError, ComputeError, DeadlineError, QueueFullError
+from service.serving.waiting import Batch, Ticket, Waiting
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,20 +33,6 @@ Result = TypeVar("Result")
 Reason = Literal["idle", "freed", "full"]
 
 _LATEST = 0.2  # weight of the latest batch in the running mean of durations
-
-
-class _Ticket(Generic[Item, Result]):
-    """The items of one submit, how many have left the queue, and their results."""
-
-    def __init__(self, items: Sequence[Item]) -> None:
-        self.items = items
-        self.taken = 0
-        self.results: dict[int, Result] = {}
-        # Resolves to the failure, if any: an exception that nobody retrieves would be logged.
-        self.future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-
-
-_Batch = list[tuple[_Ticket[Item, Result], int]]  # which item of which ticket
 
 
 class Batcher(Generic[Item, Result]):
@@ -72,43 +60,75 @@ class Batcher(Generic[Item, Result]):
         self._max_batch_size = max_batch_size
         self._queue_size = queue_size
         self._concurrency = concurrency
-        # Ordered by arrival; a dictionary so that a cancelled ticket leaves in O(1).
-        self._queue: OrderedDict[_Ticket[Item, Result], None] = OrderedDict()
-        self._tickets: set[_Ticket[Item, Result]] = set()
+        self._waiting: Waiting[Item, Result] = Waiting()
+        self._shared: dict[Hashable, Ticket[Item, Result]] = {}  # by the key of each that has one
+        self._tickets: set[Ticket[Item, Result]] = set()
         self._workers: set[asyncio.Task[None]] = set()
-        self._running: dict[asyncio.Task[None], _Batch[Item, Result]] = {}  # of which worker
+        self._running: dict[asyncio.Task[None], Batch[Item, Result]] = {}  # of which worker
         self._batch_seconds = 0.0  # running mean; 0 until a batch has ended
         self._closed = False
-        self.waiting = 0  # items in the queue; for others to read
 
-    def expected_seconds(self, more: int = 0) -> float:
-        """Seconds until all that waits, and `more` items behind it, will have been computed.
+    @property
+    def waiting(self) -> int:
+        """How many items wait."""
+        return self._waiting.count
+
+    def waiting_of(self, priority: Priority) -> int:
+        """How many items of a priority wait."""
+        return self._waiting.counts[priority]
+
+    def expected_seconds(self, more: int = 0, priority: Priority = Priority.INTERACTIVE) -> float:
+        """Seconds until what waits will have been computed, with `more` items behind it.
 
         The mean duration of recent batches times the batches to come: too low while load rises.
+        What is of a lower priority than `priority` is not waited for, so it does not count.
         """
-        batches = len(self._running) - (-(self.waiting + more) // self._max_batch_size)
+        batches = len(self._running)
+        for higher in range(priority + 1):
+            items = self._waiting.counts[higher] + (more if higher == priority else 0)
+            batches -= -items // self._max_batch_size
         return self._batch_seconds * -(-batches // self._concurrency)
 
-    def full_for(self) -> float | None:
+    def full_for(self, priority: Priority) -> float | None:
         """As long as `submit` would refuse a single item for want of room: seconds, else None."""
-        full = not self._closed and self.waiting >= self._room
-        return self.expected_seconds() if full else None
+        full = not self._closed and self._is_full(self._missing(1, priority), priority)
+        return self.expected_seconds(0, priority) if full else None
 
-    def _admit(self, count: int, deadline: float | None) -> None:
+    def _admit(self, count: int, deadline: float | None, priority: Priority) -> None:
         if self._closed:
             raise ClosedError
-        if self.waiting + count > self._room:
-            raise QueueFullError(self.expected_seconds())
+        missing = self._missing(count, priority)
+        if self._is_full(missing, priority):
+            raise QueueFullError(self.expected_seconds(0, priority))
         # An idle engine always tries: after one slow batch nothing else would correct the estimate.
-        if deadline is None or not (self.waiting or self._running):
-            return
-        seconds = self.expected_seconds(count)
-        if asyncio.get_running_loop().time() + seconds > deadline:
-            took = f"the queue leaves no time: it would take about {seconds * 1000:.0f} ms"
-            raise DeadlineError(took)
+        if deadline is not None and (self.waiting or self._running):
+            seconds = self.expected_seconds(count, priority)
+            if asyncio.get_running_loop().time() + seconds > deadline:
+                took = f"the queue leaves no time: it would take about {seconds * 1000:.0f} ms"
+                raise DeadlineError(took)
+        if missing > 0:
+            for ticket in self._waiting.shed(missing, priority):
+                self._end(ticket, QueueFullError(self.expected_seconds(0, ticket.priority)))
+
+    def _missing(self, count: int, priority: Priority) -> int:
+        """How many items would wait for which there is no room, with so many more."""
+        waiting = self._waiting.count
+        # What free slots will take in the loop's next turn does not count as waiting. A batch is of
+        # one priority: where several wait, one item is all that a slot takes for certain.
+        alone = waiting == self._waiting.counts[priority]
+        room = self._queue_size + self._free * (self._max_batch_size if alone else 1)
+        return waiting + count - room
+
+    def _is_full(self, missing: int, priority: Priority) -> bool:
+        return missing > 0 and missing > self._waiting.sheddable(priority)
 
     def submit(
-        self, items: Sequence[Item], deadline: float | None = None, *, shared: bool = False
+        self,
+        items: Sequence[Item],
+        deadline: float | None = None,
+        *,
+        priority: Priority = Priority.INTERACTIVE,
+        shared: Hashable | None = None,
     ) -> Coroutine[Any, Any, list[Result]]:
         """Queue `items` or refuse them, at once; they may be computed in pieces.
 
@@ -119,28 +139,36 @@ class Batcher(Generic[Item, Result]):
         Args:
             items: what to compute.
             deadline: a time of the event loop's clock by which the results are wanted.
-            shared: others may join the wait with deadlines of their own, so that this one only
-                decides whether the items are queued, and does not end the wait.
+            priority: what they go before, and what makes room for them when the queue is full.
+            shared: a key under which others may join the wait (`promote`), with deadlines of
+                their own, so that this one only decides whether the items are queued, and does
+                not end the wait. None: nobody joins.
 
         Returns:
             A coroutine that returns the results, in order. Cancelling it, or reaching the
             deadline, withdraws what still waits. What is being computed goes on for its
             batch-mates, if any. It raises ClosedError (the batcher was closed while the items
-            waited), DeadlineError (the deadline came first) or ComputeError (a batch with one of
-            the items failed).
+            waited), QueueFullError (they made room for a higher priority), DeadlineError (the
+            deadline came first) or ComputeError (a batch with one of the items failed).
 
         Raises:
             ClosedError, QueueFullError, DeadlineError: refused; nothing was queued.
         """
-        self._admit(len(items), deadline)
-        ticket: _Ticket[Item, Result] = _Ticket(items)
+        self._admit(len(items), deadline, priority)
+        ticket: Ticket[Item, Result] = Ticket(items, priority, shared)
         self._tickets.add(ticket)
-        self._queue[ticket] = None
-        self.waiting += len(items)
+        self._waiting.add(ticket)
+        if shared is not None:
+            self._shared[shared] = ticket
         self._start_workers()
-        return self._results(ticket, None if shared else deadline)
+        return self._results(ticket, deadline if shared is None else None)
 
-    async def _results(self, ticket: _Ticket[Item, Result], deadline: float | None) -> list[Result]:
+    def promote(self, shared: Hashable, priority: Priority) -> None:
+        """Have what waits under a key go before what this priority goes before, if it does not."""
+        if (ticket := self._shared.get(shared)) is not None:
+            self._waiting.promote(ticket, priority)
+
+    async def _results(self, ticket: Ticket[Item, Result], deadline: float | None) -> list[Result]:
         try:
             async with asyncio.timeout_at(deadline) if deadline else nullcontext():
                 error = await ticket.future
@@ -148,7 +176,9 @@ class Batcher(Generic[Item, Result]):
             raise DeadlineError("the image was not drawn in time") from None
         finally:
             self._tickets.discard(ticket)
-            self._withdraw(ticket)
+            self._waiting.remove(ticket)
+            if ticket.key is not None and self._shared.get(ticket.key) is ticket:
+                del self._shared[ticket.key]  # it was not that of a later ticket
             if len(ticket.results) < len(ticket.items):
                 self._abandon()
         if error:
@@ -176,11 +206,6 @@ class Batcher(Generic[Item, Result]):
             await asyncio.wait(workers)
 
     @property
-    def _room(self) -> int:
-        # What free slots will take in the loop's next turn does not count as waiting.
-        return self._queue_size + self._free * self._max_batch_size
-
-    @property
     def _free(self) -> int:
         return self._concurrency - len(self._running)
 
@@ -193,33 +218,12 @@ class Batcher(Generic[Item, Result]):
     async def _work(self) -> None:
         reason: Reason = "idle"
         try:
-            while batch := self._take():
+            while batch := self._waiting.take(self._free, self._max_batch_size):
                 await self._run(batch, reason)
                 reason = "full" if self.waiting >= self._max_batch_size else "freed"
         finally:
             # Here and not in a callback: the next submit must see that it has to start another.
             self._workers.discard(asyncio.current_task())
-
-    def _take(self) -> _Batch[Item, Result]:
-        """Remove the next batch from the queue, oldest first: a fair share for each free slot."""
-        share = -(-self.waiting // self._free)
-        batch: _Batch[Item, Result] = []
-        while self._queue and len(batch) < min(share, self._max_batch_size):
-            ticket = next(iter(self._queue))
-            if ticket.future.done():  # cancelled, and its submit had no turn yet to withdraw it
-                self._withdraw(ticket)
-                continue
-            batch.append((ticket, ticket.taken))
-            ticket.taken += 1
-            self.waiting -= 1
-            if ticket.taken == len(ticket.items):
-                del self._queue[ticket]
-        return batch
-
-    def _withdraw(self, ticket: _Ticket[Item, Result]) -> None:
-        if ticket in self._queue:
-            del self._queue[ticket]
-            self.waiting -= len(ticket.items) - ticket.taken
 
     def _abandon(self) -> None:
         """Cancel the batches that nobody waits for any more."""
@@ -227,7 +231,7 @@ class Batcher(Generic[Item, Result]):
             if _is_over(batch) and not worker.cancelling():
                 worker.cancel()
 
-    async def _run(self, batch: _Batch[Item, Result], reason: Reason) -> None:
+    async def _run(self, batch: Batch[Item, Result], reason: Reason) -> None:
         """Compute one batch and resolve its tickets; only a cancel of the worker escapes."""
         loop, worker = asyncio.get_running_loop(), asyncio.current_task()
         assert worker is not None
@@ -255,18 +259,18 @@ class Batcher(Generic[Item, Result]):
         finally:
             del self._running[worker]
 
-    def _fail(self, batch: _Batch[Item, Result], error: BaseException) -> None:
+    def _fail(self, batch: Batch[Item, Result], error: BaseException) -> None:
         for ticket, _ in batch:
             # One exception each: a raised exception object belongs to a single traceback.
             failure = ComputeError(f"{type(error).__name__}: {error}")
             failure.__cause__ = error
             self._end(ticket, failure)
 
-    def _end(self, ticket: _Ticket[Item, Result], error: Exception | None = None) -> None:
+    def _end(self, ticket: Ticket[Item, Result], error: Exception | None = None) -> None:
         """Resolve a ticket, once; what of it still waits is passed over from now on."""
         if not ticket.future.done():
             ticket.future.set_result(error)
 
 
-def _is_over(batch: _Batch[Any, Any]) -> bool:
+def _is_over(batch: Batch[Any, Any]) -> bool:
     return all(ticket.future.done() for ticket, _ in batch)

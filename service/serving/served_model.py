@@ -1,7 +1,7 @@
 """One served model: makes images of jobs (class, seed), through the queue and the engine."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Hashable, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -17,12 +17,14 @@ from service.engines import (
 from service.exceptions import RefusedError
 from service.observability.metrics import ModelMetrics, Timings
 from service.observability.tracing import UNTRACED, Batch, RequestTrace, start_batch
+from service.priority import Priority
 from service.serving.batching import Batcher, Reason
 from service.serving.exceptions import (
     ComputeError,
     DeadlineError,
     EngineDownError,
     EngineFullError,
+    QueueFullError,
 )
 from service.serving.jobs import ImageJob, ImageResult
 from service.serving.pipeline import batch_work
@@ -110,7 +112,8 @@ class ServedModel:
         deadline: float | None = None,
         trace: RequestTrace = UNTRACED,
         *,
-        shared: bool = False,
+        priority: Priority = Priority.INTERACTIVE,
+        shared: Hashable | None = None,
     ) -> Coroutine[Any, Any, list[ImageResult]]:
         """Queue images or refuse them, at once: all or none (see `Batcher.submit`).
 
@@ -121,40 +124,48 @@ class ServedModel:
             jobs: what `resolve_jobs` returned.
             deadline: time of the event loop's clock by which they are wanted.
             trace: the trace of the request that wants them.
-            shared: others may join the wait, so that the deadline only decides admission.
+            priority: whom they go before, here and not in a Triton server.
+            shared: key under which others may join the wait (`promote`), so that the deadline
+                only decides admission; None: nobody joins.
 
         Returns:
             A coroutine that returns the images, and has to be awaited. It raises ClosedError
             (shutting down), DeadlineError (not drawn in time), ComputeError (the engine failed),
-            EngineDownError (it failed before their turn) or QueueFullError (it has no room).
+            EngineDownError (it failed before their turn) or QueueFullError (it has no room, or
+            the queue needed theirs for a higher priority).
 
         Raises:
             EngineDownError, ClosedError, QueueFullError, DeadlineError: refused; nothing was
                 queued.
         """
         submitted = perf_counter()
-        ends = None if shared else deadline
+        ends = deadline if shared is None else None
         accepted = [_Accepted(job, submitted, ends, trace) for job in jobs]
         try:
             self.supervisor.require_up()
-            drawing = self._batcher.submit(accepted, deadline, shared=shared)
+            drawing = self._batcher.submit(accepted, deadline, priority=priority, shared=shared)
         except RefusedError as error:
-            self.metrics.reject(error)
+            self.metrics.reject(error, priority)
             raise
-        return self._observed(drawing, accepted, submitted)
+        return self._observed(drawing, accepted, submitted, priority)
 
-    def full_for(self) -> float | None:
+    def promote(self, shared: Hashable, priority: Priority) -> None:
+        """Have what waits under a key go first for the most urgent of those who wait for it."""
+        self._batcher.promote(shared, priority)
+
+    def full_for(self, priority: Priority) -> float | None:
         """Seconds until the queue has room again, if it has none for a single image; else None.
 
         None also while the engine is down: then that is what a request is refused for.
         """
-        return self._batcher.full_for() if self.supervisor.down is None else None
+        return self._batcher.full_for(priority) if self.supervisor.down is None else None
 
     async def _observed(
         self,
         drawing: Coroutine[Any, Any, list[ImageResult]],
         accepted: list[_Accepted],
         submitted: float,
+        priority: Priority,
     ) -> list[ImageResult]:
         """Wait for the batcher's images, and count how the wait ends."""
         try:
@@ -165,11 +176,14 @@ class ServedModel:
                 "running" if any(one.running for one in accepted) else "queued",
             )
             raise
+        except QueueFullError as error:
+            self.metrics.reject(error, priority)
+            raise
         except ComputeError as error:
-            raise self._named(error) from None
+            raise self._named(error, priority) from None
         total = perf_counter() - submitted
         for image in images:
-            self.metrics.observe_image(image.timings, total)
+            self.metrics.observe_image(image.timings, total, priority)
         return images
 
     async def abort(self) -> None:
@@ -190,7 +204,7 @@ class ServedModel:
     def register(self) -> None:
         """From now on this is the model of its name: the metrics say how it stands."""
         self._is_served = True
-        self.metrics.watch_queue(lambda: self._batcher.waiting)
+        self.metrics.watch_queue(self._batcher.waiting_of)
         self._engine_changed(self.supervisor.down is None)
 
     def unregister(self, *, replaced: bool) -> None:
@@ -210,14 +224,14 @@ class ServedModel:
         if self._is_served:
             self.metrics.canary(right)
 
-    def _named(self, error: ComputeError) -> Exception:
+    def _named(self, error: ComputeError, priority: Priority) -> Exception:
         """What the failure of a batch means for the request, not always the engine's fault."""
         cause = error.__cause__
         if isinstance(cause, EngineDownError):
             return cause
         if isinstance(cause, EngineBusyError):
-            full = EngineFullError(self._batcher.expected_seconds())
-            self.metrics.reject(full)
+            full = EngineFullError(self._batcher.expected_seconds(0, priority))
+            self.metrics.reject(full, priority)
             return full
         if isinstance(cause, EngineDeadlineError):
             self.metrics.count_cancellation("deadline", "running")

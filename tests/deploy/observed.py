@@ -133,6 +133,8 @@ async def _drive(embedded: str, over_triton: str) -> Counter[str]:
             for _ in range(5):
                 await post(url, {"model": model, "class_label": 1})
             await asyncio.gather(*(post(url, {"model": model, "class_label": 1}) for _ in range(8)))
+        for priority in ("bulk", "background"):
+            await post(embedded, {"class_label": 1}, **{"x-priority": priority})
         drawn = "model=tiny&seed=7&n=4"
         answer = await get(drawn)
         await get(drawn, **{"if-none-match": answer.headers["etag"]})

@@ -109,6 +109,35 @@ def test_what_are_no_seeds_is_said(text):
         parse_seeds(text)
 
 
+@pytest.mark.parametrize(
+    ("options", "images", "priority"),
+    [
+        (["--seeds", "0-2", "--form", "webp", "-o", "out"], 3, "bulk"),
+        (["--seeds", "0-6", "--priority", "background", "-o", "out"], 7, "background"),
+        (["--priority", "bulk"], 1, "bulk"),
+        ([], 1, "interactive"),
+    ],
+)
+def test_a_server_is_asked_for_many_as_bulk(sid, server, options, images, priority):
+    def drawn() -> float:
+        name = rf'sid_image_seconds_count\{{model="tiny",priority="{priority}"\}} (\S+)'
+        return float(re.search(name, httpx.get(f"{server.url}/metrics").text)[1])
+
+    before = drawn()
+    assert sid("generate", *options, "--url", server.url).status == 0
+    assert drawn() == before + images
+
+
+@pytest.mark.parametrize("many", [[], ["--seeds", "0-2", "-o", "out"]])
+def test_a_priority_that_makes_no_sense_is_said(sid, server, many):
+    for place, priority, says in (
+        (["--models", server.models], "bulk", "--priority is for a server (--url)"),
+        (["--url", server.url], "soon", "interactive, bulk, background, not 'soon'"),
+    ):
+        done = sid("generate", *many, *place, "--priority", priority)
+        assert_user_error(done, says)
+
+
 @given(
     spans=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), min_size=1, max_size=3),
     labels=st.sampled_from([(None,), (1,), (0, 1, 2)]),

@@ -8,6 +8,7 @@ import asyncio
 import io
 import itertools
 import json
+import re
 import socket
 import threading
 import time
@@ -231,6 +232,20 @@ def test_what_a_server_refuses_is_its_own_sentence_at_once(sid):
     assert "tiny has 0 to 2 (T-shirt/top, Trouser, Dress)" in error.detail
     with pytest.raises(AnswerError, match="tiny:1:another is not served"):
         sid.generate(2, 7, model="tiny:1:another")
+
+
+def test_a_client_has_one_priority_and_the_server_hears_it(connect, url):
+    def drawn(priority: str) -> float:
+        name = rf'sid_image_seconds_count\{{model="tiny",priority="{priority}"\}} (\S+)'
+        return float(re.search(name, httpx.get(f"{url}/metrics").text)[1])
+
+    before = drawn("background")
+    background = connect(url, priority="background")
+    background.generate(2, 7)
+    background.batch(7, 2, 2)
+    assert drawn("background") == before + 3
+    with pytest.raises(ClientError, match="one of interactive, bulk, background, not 'soon'"):
+        connect(url, priority="soon")
 
 
 def test_a_rate_limited_client_comes_back_with_its_key_when_it_may(models, tmp_path):

@@ -560,7 +560,7 @@ def test_an_overloaded_server_is_waited_for(context, tmp_path):
         expect(page.locator("#tiles img")).to_have_count(24)
         expect(page.locator("#notice")).to_be_hidden()
         refused = re.search(
-            r'sid_rejections_total\{model="tiny",reason="queue_full"\} (\d+)',
+            r'sid_rejections_total\{model="tiny",.*active",reason="queue_full"\} (\d+)',
             httpx.get(f"{url}/metrics").text,
         )
         assert int(refused[1]) > 0

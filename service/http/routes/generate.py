@@ -9,7 +9,7 @@ from service.http.disconnect import CancelOnDisconnect
 from service.http.fast_route import FastRoute
 from service.http.problems import responses
 from service.http.routes import tags
-from service.http.routes.handlers import charge_client, deadline_of, draw, resolve
+from service.http.routes.handlers import charge_client, deadline_of, draw, priority_of, resolve
 from service.http.routes.requests import GenerateQuery, GenerateRequest
 from service.http.routes.responses import (
     GenerateResponse,
@@ -19,6 +19,7 @@ from service.http.routes.responses import (
     file_media_type,
 )
 from service.observability.tracing import RequestTrace
+from service.priority import Priority
 from service.serving.encoding import JPEG, NPY, PNG, WEBP, ZIP
 from service.serving.exceptions import DeadlineError
 from service.serving.jobs import ImageJob, ImageResult
@@ -52,13 +53,15 @@ async def generate(
     `Accept` chooses the form: image/png (the default), image/webp or image/jpeg for one image,
     application/json (the default for several), application/zip or application/x-npy (uint8
     [n, height, width, channels]) for any number. `X-Deadline-Ms: 50` asks for an answer within
-    50 ms or a 504. The headers X-Seed, X-Class-Label and X-Model say how to draw the (first)
-    image again.
+    50 ms or a 504. `X-Priority: bulk`, or `background`, lets others go first, who ask for
+    `interactive` or for nothing; an API key may have less than it asks for, and X-Priority of the
+    answer says what it had, if not `interactive`. The headers X-Seed, X-Class-Label and X-Model
+    say how to draw the (first) image again.
     """
-    deadline = deadline_of(request)
+    deadline, priority = deadline_of(request), priority_of(request)
     form = choose_form(request, body.n)
     model, jobs = resolve(request, body, file_media_type(form))
-    return await answer(model, await draw(request, model, jobs, deadline), form)
+    return await answer(model, await draw(request, model, jobs, deadline, priority), form)
 
 
 @cacheable_router.get(
@@ -77,9 +80,9 @@ async def generate_cacheable(
 
     The answer carries an ETag and may be kept for an hour, or for ever if `model` is
     `name:version:digest:graph`; If-None-Match answers 304 without drawing, and requests for the
-    same images at the same time draw them once.
+    same images at the same time draw them once, with the highest priority of any of them.
     """
-    deadline = deadline_of(request)
+    deadline, priority = deadline_of(request), priority_of(request)
     form = choose_form(request, query.n)
     model, jobs = resolve(request, query, file_media_type(form))
     etag = entity_tag(model, jobs, form)
@@ -93,28 +96,36 @@ async def generate_cacheable(
     if _matches(request, etag):
         model.metrics.cache_hit("not_modified")
         return Response(status_code=304, headers=caching)
-    charge_client(request, model, len(jobs))
+    charge_client(request, model, len(jobs), priority)
     trace: RequestTrace = request.state.trace
     async with CancelOnDisconnect(request.receive):
-        images = await _share(model, etag, jobs, deadline, trace)
+        images = await _share(model, etag, jobs, deadline, trace, priority)
     response = await answer(model, images, form)
     response.headers.update(caching)
     return response
 
 
 async def _share(
-    model: ServedModel, etag: str, jobs: list[ImageJob], deadline: float | None, trace: RequestTrace
+    model: ServedModel,
+    etag: str,
+    jobs: list[ImageJob],
+    deadline: float | None,
+    trace: RequestTrace,
+    priority: Priority,
 ) -> list[ImageResult]:
     """Draw the images, or wait for a request that is drawing the very same ones.
 
-    The deadline is each request's own, so it does not end the shared work.
+    The deadline is each request's own, so it does not end the shared work. The priority is the
+    highest that any has had: who joins may raise it, and who leaves does not lower it.
     """
     if shared := model.in_flight.is_running(etag):
         model.metrics.cache_hit("shared")
+        model.promote(etag, priority)
     try:
         async with asyncio.timeout_at(deadline):
             images = await model.in_flight.run(
-                etag, lambda: model.submit(jobs, deadline, trace, shared=True)
+                etag,
+                lambda: model.submit(jobs, deadline, trace, priority=priority, shared=etag),
             )
     except TimeoutError:
         raise DeadlineError("the image was not drawn in time") from None

@@ -8,7 +8,8 @@ from service.exceptions import RefusedError
 from service.http.disconnect import CancelOnDisconnect
 from service.http.problems import MalformedError
 from service.http.routes.requests import GenerateQuery, GenerateRequest
-from service.http.security import charge
+from service.http.security import charge, priority_for
+from service.priority import PRIORITY_NAMES, Priority
 from service.serving.jobs import ImageJob, ImageResult, resolve_jobs
 from service.serving.served_model import ServedModel
 from service.settings import Settings
@@ -48,24 +49,28 @@ def resolve(
 
 
 async def draw(
-    request: Request, model: ServedModel, jobs: list[ImageJob], deadline: float | None
+    request: Request,
+    model: ServedModel,
+    jobs: list[ImageJob],
+    deadline: float | None,
+    priority: Priority,
 ) -> list[ImageResult]:
     """Charge the client, and draw for as long as it waits.
 
     Raises what `charge_client` and `ServedModel.submit` raise, and ClientLeftError.
     """
-    charge_client(request, model, len(jobs))
-    drawing = model.submit(jobs, deadline, request.state.trace)
+    charge_client(request, model, len(jobs), priority)
+    drawing = model.submit(jobs, deadline, request.state.trace, priority=priority)
     async with CancelOnDisconnect(request.receive):
         return await drawing
 
 
-def charge_client(request: Request, model: ServedModel, n: int) -> None:
+def charge_client(request: Request, model: ServedModel, n: int, priority: Priority) -> None:
     """Charge the client for n images (see security.charge), and count a refusal."""
     try:
         charge(request, n)
     except RefusedError as error:
-        model.metrics.reject(error)
+        model.metrics.reject(error, priority)
         raise
 
 
@@ -84,3 +89,24 @@ def deadline_of(request: Request) -> float | None:
         )
         raise MalformedError(detail)
     return asyncio.get_running_loop().time() + milliseconds / 1000
+
+
+def priority_of(request: Request) -> Priority:
+    """The priority that X-Priority asks for, or that of the client's key if that is lower.
+
+    What is not interactive is named in the request's state, for the log and the answer: who asks
+    for more than the key has is told.
+
+    Raises:
+        MalformedError: there is no such priority.
+    """
+    state = request.scope["state"]
+    ceiling: Priority = state.get("ceiling", Priority.INTERACTIVE)
+    header = request.headers.get("x-priority")
+    if header is None and ceiling is Priority.INTERACTIVE:
+        return ceiling
+    if (priority := priority_for(header, ceiling)) is None:
+        raise MalformedError(f"X-Priority must be {PRIORITY_NAMES}, not {header!r}")
+    if priority is not Priority.INTERACTIVE:
+        state["priority"] = str(priority)
+    return priority

@@ -27,7 +27,7 @@ from service.http.fast_route import FastRoute
 from service.http.problems import responses
 from service.http.public_address import public_address
 from service.http.routes import tags
-from service.http.routes.handlers import deadline_of, draw, resolve
+from service.http.routes.handlers import deadline_of, draw, priority_of, resolve
 from service.http.routes.requests import GenerateRequest, WholeNumber
 from service.serving.catalogue import Catalogue
 from service.serving.encoding import JPEG, PNG, WEBP
@@ -131,11 +131,13 @@ class OpenAIModels(BaseModel):
 async def generate_images(request: Request, body: Annotated[ImagesRequest, Body()]) -> Response:
     """Draw images for tools that know no other API; `POST /generate` says the same more plainly.
 
+    X-Deadline-Ms and X-Priority mean what they mean there.
+
     Errors carry OpenAI's `error` beside the problem's own members. More images than one request may
     ask for are a 400, as in that API, and `error.param` is `n`.
     """
     _refuse_fields_of_generate(body)
-    deadline = deadline_of(request)
+    deadline, priority = deadline_of(request), priority_of(request)
     output = "png" if body.response_format == "url" else body.output_format or "png"
     catalogue: Catalogue = request.app.state.catalogue
     label = body.prompt if catalogue.resolve(body.model).bundle.manifest.classes else ""
@@ -147,7 +149,7 @@ async def generate_images(request: Request, body: Annotated[ImagesRequest, Body(
     if body.response_format == "url":
         data = [ImageData(url=_url(request, model, job), seed=job.seed) for job in jobs]
     else:
-        results = await draw(request, model, jobs, deadline)
+        results = await draw(request, model, jobs, deadline, priority)
         data = await asyncio.to_thread(_encoded, results)
     images = ImagesResponse(
         created=int(time()), data=data, output_format=output, size=size, model=model.tag

@@ -234,7 +234,7 @@ def test_a_full_queue_in_triton_is_429_and_no_failure(busy):
         assert {answer.json()["type"] for answer in refused} == {"urn:sid-serve:problem:queue-full"}
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
         registry = client.app.state.metrics.registry
-        reason = {"model": "slow", "reason": "engine_busy"}
+        reason = {"model": "slow", "reason": "engine_busy", "priority": "interactive"}
         assert registry.get_sample_value("sid_rejections_total", reason) == len(refused)
         assert registry.get_sample_value("sid_batch_failures_total", {"model": "slow"}) == 0
         assert client.get("/readyz").status_code == 200

@@ -66,7 +66,7 @@ def test_a_page_reads_what_says_how_to_draw_it_again(settings):
         answer = client.request("POST", "/generate", json={}, headers={"origin": PAGE})
     exposed = {name.lower() for name in answer.headers["access-control-expose-headers"].split(", ")}
     assert {"x-seed", "x-model", "x-class-label", "server-timing", "etag"} <= exposed
-    assert {"retry-after", "x-request-id"} <= exposed
+    assert {"retry-after", "x-request-id", "x-priority"} <= exposed
     ours = {name for name in answer.headers if name.startswith("x-")}
     assert ours <= exposed
 

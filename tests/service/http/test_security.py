@@ -20,6 +20,7 @@ from service.http.security import (
     load_keys,
     new_key,
 )
+from service.priority import Priority
 
 SECOND = 1_000_000_000
 
@@ -40,10 +41,10 @@ def write(tmp_path):
 def test_a_key_is_known_by_its_line_and_no_other_is(write):
     alice, bob = new_key("alice"), new_key("bob")
     keys = load_keys(write("# who may come in", "", alice.line, f"  {bob.line}  # since May"))
-    assert keys.client(alice.secret.encode()) == "alice"
-    assert keys.client(bob.secret.encode()) == "bob"
+    assert keys.find(alice.secret.encode()) == ("alice", Priority.INTERACTIVE)
+    assert keys.find(bob.secret.encode()) == ("bob", Priority.INTERACTIVE)
     for other in (new_key("alice").secret, alice.secret[:-1], alice.secret + "=", alice.line, ""):
-        assert keys.client(other.encode()) is None
+        assert keys.find(other.encode()) is None
 
 
 def test_the_line_holds_the_hash_and_not_the_key():
@@ -55,7 +56,21 @@ def test_the_line_holds_the_hash_and_not_the_key():
 def test_a_client_may_have_two_keys_while_it_changes_over(write):
     old, new = new_key("alice"), new_key("alice")
     keys = load_keys(write(old.line, new.line, new.line))
-    assert keys.client(old.secret.encode()) == keys.client(new.secret.encode()) == "alice"
+    assert {keys.find(key.secret.encode()).name for key in (old, new)} == {"alice"}
+
+
+@pytest.mark.parametrize("priority", Priority)
+def test_a_key_has_the_priority_that_its_line_says(write, priority):
+    made = new_key("nightly", priority)
+    assert made.line.endswith(":bulk") == (priority is Priority.BULK)
+    assert load_keys(write(made.line)).find(made.secret.encode()) == ("nightly", priority)
+
+
+def test_one_client_may_have_a_key_for_each_priority(write):
+    fast, slow = new_key("alice"), new_key("alice", Priority.BACKGROUND)
+    keys = load_keys(write(fast.line, slow.line))
+    found = [keys.find(key.secret.encode()) for key in (fast, slow)]
+    assert found == [("alice", Priority.INTERACTIVE), ("alice", Priority.BACKGROUND)]
 
 
 HASH = "a" * 64
@@ -64,7 +79,9 @@ HASH = "a" * 64
 @pytest.mark.parametrize(
     "line",
     ["alice", f"alice={HASH}", f":{HASH}", f"alice:{HASH[1:]}", f"alice:{HASH}a", f"a b:{HASH}",
-     f"{'a' * 65}:{HASH}", "alice:" + "g" * 64, f"bob:{HASH}", f"bob:{HASH.upper()}"],
+     f"{'a' * 65}:{HASH}", "alice:" + "g" * 64, f"bob:{HASH}", f"bob:{HASH.upper()}",
+     f"carol:{HASH[1:]}b:fast", f"carol:{HASH[1:]}b:", f"carol:{HASH[1:]}b:bulk:bulk",
+     f"alice:{HASH}:bulk"],
 )  # fmt: skip
 def test_a_wrong_line_is_named_but_not_quoted(write, line):
     path = write(f"alice:{HASH}", "", line)
@@ -74,6 +91,7 @@ def test_a_wrong_line_is_named_but_not_quoted(write, line):
     assert message.startswith(f"{path}, line 3: ")
     assert "\n" not in message
     assert (line.partition(":")[2] or line) not in message
+    assert HASH[1:] not in message
 
 
 def test_a_file_that_lets_nobody_in_is_a_mistake(write, tmp_path):
@@ -108,8 +126,18 @@ def test_the_command_prints_a_line_for_the_file_and_the_key_apart_from_it(sid, w
     status, line, shown = sid("key", "alice")
     assert status == 0
     secret = shown.split()[-1]
-    assert load_keys(write(line)).client(secret.encode()) == "alice"
+    assert load_keys(write(line)).find(secret.encode()).name == "alice"
     assert line.count("\n") == shown.count("\n") == 1
+
+
+def test_the_command_makes_a_key_of_less_priority(sid, write):
+    status, line, shown = sid("key", "nightly", "--priority", "background")
+    assert status == 0
+    known = load_keys(write(line)).find(shown.split()[-1].encode())
+    assert known == ("nightly", Priority.BACKGROUND)
+    status, out, err = sid("key", "nightly", "--priority", "soon")
+    assert (status, out) == (2, "")
+    assert err == "error: --priority is interactive, bulk or background, not soon\n"
 
 
 def test_a_name_that_the_file_cannot_hold_is_one_line(sid):

@@ -11,6 +11,7 @@ from service.engines import EngineError
 from service.engines.onnx import OnnxEngine
 from service.http.full_queue import FullQueue
 from service.http.security import new_key
+from service.priority import PRIORITIES
 from service.serving import supervision
 from tests.service.client import Client
 from tests.service.waiting import happens
@@ -76,6 +77,8 @@ async def post(client: Client):
 
 
 def sample(client: Client, name: str, **labels: str) -> float:
+    if name in ("sid_queue_depth", "sid_rejections_total"):
+        labels = {"priority": "interactive"} | labels
     return client.app.state.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
@@ -383,13 +386,25 @@ REFUSED = [
     ("GET", "/generate?seed=1", {}),
     ("GET", "/generate?model=tiny&seed=1", {"headers": {"Origin": PAGE}}),
     ("POST", "/generate", {"headers": {"X-Request-ID": "mine"}}),
+    ("POST", "/generate", {"headers": {"X-Priority": "interactive"}}),
+    ("POST", "/generate", {"headers": {"X-Priority": "bulk"}}),
+    ("GET", "/generate?seed=1", {"headers": [("X-Priority", "Background"), ("X-Priority", "x")]}),
 ]
 
 
 def test_the_door_answers_as_the_queue_does(client, tap, monkeypatch):
     def counted() -> list[float]:
         return [
-            sample(client, "sid_rejections_total", model="tiny", reason="queue_full"),
+            sum(
+                sample(
+                    client,
+                    "sid_rejections_total",
+                    model="tiny",
+                    reason="queue_full",
+                    priority=priority,
+                )
+                for priority in PRIORITIES
+            ),
             sample(client, "sid_requests_total", route="/generate", model="tiny", status="429"),
             sample(client, "sid_request_seconds_count", route="/generate"),
         ]
@@ -415,6 +430,7 @@ def test_the_door_answers_as_the_queue_does(client, tap, monkeypatch):
 NOT_REFUSED_AT_THE_DOOR = {
     "another model": ("POST", "/generate", {"json": {"model": "none"}}, 404),
     "another model by query": ("GET", "/generate?model=none&seed=1", {}, 404),
+    "no priority": ("POST", "/generate", {"headers": {"X-Priority": "soon"}}, 400),
     "models named twice": ("POST", "/generate", {"content": b'{"model":"tiny","model":"x"}'}, 404),
     "a name with an escape": ("POST", "/generate", {"content": rb'{"mod\u0065l": "none"}'}, 404),
     "another path": ("GET", "/models", {}, 200),

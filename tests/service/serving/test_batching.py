@@ -1,6 +1,7 @@
 """The batcher's invariants, under every interleaving that Hypothesis finds, on a simulated clock.
 
 A computation ends when a rule says so and time passes when a rule says so: nothing is waited for.
+Who may start, who is refused and who makes room is decided here anew, from what was submitted.
 """
 
 import asyncio
@@ -11,9 +12,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from service.priority import Priority
+from service.serving import waiting
 from service.serving.batching import Batcher
 from service.serving.exceptions import ClosedError, ComputeError, QueueFullError
 from tests.service.waiting import turns
+
+PASSES = waiting.PASSES
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
@@ -36,17 +41,30 @@ class Submit:
     number: int
     count: int
     deadline: float | None
-    shared: bool  # the deadline does not end the wait
+    shared: bool  # the deadline does not end the wait, and others may join it
+    priority: Priority
+    place: int = -1  # grows in the order in which they came to wait with their priority
     task: asyncio.Task = field(init=False)
     refusal: str | None = None  # what the batcher's state at its turn called for
     ran: bool = False
     cancelled: bool = False
     failed: bool = False  # a batch with one of its items failed
+    shed: bool = False  # it had to make room
+    passed: bool = False  # it had ended, and the batcher has taken note of that
     computed: list[int] = field(default_factory=list)  # its items that reached the computation
 
     @property
     def items(self):
         return [(self.number, index) for index in range(self.count)]
+
+    @property
+    def left(self):
+        return self.count - len(self.computed)
+
+    @property
+    def queued(self):
+        gone = self.shed or self.passed or self.task.done()
+        return self.ran and not self.refusal and not gone and self.left > 0
 
     def outcome(self):
         if not self.task.done():
@@ -68,8 +86,17 @@ class Run:
 class Batching(RuleBasedStateMachine):
     """Rules act at once or in bursts between two turns of the loop; invariants judge the trace."""
 
-    @initialize(limit=st.integers(1, 4), size=st.integers(1, 8), concurrency=st.integers(1, 3))
-    def start(self, limit, size, concurrency):
+    @initialize(
+        limit=st.integers(1, 4),
+        size=st.integers(1, 8),
+        concurrency=st.integers(1, 3),
+        passes=st.integers(1, 3),
+    )
+    def start(self, limit, size, concurrency, passes):
+        waiting.PASSES = passes  # fewer than in earnest, so that a short run of steps has them
+        self.passes = dict.fromkeys(Priority, 0)  # batches of others since, while it waited
+        self.places = 0
+        self.most = size
         self.loop = SimulatedLoop()
         self.limit, self.size, self.concurrency = limit, size, concurrency
         self.batcher = Batcher(
@@ -85,17 +112,17 @@ class Batching(RuleBasedStateMachine):
         assert 1 <= len(items) <= self.limit
         assert len(self.runs) <= self.concurrency
         assert reason in ("idle", "freed", "full")
+        self.started([self.submits[number] for number, _ in items])
         for number, index in items:
             submit = self.submits[number]
             assert not submit.cancelled, "a cancelled item that waited is never computed"
             assert not submit.failed, "what failed already is not computed further"
+            assert not submit.shed, "what had to make room is not computed further"
             assert not submit.task.done()
             assert index == len(submit.computed), "each item once, in order"
             submit.computed.append(index)
-            earlier = [one for one in self.submits[:number] if one.ran and not one.refusal]
-            for one in earlier:
-                over = one.task.done() or one.cancelled or one.failed
-                assert over or len(one.computed) == one.count, "first in, first out"
+            for one in self.waiting(submit.priority):
+                assert one.place >= submit.place, "first in, first out"
         try:
             how = await run.gate
         finally:
@@ -110,29 +137,76 @@ class Batching(RuleBasedStateMachine):
         results = [f"result {item}" for item in items]
         return results if how == "return" else results[1:]
 
+    def started(self, submits):
+        """A batch of these has just left the queue: may it, and whom did it pass over?"""
+        (priority,) = {submit.priority for submit in submits}
+        counts = {other: self.batcher.waiting_of(other) for other in Priority}
+        for one in self.submits:
+            before_the_last = one.priority == priority and one.place < submits[-1].place
+            if (one.cancelled or one.failed) and (before_the_last or not counts[one.priority]):
+                one.passed = True
+        if any(self.waiting(higher) for higher in Priority if higher < priority):
+            assert self.passes[priority] >= waiting.PASSES, "a lower one delays no higher one"
+        for other in Priority:
+            passed = counts[other] and other != priority
+            self.passes[other] = self.passes[other] + 1 if passed else 0
+            assert self.passes[other] <= waiting.PASSES + 1, "nothing starves"
+
+    def waiting(self, priority):
+        """What waits with a priority and is wanted still, oldest first."""
+        return [one for one in self.queue(priority) if not (one.cancelled or one.failed)]
+
+    def queue(self, priority):
+        """The same with what has ended, of which the batcher has not heard yet."""
+        queued = [one for one in self.submits if one.queued and one.priority == priority]
+        return sorted(queued, key=lambda one: one.place)
+
     async def call(self, submit):
         """What `submit` must do is decided by what it finds, in the same turn of the loop."""
         submit.ran = True
-        waiting, idle = self.batcher.waiting, not self.batcher.waiting and not self.runs
-        late = submit.deadline is not None and (
-            self.loop.now + self.batcher.expected_seconds(submit.count) > submit.deadline
-        )
-        free = (self.concurrency - len(self.runs)) * self.limit  # is taken in the next turn
-        if waiting + submit.count > self.size + free:
+        idle = not self.batcher.waiting and not self.runs
+        seconds = self.batcher.expected_seconds(submit.count, submit.priority)
+        late = submit.deadline is not None and self.loop.now + seconds > submit.deadline
+        # What free slots take in the next turn does not count: a batch of one priority each.
+        alone = self.batcher.waiting == self.batcher.waiting_of(submit.priority)
+        free = (self.concurrency - len(self.runs)) * (self.limit if alone else 1)
+        missing = self.batcher.waiting + submit.count - self.size - free
+        lower = [priority for priority in reversed(Priority) if priority > submit.priority]
+        yielding = [one for other in lower for one in reversed(self.queue(other)[1:])]
+        full = missing > sum(one.left for one in yielding) and missing > 0
+        if submit.count == 1:
+            assert full == (self.batcher.full_for(submit.priority) is not None)
+            larger = any(one.count > self.size for one in self.submits)  # which no server lets in
+            assert not full or larger or self.batcher.full_for(Priority.BACKGROUND) is not None
+        if full:
             submit.refusal = "QueueFullError"
         elif late and not idle:
             submit.refusal = "DeadlineError"
-        return await self.batcher.submit(submit.items, submit.deadline, shared=submit.shared)
+        else:
+            for one in yielding:
+                if missing > 0:
+                    one.shed = True
+                    missing -= one.left
+            self.come_to_wait(submit)
+        key = submit.number if submit.shared else None
+        return await self.batcher.submit(
+            submit.items, submit.deadline, priority=submit.priority, shared=key
+        )
+
+    def come_to_wait(self, submit):
+        submit.place = self.places
+        self.places += 1
 
     @rule(
         counts=st.lists(st.integers(1, 3), min_size=1, max_size=5),
         patience=st.none() | st.floats(0.001, 3),
         shared=st.booleans(),
+        priorities=st.lists(st.sampled_from(Priority), min_size=5, max_size=5),
     )
-    def submit(self, counts, patience, shared):
-        for count in counts:
+    def submit(self, counts, patience, shared, priorities):
+        for count, priority in zip(counts, priorities, strict=False):
             deadline = None if patience is None else self.loop.now + patience
-            submit = Submit(len(self.submits), count, deadline, shared)
+            submit = Submit(len(self.submits), count, deadline, shared, priority)
             self.submits.append(submit)
             submit.task = self.loop.create_task(self.call(submit))
         self.settled = False
@@ -146,6 +220,19 @@ class Batching(RuleBasedStateMachine):
         submit.cancelled = True
         self.settled = False
 
+    @precondition(lambda self: any(one.shared and one.queued for one in self.submits))
+    @rule(data=st.data(), priority=st.sampled_from(Priority))
+    def join(self, data, priority):
+        waiting = [one for one in self.submits if one.shared and one.queued]
+        submit = data.draw(st.sampled_from(waiting), label="joined")
+        self.batcher.promote(submit.number, priority)
+        if priority < submit.priority:
+            submit.priority = priority
+            self.come_to_wait(submit)
+            # Of what free slots were to take in the next turn, they may now take less.
+            self.most = max(self.most, self.batcher.waiting)
+        self.settled = False
+
     @precondition(lambda self: any(not run.gate.done() for run in self.runs))
     @rule(
         data=st.data(),
@@ -155,6 +242,16 @@ class Batching(RuleBasedStateMachine):
         running = [run for run in self.runs if not run.gate.done()]
         data.draw(st.sampled_from(running), label="finished").gate.set_result(how)
         self.settled = False
+
+    @rule(batches=st.integers(2, 12))
+    def finish_several(self, batches):
+        """One after the other, each with what waits when it ends."""
+        for _ in range(batches):
+            self.settle()
+            if not self.runs:
+                return
+            self.runs[0].gate.set_result("return")
+        self.settle()
 
     @rule(seconds=st.floats(0.001, 2))
     def time_passes(self, seconds):
@@ -179,6 +276,7 @@ class Batching(RuleBasedStateMachine):
                 assert not submit.refusal
                 assert not submit.cancelled
                 assert not submit.failed
+                assert not submit.shed
                 assert not expired, "a deadline ends the wait"
             elif isinstance(outcome, list):
                 assert outcome == [f"result {item}" for item in submit.items]
@@ -191,6 +289,7 @@ class Batching(RuleBasedStateMachine):
                 assert (outcome, True) in {
                     ("ComputeError", submit.failed),
                     ("DeadlineError", expired),
+                    ("QueueFullError", submit.shed),
                 }
 
     @invariant()
@@ -199,8 +298,10 @@ class Batching(RuleBasedStateMachine):
             return
         accepted = [one for one in self.submits if one.ran and not one.refusal]
         live = [one for one in accepted if not one.task.done()]
-        waiting = sum(one.count - len(one.computed) for one in live)
-        assert self.batcher.waiting == waiting <= self.size
+        waiting = sum(one.left for one in live)
+        assert self.batcher.waiting == waiting <= self.most
+        if waiting <= self.size:
+            self.most = self.size
         assert not waiting or len(self.runs) == self.concurrency
         if not live and not self.runs:
             assert asyncio.all_tasks(self.loop) == set(), "an idle batcher costs nothing"
@@ -214,6 +315,7 @@ class Batching(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "loop"):
             return
+        waiting.PASSES = PASSES
         self.settle()
         open_still = [submit for submit in self.submits if not submit.task.done()]
         self.loop.run_until_complete(self.batcher.close())

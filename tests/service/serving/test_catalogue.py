@@ -2,12 +2,14 @@
 
 import json
 import re
+from itertools import product
 
 import pytest
 
 from service.app import create_app
 from service.bundle import BundleError, load_bundle
 from service.exceptions import reasons
+from service.priority import PRIORITIES
 from service.serving.catalogue import ModelRequiredError, UnknownModelError, pick
 from service.settings import Settings
 from tests.bundles import CLOTHES, write_bundle
@@ -80,7 +82,9 @@ def test_metrics_name_what_happened(client):
         'sid_requests_total{model="tiny",route="/generate",status="422"} 1.0',
         'sid_requests_total{model="",route="other",status="404"} 2.0',
         'sid_batch_size_count{model="tiny"} 1.0',
-        'sid_queue_depth{model="tiny"} 0.0',
+        *(f'sid_queue_depth{{model="tiny",priority="{one}"}} 0.0' for one in PRIORITIES),
+        'sid_image_seconds_count{model="tiny",priority="interactive"} 1.0',
+        'sid_image_seconds_count{model="tiny",priority="bulk"} 0.0',
         *(
             f'sid_stage_seconds_count{{model="tiny",stage="{stage}"}} 1.0'
             for stage in ("queue", "latents", "engine", "encode", "total")
@@ -105,7 +109,10 @@ def test_what_can_be_counted_stands_at_0_from_the_start(client):
     before = series()
     counters = {name: value for name, value in before.items() if re.match(r"\w+_total\{", name)}
     assert not any(counters.values())
-    refused = {f'sid_rejections_total{{model="tiny",reason="{reason}"}}' for reason in reasons()}
+    refused = {
+        f'sid_rejections_total{{model="tiny",priority="{priority}",reason="{reason}"}}'
+        for priority, reason in product(PRIORITIES, reasons())
+    }
     late = {
         f'sid_requests_total{{model="tiny",route="/generate",status="{status}"}}'
         for status in (429, 499, 500, 503, 504)

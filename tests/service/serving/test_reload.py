@@ -129,7 +129,7 @@ def test_models_come_and_go_and_what_stays_is_not_opened_again(models, tmp_path)
             assert answer.status_code == status
         metrics = httpx.get(f"{url}/metrics").text
         assert 'sid_engine_up{model="leaves"}' not in metrics
-        assert 'sid_queue_depth{model="comes"} 0' in metrics
+        assert 'sid_queue_depth{model="comes",priority="interactive"} 0' in metrics
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
     assert "Traceback" not in log.read_text()
