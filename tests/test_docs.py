@@ -113,6 +113,11 @@ def test_the_reference_is_what_the_code_says_now(name):
     assert (REFERENCE / name).read_text() == generate.pages()[name], "run `make docs`"
 
 
+@pytest.mark.slow
+def test_the_plans_of_the_page_are_what_the_kept_curve_gives_now():
+    assert generate.PLANNING.read_text() == generate.planning(), "run `make docs`"
+
+
 def test_every_route_is_documented():
     app = create_app(Settings())
     text = (REFERENCE / "http.md").read_text()
