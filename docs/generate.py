@@ -1,8 +1,8 @@
 """Write docs/reference/ from the code: routes, settings, commands and metrics (`make docs`).
 
-The names of the settings go into the schema of the chart's values (deploy/helm) too, and plans on the
-kept service curve into docs/planning.md. Tests fail when what is committed is not what this writes
-(tests/test_docs.py, test_chart_values.py).
+The names of the settings go into the schema of the chart's values (deploy/helm) too, and plans on
+the kept service curve into docs/planning.md. Tests fail when what is committed is not what this
+writes (tests/test_docs.py, test_chart_values.py).
 """
 
 import html

@@ -6,6 +6,8 @@ from random import Random
 from service.plan.clock import SimulatedLoop
 from service.plan.times import ServiceTimes
 
+_AT_ONCE = 1e-9  # seconds
+
 
 class _Batch:
     """A batch in computation: what share of it is left, and its seconds by how many slots work."""
@@ -64,16 +66,23 @@ class SimulatedEngine:
     def _foresee(self) -> None:
         """Ring when the next batch ends, if the number of busy slots stays what it is."""
         self._forecast += 1
-        if busy := len(self._running):
-            seconds = min([batch.left * batch.seconds[busy - 1] for batch in self._running])
-            self._loop.at(self._since + seconds, self._ring, self._forecast)
+        if self._running:
+            ends = self._since + min(self._seconds_left())
+            self._loop.at(ends, self._ring, self._forecast)
 
     def _ring(self, forecast: int) -> None:
         if forecast != self._forecast:
             return  # another batch has begun since
         self._advance()
-        # The clock is rounded: what has less than a billionth left has ended.
-        for batch in [one for one in self._running if one.left < 1e-9]:
-            self._running.remove(batch)
-            batch.done.set_result(None)
+        # The next to end has ended, and what ends with it, whatever the rounded clock says.
+        seconds = self._seconds_left()
+        for batch, left in zip(self._running[:], seconds, strict=True):
+            if left <= min(seconds) + _AT_ONCE:
+                self._running.remove(batch)
+                batch.done.set_result(None)
         self._foresee()
+
+    def _seconds_left(self) -> list[float]:
+        """Of each batch, if the number of busy slots stays what it is."""
+        busy = len(self._running)
+        return [batch.left * batch.seconds[busy - 1] for batch in self._running]

@@ -36,6 +36,14 @@ def test_one_image_at_a_time_waits_as_long_as_queueing_theory_says(load):
     assert outcome.utilisation == pytest.approx(load, rel=0.02)
 
 
+def test_a_gateway_that_is_asked_once_an_hour_is_no_riddle_to_the_clock():
+    """After years a clock in seconds is rounded to more than what is left of a batch."""
+    due = [3600.0 * hour + n / 1000 for hour in range(10_000_000, 10_000_100) for n in range(3)]
+    outcome = simulate(Gateway(3, 8, 9), ServiceTimes(two_cores(), 0), due, random=Random(1))
+    assert len(outcome.latencies) == 300
+    assert outcome.latencies[-1] < 0.02
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_utilisation_is_the_rate_of_arrivals_times_the_time_of_service(shape):
     curve = make_curve(lambda *_: 10.0, slots=2)  # the slots do not slow each other down
