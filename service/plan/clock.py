@@ -36,16 +36,18 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         ready, due = self._ready, self._due
         asyncio._set_running_loop(self)
         try:
-            task = self.create_task(main)
+            task, is_stuck = self.create_task(main), False
             while not task.done():
-                if not ready:
-                    if not due:
-                        raise RuntimeError("nothing is left to happen on the simulated clock")
-                    self._now, _, callback, arguments = heapq.heappop(due)
-                    callback(*arguments)
-                while ready:
+                if ready:
                     callback, arguments = ready.popleft()
                     callback(*arguments)
+                elif due:
+                    self._now, _, callback, arguments = heapq.heappop(due)
+                    callback(*arguments)
+                else:
+                    is_stuck = task.cancel()
+            if is_stuck:
+                raise RuntimeError("nothing is left to happen on the simulated clock")
             return task.result()
         finally:
             asyncio._set_running_loop(None)

@@ -166,6 +166,7 @@ class _Simulation:
         return self._loop_busy_until
 
     def _admit(self, due: float) -> None:
+        # All work is of one kind: where kinds are told apart, here is where each request says its.
         try:
             images = self._batcher.submit([due])
         except QueueFullError:

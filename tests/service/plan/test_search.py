@@ -22,6 +22,7 @@ def test_more_machines_never_answer_later(shape):
         assert more <= 1.03 * fewer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_plan_meets_the_wish_and_one_machine_fewer_does_not(shape):
     curve, wish = two_cores(), Wish(3000, 0.06, shape, price=0.5)
@@ -36,6 +37,7 @@ def test_a_plan_meets_the_wish_and_one_machine_fewer_does_not(shape):
     assert plan.per_million == pytest.approx(plan.replicas * 0.5 / (3000 * 3600) * 1e6)
 
 
+@pytest.mark.slow
 def test_a_harder_wish_never_takes_fewer_machines():
     def replicas(rate, p99):
         return make_plan(two_cores(), Wish(rate, p99)).replicas
@@ -55,6 +57,7 @@ def test_a_wish_that_no_number_of_machines_meets_says_why(shape):
     assert 4.8 <= float(line.split("takes up to ")[1].split(" ms")[0]) <= 8.3
 
 
+@pytest.mark.slow
 def test_where_chance_decides_the_search_ends():
     """The wish lies where a lone image is in time or not by chance."""
     lone = 1.6 * 2.5 + 0.8
