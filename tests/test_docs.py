@@ -58,7 +58,7 @@ def test_every_command_and_option_exists(page):
         if name not in COMMANDS[program]:
             raise AssertionError(f"{program} has no command {name}")
         known = {flag for p in COMMANDS[program][name].params for flag in (*p.opts, "--help")}
-        for flag in re.findall(r"(?<=\s)(--?[a-z][a-z-]*)", rest):
+        for flag in re.findall(r"(?<=\s)(--?[a-z][a-z0-9-]*)", rest):
             assert flag in known, f"{program} {name} {flag}"
 
 
