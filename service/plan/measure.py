@@ -20,13 +20,13 @@ from service.observability.tracing import BatchTrace
 from service.plan import PlanError
 from service.plan.curve import LEVELS, Cell, Curve, Gateway, Machine, MeasuredEngine, now
 from service.resources import available_cpus
+from service.serving.encoding import PNG
 from service.serving.jobs import resolve_jobs
 from service.serving.pipeline import batch_work
 from service.serving.served_model import ServedModel
 from service.settings import Settings
 
 _ROUNDS = 4  # in which the cells take turns, so that a slow moment of the machine meets them all
-_MEDIA_TYPE = "image/png"  # what a gateway draws unasked
 # Of a gateway that is measured: others would keep us out, or cost what is not asked about.
 _LEFT_OUT = ("SID_KEYS", "SID_RATE", "SID_METRICS_PORT", "SID_HOST", "SID_PORT")
 _FIRST_LINE = "SiD Serve is ready on "
@@ -110,8 +110,9 @@ async def _draw_until(model: ServedModel, size: int, end: float, taken: list[flo
 
 async def _draw(model: ServedModel, size: int, seed: int) -> None:
     manifest = model.bundle.manifest
-    jobs = resolve_jobs(manifest, None, seed, size, _MEDIA_TYPE)
-    await model.engine.generate(*batch_work(jobs, manifest, BatchTrace()))
+    jobs = resolve_jobs(manifest, None, seed, size, PNG)
+    drawn_by = model.tag if model.provenance else None
+    await model.engine.generate(*batch_work(jobs, manifest, BatchTrace(), drawn_by))
 
 
 def _cell(busy: int, batch: int, taken: list[float], cores: list[float]) -> Cell:
