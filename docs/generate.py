@@ -1,11 +1,13 @@
 """Write docs/reference/ from the code: routes, settings, commands and metrics (`make docs`).
 
-The names of the settings go into the schema of the chart's values (deploy/helm) too. Tests fail
-when what is committed is not what this writes (tests/test_docs.py, test_chart_values.py).
+The names of the settings go into the schema of the chart's values (deploy/helm) too, and plans on
+the kept service curve into docs/planning.md. Tests fail when what is committed is not what this
+writes (tests/test_docs.py, test_chart_values.py).
 """
 
 import html
 import json
+import re
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -21,10 +23,19 @@ from service.exceptions import refusals
 from service.http import problems
 from service.http.disconnect import ClientLeftError
 from service.observability.metrics import Metrics
+from service.plan.curve import read_curve
+from service.plan.search import Wish, make_plan
 from service.settings import Settings
 
 FOLDER = Path(__file__).parent / "reference"
 CHART_SCHEMA = Path(__file__).parents[1] / "deploy" / "helm" / "values.schema.json"
+PLANNING = Path(__file__).parent / "planning.md"
+CURVE = Path(__file__).parent / "planning" / "fashion-2-cores.json"
+WISHES = [
+    Wish(10_000, 0.2, "poisson", 0.08),
+    Wish(10_000, 0.5, "poisson", 0.08),
+    Wish(10_000, 0.5, "bursts", 0.08),
+]
 # Settings that the chart gives by other values or by itself, so that nobody gives them twice.
 CHART_DECIDES = {
     *("host", "port", "metrics_port", "models", "keys", "triton"),
@@ -121,6 +132,30 @@ def chart_schema() -> str:
     settings = schema["properties"]["gateway"]["properties"]["settings"]
     settings["properties"] = {name: {"type": "string"} for name in names}
     return json.dumps(schema, indent=2) + "\n"
+
+
+def planning() -> str:
+    """The page about planning, with the plans that the kept curve gives now."""
+    curve = read_curve(CURVE)
+    text = (
+        f"Measured on {curve.date:%Y-%m-%d} on {curve.machine.cores} cores of an "
+        f"{curve.machine.processor}, of `{curve.bundle}`\nby {curve.engine.name} "
+        f"{curve.engine.version}. The machine's load before it was {curve.machine.load:g}: a curve "
+        "of an idle one has 0, and\nof a busy one more machines than are needed.\n\n"
+        "| arrivals, p99 wanted | machines | batches at a time, largest | queue | p50, p99 "
+        "| slots busy | of the peak | a million images |\n|---|---|---|---|---|---|---|---|\n"
+    )
+    for wish in WISHES:
+        plan = make_plan(curve, wish)
+        text += (
+            f"| {wish.shape}, {wish.p99 * 1000:.0f} ms | {plan.replicas} "
+            f"| {plan.concurrency}, {plan.max_batch_size} | {plan.queue_size} "
+            f"| {plan.p50 * 1000:.0f}, {plan.p99 * 1000:.0f} ms | {plan.utilisation:.0%} "
+            f"| {plan.load:.0%} | {plan.per_million:.3f} |\n"
+        )
+    page = PLANNING.read_text(encoding="utf-8")
+    between = r"(?<=docs/generate\.py\. -->\n).*(?=<!-- end -->)"
+    return re.sub(between, lambda _: f"\n{text}\n", page, flags=re.DOTALL)
 
 
 def _paragraphs(docstring: str) -> str:
@@ -231,6 +266,7 @@ def main() -> None:
     for name, text in pages().items():
         (FOLDER / name).write_text(text, encoding="utf-8")
     CHART_SCHEMA.write_text(chart_schema(), encoding="utf-8")
+    PLANNING.write_text(planning(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -316,11 +316,26 @@ def bench(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File for all figures; - is standard output.")
     ] = None,
+    curve: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure this machine instead of a server, for `sid plan`: write to this file "
+            "how long batches of each size take, and what HTTP adds. SID_* settings as for "
+            "`sid serve`; with --model, --duration and --warmup only.",
+        ),
+    ] = None,
 ) -> None:
     """Put load on a server and report rates and latencies, as its clients see them.
 
     Where every request is refused it stops, shows one answer, and exits with status 1.
     """
+    if curve is not None:
+        from service.plan import command as plan_command
+
+        if connections or rate or json_file:
+            raise CommandError("--curve measures no load: leave out --connections, --rate, --json")
+        plan_command.curve(_settings(), model, curve, warmup=warmup, duration=duration)
+        return
     from service.bench import command
     from service.bench.refusal import AllRefusedError
 
@@ -349,6 +364,49 @@ def bench(
     except AllRefusedError as refused:
         print(f"error: {refused}", file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+@app.command()
+def plan(
+    curve: Annotated[Path, typer.Argument(help="What `sid bench --curve` wrote.")],
+    rate: Annotated[
+        float, typer.Option("--rate", "-r", help="Requests per second, one image each.")
+    ],
+    p99: Annotated[
+        float, typer.Option(help="Milliseconds in which 99 of 100 requests are answered.")
+    ],
+    arrivals: Annotated[
+        str,
+        typer.Option(
+            help="poisson (as independent users send), steady, or bursts (ten requests at once)."
+        ),
+    ] = "poisson",
+    price: Annotated[
+        float | None, typer.Option(help="What a machine costs for an hour, in any currency.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for the plan; - is standard output.")
+    ] = None,
+    values: Annotated[
+        Path | None,
+        typer.Option(help="File for values of the Helm chart; - is standard output."),
+    ] = None,
+) -> None:
+    """Plan machines and settings: the fewest that answer so many requests so fast.
+
+    It simulates the server's own batcher with the times of a measured curve.
+    """
+    from service.plan import command
+
+    command.plan(
+        curve,
+        rate=rate,
+        p99_ms=p99,
+        shape=arrivals,
+        price=price,
+        json_file=json_file,
+        values_file=values,
+    )
 
 
 @app.command()
@@ -491,6 +549,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from service.http.security import KeysError
     from service.listener import ListenError
     from service.observability.tracing import TracingError
+    from service.plan import PlanError
     from service.serving.catalogue import ModelRequiredError, UnknownModelError
     from service.serving.default_model import DefaultModelError
     from service.serving.exceptions import ComputeError
@@ -513,6 +572,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
         KeysError,
         ListenError,
         ModelRequiredError,
+        PlanError,
         PngError,
         SeedError,
         TracingError,

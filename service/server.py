@@ -19,7 +19,7 @@ from service.addresses import origins
 from service.app import create_app
 from service.bundle import BundleError, KeyFileError
 from service.engines import EngineError
-from service.engines.threads import left_behind
+from service.engines.threads import SWITCH_SECONDS, left_behind
 from service.http.connections import FileWatch, Room, make_room
 from service.http.metrics_port import serving_metrics
 from service.http.protocol import bounded
@@ -34,15 +34,11 @@ from service.signals import ENDING, EarlySignals, handling, starting, terminal_i
 
 log = structlog.get_logger(__name__)
 
-# How long a thread that leaves the engine waits for the event loop to hand over the interpreter:
-# Python's 5 ms is a fifth of a batch.
-_SWITCH_SECONDS = 0.0002
-
 
 def run(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
     """Serve on an event loop of this process; see `serve`."""
     with logs.unblocked():
-        sys.setswitchinterval(_SWITCH_SECONDS)
+        sys.setswitchinterval(SWITCH_SECONDS)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # but for the time in `serve`
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings, announce))

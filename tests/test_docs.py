@@ -58,7 +58,7 @@ def test_every_command_and_option_exists(page):
         if name not in COMMANDS[program]:
             raise AssertionError(f"{program} has no command {name}")
         known = {flag for p in COMMANDS[program][name].params for flag in (*p.opts, "--help")}
-        for flag in re.findall(r"(?<=\s)(--?[a-z][a-z-]*)", rest):
+        for flag in re.findall(r"(?<=\s)(--?[a-z][a-z0-9-]*)", rest):
             assert flag in known, f"{program} {name} {flag}"
 
 
@@ -111,6 +111,11 @@ def _text(path: Path) -> str:
 @pytest.mark.parametrize("name", ["http.md", "configuration.md", "commands.md", "metrics.md"])
 def test_the_reference_is_what_the_code_says_now(name):
     assert (REFERENCE / name).read_text() == generate.pages()[name], "run `make docs`"
+
+
+@pytest.mark.slow
+def test_the_plans_of_the_page_are_what_the_kept_curve_gives_now():
+    assert generate.PLANNING.read_text() == generate.planning(), "run `make docs`"
 
 
 def test_every_route_is_documented():

@@ -74,6 +74,9 @@ TOY = [
     (r"over_triton\.py.*", "over_triton.py --rounds 1 --duration 0.3 --warmup 0.1 --connections 1"),
     (r"compare\.engines .*", "compare.engines tiny --batches 1 --rounds 1 --seconds 0.01"),
     (r"nginx_cache\.py .*", "nginx_cache.py --rounds 1 --seconds 0.3 --skews 1 --connections 4"),
+    (r"plan_replay\.py .*", "plan_replay.py --rounds 1 --loads 0.3 1.2 --warmup 0.1 --seconds 0.5 "
+     "--cell 0.02"),
+    (r"--curve docs/\S+", "--curve runs/curve.json"),
     # An older checkout is not at hand: this one takes both places.
     (r"git worktree add .*", "true"),
     (r"two_gateways\.py .*", "two_gateways.py . . --rounds 1 --seconds 0.2"),

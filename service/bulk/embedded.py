@@ -81,7 +81,7 @@ async def open_embedded(
     """
     # The limit protects a server's clients from each other; here is but one.
     settings = settings.model_copy(update={"queue_size": 2**31})
-    async with _open_model(settings, name) as model:
+    async with open_model(settings, name) as model:
         yield EmbeddedSource(model, form, inputs)
 
 
@@ -94,7 +94,7 @@ async def draw_one(
     inputs: Mapping[str, Any],
 ) -> Drawn:
     """One image; raises what `open_embedded` raises."""
-    async with _open_model(settings, name) as model:
+    async with open_model(settings, name) as model:
         manifest = model.bundle.manifest
         jobs = resolve_jobs(manifest, class_label, seed, 1, f"image/{form}", inputs=inputs)
         (image,) = await model.submit(jobs)
@@ -103,7 +103,13 @@ async def draw_one(
 
 
 @asynccontextmanager
-async def _open_model(settings: Settings, name: str | None) -> AsyncIterator[ServedModel]:
+async def open_model(settings: Settings, name: str | None) -> AsyncIterator[ServedModel]:
+    """A model of the folder, served for as long as the context; raises what `draw_one` raises.
+
+    Args:
+        settings: which folder, and which engine.
+        name: which model; None: the default.
+    """
     folders = {folder.name: folder for folder in list_bundles(settings.models)}
     default = stated_default(settings, folders) if name is None else None
     bundle = load_bundle(folders[pick(folders, name, default)], trusted_keys(settings))

@@ -14,6 +14,10 @@ from service.engines import EngineError
 T = TypeVar("T")
 
 
+# How long a thread that leaves the engine waits for the event loop to hand over the interpreter
+# (sys.setswitchinterval): Python's 5 ms is a fifth of a batch.
+SWITCH_SECONDS = 0.0002
+
 # How long a call that was told to end, or nearly has, is waited for.
 _LAST_CALL_SECONDS = 1.0
 

@@ -1,0 +1,79 @@
+"""What `sid plan` and `sid bench --curve` do: read, compute, write."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from service.plan import PlanError
+from service.plan.arrivals import SHAPES
+from service.plan.curve import read_curve, write_curve
+from service.plan.measure import measure_curve
+from service.plan.output import as_json, as_values, table
+from service.plan.search import Wish, make_plan
+from service.settings import Settings
+
+STDOUT = Path("-")
+_IDLE = 0.5  # processes that want to run
+
+
+def curve(
+    settings: Settings, model: str | None, file: Path, *, warmup: float, duration: float
+) -> None:
+    """Measure a curve and write it.
+
+    Raises:
+        PlanError: it cannot be measured or written.
+        BundleError, EngineError, UnknownModelError: the model cannot be opened.
+    """
+    if not file.parent.is_dir():  # before minutes of measuring
+        raise PlanError(f"{file.parent}: there is no such folder")
+    if not (duration > 0 and warmup >= 0):
+        raise PlanError("--duration is above 0 and --warmup at least 0")
+    measured = measure_curve(settings, model, warmup=warmup, duration=duration)
+    write_curve(measured, file)
+    if measured.machine.load > _IDLE:
+        print(
+            f"{measured.machine.load:g} other processes wanted to run in the minute before: "
+            "a busy machine seems slow, so measure again on an idle one",
+            file=sys.stderr,
+        )
+
+
+def plan(
+    file: Path,
+    *,
+    rate: float,
+    p99_ms: float,
+    shape: str,
+    price: float | None,
+    json_file: Path | None,
+    values_file: Path | None,
+) -> None:
+    """Plan for a wish on a curve; print and write the plan.
+
+    Raises:
+        PlanError: the curve is none, the wish cannot be met, or a file cannot be written.
+    """
+    if shape not in SHAPES:
+        raise PlanError(f"--arrivals: {shape} is not one of {', '.join(SHAPES)}")
+    measured = read_curve(file)
+    wish = Wish(rate, p99_ms / 1000, shape, price)
+    found = make_plan(measured, wish)
+    Console(stderr=STDOUT in (json_file, values_file)).print(table(found, wish))
+    for text, target in (
+        (as_json(found, wish, measured) + "\n", json_file),
+        (as_values(found, wish, measured), values_file),
+    ):
+        if target is not None:
+            _write(text, target)
+
+
+def _write(text: str, file: Path) -> None:
+    if file == STDOUT:
+        print(text, end="")
+        return
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise PlanError(f"{file}: {error.strerror}") from error

@@ -1,0 +1,186 @@
+"""Measure a service curve on this machine: the engine by itself, then a whole gateway."""
+
+import asyncio
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import uvloop
+
+from service.bench import Target, closed, generate_body
+from service.bulk.embedded import open_model
+from service.engines.threads import SWITCH_SECONDS
+from service.observability.tracing import BatchTrace
+from service.plan import PlanError
+from service.plan.curve import LEVELS, Cell, Curve, Gateway, Machine, MeasuredEngine, now
+from service.resources import available_cpus
+from service.serving.encoding import PNG
+from service.serving.jobs import resolve_jobs
+from service.serving.pipeline import batch_work
+from service.serving.served_model import ServedModel
+from service.settings import Settings
+
+_ROUNDS = 4  # in which the cells take turns, so that a slow moment of the machine meets them all
+# Of a gateway that is measured: others would keep us out, or cost what is not asked about.
+_LEFT_OUT = ("SID_KEYS", "SID_RATE", "SID_METRICS_PORT", "SID_HOST", "SID_PORT")
+_FIRST_LINE = "SiD Serve is ready on "
+
+
+def measure_curve(settings: Settings, name: str | None, *, warmup: float, duration: float) -> Curve:
+    """Measure a model by the engine of the settings, on an otherwise idle machine.
+
+    Args:
+        settings: as a gateway's.
+        name: which model; None: the default.
+        warmup: seconds of load before the lone requests count.
+        duration: seconds of each batch size and number of busy slots, and of each load.
+
+    Raises:
+        PlanError: this is not Linux, or no gateway starts.
+        BundleError, EngineError, UnknownModelError: the model cannot be opened.
+    """
+    if sys.platform != "linux":
+        raise PlanError("a curve is measured on Linux only, which says what the event loop costs")
+    sys.setswitchinterval(SWITCH_SECONDS)
+    machine = Machine(
+        processor=_processor(), cores=available_cpus(), load=round(os.getloadavg()[0], 2)
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        engine, tag, cells = runner.run(_measure_engine(settings, name, duration))
+    model, _, _ = tag.partition(":")
+    most = 2 * max(cell.busy for cell in cells) * max(cell.batch for cell in cells)
+    return Curve(
+        date=now(),
+        machine=machine,
+        bundle=tag,
+        engine=engine,
+        gateway=_measure_gateway(settings, model, most, warmup, duration),
+        cells=cells,
+    )
+
+
+async def _measure_engine(
+    settings: Settings, name: str | None, duration: float
+) -> tuple[MeasuredEngine, str, list[Cell]]:
+    async with open_model(settings, name) as model:
+        engine = model.engine
+        sizes = [1 << n for n in range(engine.max_batch_size.bit_length())]
+        sizes = sorted({*sizes, engine.max_batch_size})
+        keys = [(k, size) for k in range(1, engine.concurrency + 1) for size in sizes]
+        taken: dict[tuple[int, int], list[float]] = {key: [] for key in keys}
+        cores: dict[tuple[int, int], list[float]] = {key: [] for key in keys}
+        for size in sizes:  # the first batch of a size is slow
+            await asyncio.gather(*(_draw(model, size, 0) for _ in range(engine.concurrency)))
+        for number in range(_ROUNDS):
+            for busy, size in keys if number % 2 else reversed(keys):
+                cpu, began = time.process_time(), time.perf_counter()
+                end = began + duration / _ROUNDS
+                slots = (_draw_until(model, size, end, taken[busy, size]) for _ in range(busy))
+                await asyncio.gather(*slots)
+                elapsed = time.perf_counter() - began
+                cores[busy, size].append((time.process_time() - cpu) / elapsed)
+        facts = MeasuredEngine(
+            name=engine.name,
+            version=engine.version,
+            precision=engine.precision,
+            threads=settings.threads,
+        )
+        cells = [_cell(*key, taken[key], cores[key]) for key in keys]
+        return facts, model.tag, cells
+
+
+async def _draw_until(model: ServedModel, size: int, end: float, taken: list[float]) -> None:
+    """Keep a slot busy with batches of a size; note the seconds of each."""
+    seed = 0
+    while True:
+        began = time.perf_counter()
+        await _draw(model, size, seed)
+        ended = time.perf_counter()
+        taken.append(ended - began)
+        seed += size
+        if ended >= end:
+            return
+
+
+async def _draw(model: ServedModel, size: int, seed: int) -> None:
+    manifest = model.bundle.manifest
+    jobs = resolve_jobs(manifest, None, seed, size, PNG)
+    drawn_by = model.tag if model.provenance else None
+    await model.engine.generate(*batch_work(jobs, manifest, BatchTrace(), drawn_by))
+
+
+def _cell(busy: int, batch: int, taken: list[float], cores: list[float]) -> Cell:
+    milliseconds = np.percentile(np.array(taken) * 1000, LEVELS)
+    return Cell(
+        busy=busy,
+        batch=batch,
+        batches=len(taken),
+        cores=round(float(np.mean(cores)), 3),
+        milliseconds=[float(f"{value:.5g}") for value in milliseconds],
+    )
+
+
+def _measure_gateway(
+    settings: Settings, model: str, most: int, warmup: float, duration: float
+) -> Gateway:
+    """What HTTP costs a lone request, and the event loop under as much load as there can be."""
+    with _gateway(settings, model, most) as (url, pid):
+        target = Target(url, body=generate_body(model))
+        lone = closed(target, 1, warmup=warmup, duration=duration)
+        before = _loop_seconds(pid)
+        full = closed(target, most, warmup=0, duration=duration)
+        loop = (_loop_seconds(pid) - before) / full.requests
+    assert lone.latency is not None, "closed() raises when nothing is answered"
+    outside = lone.latency.mean - sum(lone.stages.values())
+    return Gateway(
+        loop_ms=round(loop * 1000, 4),
+        lone_ms=round(max(outside, 0) * 1000, 4),
+        client_ms=round(full.cpu_seconds_per_request * 1000, 4),
+    )
+
+
+@contextmanager
+def _gateway(settings: Settings, model: str, room: int) -> Iterator[tuple[str, int]]:
+    """A gateway in a process of its own, with this process's settings; yields its URL and id.
+
+    Its queue has room for so many images at least.
+    """
+    command = [sys.executable, "-m", "service.cli", "serve", "--host", "127.0.0.1", "--port", "0"]
+    command += ["--models", str(settings.models)]
+    kept = {key: value for key, value in os.environ.items() if key not in _LEFT_OUT}
+    ours = {
+        "SID_DEFAULT_MODEL": model,
+        "SID_QUEUE_SIZE": str(max(settings.queue_size, room)),
+        "SID_LOG_FORMAT": "human",
+        "SID_LOG_LEVEL": "warning",
+    }
+    process = subprocess.Popen(command, env=kept | ours, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line.startswith(_FIRST_LINE):
+            raise PlanError("the gateway to be measured did not start; `sid serve` says why")
+        yield line.removeprefix(_FIRST_LINE).split()[0], process.pid
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def _loop_seconds(pid: int) -> float:
+    """Processor time so far of a gateway's main thread, which runs its event loop."""
+    schedule = Path(f"/proc/{pid}/task/{pid}/schedstat").read_text(encoding="ascii")
+    return int(schedule.split()[0]) / 1e9
+
+
+def _processor() -> str:
+    """The processor's name."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
