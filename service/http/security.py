@@ -101,8 +101,8 @@ def priority_for(sent: str | None, ceiling: Priority) -> Priority | None:
     """
     if sent is None:
         return ceiling
-    asked = PRIORITIES.get(sent.strip().lower())
-    return None if asked is None else max(asked, ceiling)
+    named = PRIORITIES.get(sent.strip().lower())
+    return None if named is None else max(named, ceiling)
 
 
 def new_key(name: str, ceiling: Priority = Priority.INTERACTIVE) -> NewKey:

@@ -59,11 +59,11 @@ def plan(
         raise PlanError(f"--arrivals: {shape} is not one of {', '.join(SHAPES)}")
     measured = read_curve(file)
     wish = Wish(rate, p99_ms / 1000, shape, price)
-    found = make_plan(measured, wish)
-    Console(stderr=STDOUT in (json_file, values_file)).print(table(found, wish))
+    fewest = make_plan(measured, wish)
+    Console(stderr=STDOUT in (json_file, values_file)).print(table(fewest, wish))
     for text, target in (
-        (as_json(found, wish, measured) + "\n", json_file),
-        (as_values(found, wish, measured), values_file),
+        (as_json(fewest, wish, measured) + "\n", json_file),
+        (as_values(fewest, wish, measured), values_file),
     ):
         if target is not None:
             _write(text, target)

@@ -114,9 +114,9 @@ class Curve(_Part):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        found = [(cell.busy, cell.batch) for cell in self.cells]
+        measured = [(cell.busy, cell.batch) for cell in self.cells]
         wanted = {(busy, batch) for busy in range(1, self.slots + 1) for batch in self.batches}
-        if len(found) != len(set(found)) or set(found) != wanted or self.batches[0] != 1:
+        if len(measured) != len(set(measured)) or set(measured) != wanted or self.batches[0] != 1:
             raise ValueError(
                 "cells: each batch size from 1 is expected once for each number of busy slots "
                 "from 1"

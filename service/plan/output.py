@@ -31,12 +31,14 @@ def table(plan: Plan, wish: Wish) -> Table:
     if plan.per_million is not None:
         rows["a million images"] = f"{plan.per_million:.4g}"
     title = f"{wish.rate:g} requests/s, {wish.shape}, p99 {wish.p99 * 1000:g} ms"
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
-    made.add_column()
-    made.add_column(justify="right")
+    shown = Table(
+        title=title, title_justify="left", title_style="bold", box=None, show_header=False
+    )
+    shown.add_column()
+    shown.add_column(justify="right")
     for row in rows.items():
-        made.add_row(*row)
-    return made
+        shown.add_row(*row)
+    return shown
 
 
 def as_json(plan: Plan, wish: Wish, curve: Curve) -> str:
