@@ -58,6 +58,11 @@ class Submit:
         return [(self.number, index) for index in range(self.count)]
 
     @property
+    def over(self):
+        """Nobody wants it any more, whether or not the batcher has heard of that."""
+        return self.failed or self.task.cancelling() > 0  # its deadline cancels it too
+
+    @property
     def left(self):
         return self.count - len(self.computed)
 
@@ -141,10 +146,8 @@ class Batching(RuleBasedStateMachine):
         """A batch of these has just left the queue: may it, and whom did it pass over?"""
         (priority,) = {submit.priority for submit in submits}
         counts = {other: self.batcher.waiting_of(other) for other in Priority}
-        for one in self.submits:
-            before_the_last = one.priority == priority and one.place < submits[-1].place
-            if (one.cancelled or one.failed) and (before_the_last or not counts[one.priority]):
-                one.passed = True
+        for one in self.queue(priority):
+            one.passed = one.over and one.place < submits[-1].place
         if any(self.waiting(higher) for higher in Priority if higher < priority):
             assert self.passes[priority] >= waiting.PASSES, "a lower one delays no higher one"
         for other in Priority:
@@ -154,15 +157,21 @@ class Batching(RuleBasedStateMachine):
 
     def waiting(self, priority):
         """What waits with a priority and is wanted still, oldest first."""
-        return [one for one in self.queue(priority) if not (one.cancelled or one.failed)]
+        return [one for one in self.queue(priority) if not one.over]
 
     def queue(self, priority):
         """The same with what has ended, of which the batcher has not heard yet."""
         queued = [one for one in self.submits if one.queued and one.priority == priority]
+        if not self.batcher.waiting_of(priority):  # it has, in search of something to start
+            for one in queued:
+                one.passed = one.over
+            queued = [one for one in queued if not one.passed]
         return sorted(queued, key=lambda one: one.place)
 
     async def call(self, submit):
         """What `submit` must do is decided by what it finds, in the same turn of the loop."""
+        for priority in Priority:
+            self.queue(priority)  # takes note of what the batcher has passed over
         submit.ran = True
         idle = not self.batcher.waiting and not self.runs
         seconds = self.batcher.expected_seconds(submit.count, submit.priority)
@@ -223,14 +232,16 @@ class Batching(RuleBasedStateMachine):
     @precondition(lambda self: any(one.shared and one.queued for one in self.submits))
     @rule(data=st.data(), priority=st.sampled_from(Priority))
     def join(self, data, priority):
-        waiting = [one for one in self.submits if one.shared and one.queued]
-        submit = data.draw(st.sampled_from(waiting), label="joined")
+        shared = [one for one in self.submits if one.shared and one.queued]
+        submit = data.draw(st.sampled_from(shared), label="joined")
+        waits = submit in self.queue(submit.priority)
         self.batcher.promote(submit.number, priority)
-        if priority < submit.priority:
+        if waits and priority < submit.priority:
             submit.priority = priority
             self.come_to_wait(submit)
-            # Of what free slots were to take in the next turn, they may now take less.
-            self.most = max(self.most, self.batcher.waiting)
+            if len(self.runs) < self.concurrency:
+                # Of what free slots were to take in the next turn, they may now take less.
+                self.most = max(self.most, self.batcher.waiting)
         self.settled = False
 
     @precondition(lambda self: any(not run.gate.done() for run in self.runs))
