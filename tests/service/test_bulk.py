@@ -500,7 +500,7 @@ def test_a_key_with_a_rate_and_a_small_burst_gets_all_its_images(models, tmp_pat
         metrics = httpx.get(f"{url}/metrics").text
     assert (process.returncode, stderr) == (0, ""), stdout
     assert len(files_of(tmp_path / "out")) == 22
-    refused = re.search(r"sid_rejections_total\{.*rate_limited.*\} (\S+)", metrics)
+    refused = re.search(r'sid_rejections_total\{.*"bulk",reason="rate_limited"\} (\S+)', metrics)
     assert 1 <= float(refused[1]) <= 12
 
 
