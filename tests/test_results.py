@@ -83,6 +83,7 @@ TOY = [
     # One row beside the teacher: each further one takes as long again.
     (r"compare\.methods .*", "compare.methods --data runs/fashion --rows dmd --images 32 --seeds 0 "
      "--evaluate-images 256"),
+    (r"compare\.steps_cost .*", r"\g<0> --rounds 1 --batches 1"),
     (r"training_speed\.py --network.*", "training_speed.py --batch 2 --rounds 1 --steps 1"),
     (r"waiting\.py.*", "waiting.py --beside 1 --ways PASSIVE --rounds 1 --seconds 0 --batch 2"),
     (r"(colour_spread\.py)", r"\1 --images-per-class 2"),
