@@ -134,7 +134,7 @@ async def _drive(embedded: str, over_triton: str) -> Counter[str]:
                 await post(url, {"model": model, "class_label": 1})
             await asyncio.gather(*(post(url, {"model": model, "class_label": 1}) for _ in range(8)))
         for priority in ("bulk", "background"):
-            await post(embedded, {"class_label": 1}, **{"x-priority": priority})
+            await post(embedded, {"model": "tiny", "class_label": 1}, **{"x-priority": priority})
         drawn = "model=tiny&seed=7&n=4"
         answer = await get(drawn)
         await get(drawn, **{"if-none-match": answer.headers["etag"]})

@@ -370,6 +370,29 @@ def test_what_waits_when_the_engine_frees_up_is_the_next_batch():
     asyncio.run(scenario())
 
 
+def test_of_ten_batches_one_is_of_each_priority_that_waits():
+    async def scenario():
+        gate = Gate()
+        batcher = Batcher(gate, max_batch_size=1, queue_size=99)
+        first = asyncio.create_task(batcher.submit(["first"]))
+        await turns()
+        waiting = [
+            asyncio.create_task(batcher.submit([str(priority)], priority=priority))
+            for priority in reversed(Priority)
+            for _ in range(20)
+        ]
+        await turns()
+        gate.open.set()
+        await asyncio.gather(first, *waiting)
+        return "".join(name[:2] for (name,) in gate.batches[1:])
+
+    drawn = asyncio.run(scenario())
+    assert drawn == (
+        "in" * 8 + "buba" + "in" * 7 + "buba" + "in" * 5  # all interactive ones in 24 batches
+        + "bu" * 3 + "ba" + "bu" * 8 + "ba" + "bu" * 7 + "ba" * 16
+    )  # fmt: skip
+
+
 def test_draining_finishes_what_was_accepted_and_takes_no_more():
     async def scenario():
         gate = Gate()
