@@ -22,6 +22,7 @@ import pytest
 
 from service.bundle import latents, load_bundle
 from service.engines.onnx import open_session
+from service.priority import PRIORITIES
 from service.serving.encoding import encode_png
 from tests.service.test_process import serving
 
@@ -77,7 +78,7 @@ class Storm:
     def ask(self, dice: random.Random, **more) -> tuple[tuple[int, int], bytes]:
         """A request for an image that is known, as bytes."""
         label, seed = dice.randrange(CLASSES), dice.randrange(SEEDS)
-        return (label, seed), post({"class_label": label, "seed": seed, **more})
+        return (label, seed), post({"class_label": label, "seed": seed, **more}, priority(dice))
 
     def validate(self, way: str, key: tuple[int, int], status: int, body: bytes) -> None:
         if status == 429:
@@ -116,7 +117,8 @@ class Storm:
     async def share(self, dice, reader, writer) -> None:
         key = (dice.randrange(CLASSES), dice.randrange(3))  # few, so that clients share
         query = f"class_label={key[0]}&seed={key[1]}"
-        writer.write(f"GET /generate?{query} HTTP/1.1\r\nhost: test\r\n\r\n".encode())
+        head = f"GET /generate?{query} HTTP/1.1\r\nhost: test\r\n{priority(dice)}\r\n"
+        writer.write(head.encode())
         if dice.random() < 0.3:
             return  # some of those who share leave
         self.validate("share", key, *await answer(reader))
@@ -172,9 +174,16 @@ class Storm:
         await asyncio.sleep(dice.random() * 0.05)
 
 
-def post(body: dict | bytes) -> bytes:
+def priority(dice: random.Random) -> str:
+    """A header, or none."""
+    name = dice.choice([None, *PRIORITIES])
+    return f"x-priority: {name}\r\n" if name else ""
+
+
+def post(body: dict | bytes, further: str = "") -> bytes:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = f"POST /generate HTTP/1.1\r\nhost: test\r\ncontent-length: {len(content)}\r\n"
+    head += further
     return head.encode() + b"content-type: application/json\r\n\r\n" + content
 
 
@@ -230,7 +239,8 @@ class Observer:
 def test_nothing_hangs_leaks_or_is_wrong(models, tmp_path):
     images = draw_all(models)
     log = tmp_path / "log"
-    with serving(models, SID_LOG_LEVEL="error", log=log) as (process, url):
+    plain = {"SID_LOG_LEVEL": "error", "SID_PROVENANCE": "off"}  # as `draw_all` encodes them
+    with serving(models, log=log, **plain) as (process, url):
         observer = Observer(url, process.pid)
         observer.metric("sid_tasks")
         observer.idle_tasks = observer.metric("sid_tasks")
@@ -254,6 +264,9 @@ def test_nothing_hangs_leaks_or_is_wrong(models, tmp_path):
         assert observer.open_files() <= files + 2
         assert httpx.get(f"{url}/readyz").status_code == 200
         assert observer.metric("sid_cancellations_total") > 0
+        for name in PRIORITIES:
+            counted = rf'sid_image_seconds_count\{{model="tiny",priority="{name}"\}}'
+            assert observer.metric(counted) > 0
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
     assert log.read_text() == "", "an error was logged"
