@@ -49,6 +49,14 @@ ModelsOption = Annotated[
     Path | None,
     typer.Option("--models", help="Folder of the models. Default: SID_MODELS, or ./models."),
 ]
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", help="Have this server draw, http://host:port; left out: this process."),
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--key", envvar="SID_KEY", help="The server's API key, if it wants one."),
+]
 
 
 def main() -> None:
@@ -159,13 +167,8 @@ def generate(
     form: Annotated[
         str | None, typer.Option(help="With --seeds: png (the default), webp or jpeg.")
     ] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(help="Have this server draw, http://host:port; left out: this process."),
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(envvar="SID_KEY", help="The server's API key, if it wants one.")
-    ] = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
     priority: Annotated[
         str | None,
         typer.Option(
@@ -199,13 +202,8 @@ def generate(
 def verify(
     image: Annotated[Path, typer.Argument(help="A PNG file.")],
     models: ModelsOption = None,
-    url: Annotated[
-        str | None,
-        typer.Option(help="Have this server draw, http://host:port; left out: this process."),
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(envvar="SID_KEY", help="The server's API key, if it wants one.")
-    ] = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Say which model, class and seed drew an image, and prove it by drawing it again.
 

@@ -1,5 +1,6 @@
 """From the constructor arguments in a released file to a configuration of the networks here."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -91,14 +92,7 @@ def configuration(class_name: str, arguments: dict[str, Any]) -> EdmConfig:
         if full[name] != value:
             raise RefusedError(f"its {name} is not {value}, as in all that can be read")
     full["img_channels"] = full.get("out_channels")
-    for name, limit in _LIMITS.items():
-        values = full.get(name)
-        for value in values if type(values) is tuple else (values,):
-            if type(value) is not int or not 0 <= value <= limit:
-                raise RefusedError(f"its {name} is missing, or not within 0 to {limit}")
-    for name in ("channel_mult", "attn_resolutions"):
-        if type(full[name]) is not tuple:
-            raise RefusedError(f"its {name} is no list")
+    check_sizes(full, _LIMITS)
     architecture = next(
         (
             name
@@ -124,3 +118,23 @@ def configuration(class_name: str, arguments: dict[str, Any]) -> EdmConfig:
         )
     except ValidationError as error:
         raise RefusedError(f"its network cannot be built: {first_error(error)}") from None
+
+
+def check_sizes(arguments: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+    """Check that a network is of a size that can be built.
+
+    Args:
+        arguments: of its constructor.
+        limits: by argument, what it, or each number of its list, may be at most.
+
+    Raises:
+        RefusedError: one is missing, larger, or of another type.
+    """
+    for name, limit in limits.items():
+        values = arguments.get(name)
+        for value in values if type(values) is tuple else (values,):
+            if type(value) is not int or not 0 <= value <= limit:
+                raise RefusedError(f"its {name} is missing, or not within 0 to {limit}")
+    for name in ("channel_mult", "attn_resolutions"):
+        if type(arguments.get(name)) is not tuple:
+            raise RefusedError(f"its {name} is no list")

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from distill.importing.arguments import check_sizes
 from distill.importing.machine import ARRAYS, DTYPE, Node, RefusedError
 from distill.importing.modules import Module, read_module, read_object, read_tensors, tensor_records
 from distill.networks import Denoiser
@@ -149,14 +150,7 @@ def _plain_arguments(inner: Module) -> dict[str, Any]:
 
 def _configuration(arguments: dict[str, Any], logvar_channels: int) -> Edm2Config:
     full: dict[str, Any] = _DEFAULTS | arguments
-    for name, limit in _LIMITS.items():
-        values = full.get(name)
-        for value in values if type(values) is tuple else (values,):
-            if type(value) is not int or not 0 <= value <= limit:
-                raise RefusedError(f"its {name} is missing, or not within 0 to {limit}")
-    for name in ("channel_mult", "attn_resolutions"):
-        if type(full[name]) is not tuple:
-            raise RefusedError(f"its {name} is no list")
+    check_sizes(full, _LIMITS)
     # All name 16 and 8, whatever their size: a resolution that is no level has no effect.
     levels = [full["img_resolution"] >> level for level in range(len(full["channel_mult"]))]
     attending = tuple(res for res in full["attn_resolutions"] if res in levels)
