@@ -32,7 +32,9 @@ async def measure(models: Path) -> None:
     bundle = load_bundle(models / "latent")
     engine = await make_engine(bundle, settings)
     metrics = ModelMetrics(Metrics(), "latent")
-    model = ServedModel(bundle, engine, queue_size=256, engine_seconds=None, metrics=metrics)
+    model = ServedModel(
+        bundle, engine, queue_size=256, engine_seconds=None, metrics=metrics, provenance=True
+    )
     await model.open()
     rates: dict[str, list[float]] = {form: [] for form in (PIXELS, PNG, WEBP)}
     encode: dict[str, float] = {}
