@@ -7,11 +7,13 @@ from typing import Annotated
 import typer
 
 from distill.commands.analyze import analyze
+from distill.commands.autoencoder import autoencoder
 from distill.commands.avatars import avatars
 from distill.commands.evaluate import evaluate
 from distill.commands.export import export
 from distill.commands.features import features
 from distill.commands.import_ import import_
+from distill.commands.latents import latents
 from distill.commands.publish import publish
 from distill.commands.reference import reference
 from distill.commands.regress import regress
@@ -47,8 +49,9 @@ def _options(
 
 
 training = (teacher, regress, run)
-afterwards = (evaluate, analyze, features, reference, avatars, export, publish)
-for command in training + afterwards:
+data = (avatars, autoencoder, latents)
+afterwards = (evaluate, analyze, features, reference, export, publish)
+for command in data + training + afterwards:
     app.command()(command)
 app.command("import")(import_)
 

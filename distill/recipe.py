@@ -36,6 +36,8 @@ class Recipe(Section):
             not known, and publish asks for it.
         data: the name of the data set that licence and description are about, so that other
             images are not published under them; None: whatever the recipe is used for.
+        autoencoder: the file of the autoencoder whose latents the networks draw; None: they draw
+            pixels.
         network: the teacher's shape.
         teacher: how the teacher is trained; None where it is released and imported.
         regression: how the generator starts, for 'sid-distill regress'; None where it starts from
@@ -48,6 +50,7 @@ class Recipe(Section):
     features: str | None = None
     licence: str | None = Field(default=None, pattern=r"\S")
     data: str | None = None
+    autoencoder: str | None = Field(default=None, pattern=r"\S")
     network: AnyNetwork
     teacher: TeacherConfig | None = None
     regression: RegressionConfig | None = None
@@ -102,7 +105,9 @@ RECIPE_SECTIONS: dict[str, type[BaseModel]] = {
     "teacher": TeacherConfig,
     "regression": RegressionConfig,
 }
-RECIPE_ENTRIES = ("description", "features", "licence", "data", "network", *RECIPE_SECTIONS)
+RECIPE_ENTRIES = (
+    "description", "features", "licence", "data", "autoencoder", "network", *RECIPE_SECTIONS,
+)  # fmt: skip
 
 
 def load_recipe(name: str) -> Recipe:

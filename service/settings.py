@@ -111,7 +111,8 @@ class Settings(BaseSettings):
         le=4096,
         description="Largest batch. Default: the engine's own, 64 on a GPU for model.cuda.onnx, "
         "8 elsewhere: on processors larger ones only wait longer (docs/notebook.md), and Triton "
-        "joins them. Raise it where larger ones gain throughput.",
+        "joins them; of images above 128x128 fewer (512x512: 4 on a GPU, 1 on processors). Raise "
+        "it where larger ones gain throughput.",
     )
     queue_size: int = Field(
         default=256,
@@ -132,12 +133,13 @@ class Settings(BaseSettings):
         description="Whether PNG files hold a text that says which model, class and seed drew "
         "them, for `sid verify`: about 100 bytes. Set it alike on all servers of one address.",
     )
-    engine_seconds: float = Field(
-        default=30.0,
+    engine_seconds: float | None = Field(
+        default=None,
         ge=0.01,
         le=_DAY,
         description="How long a batch may take before the engine counts as hanging: the model is "
-        "taken out and restarted. Raise it above the slowest batch of a large model.",
+        "taken out and restarted. Default: 30 s; of images above 128x128 ten times what an image "
+        "took at the start, if that is more.",
     )
     drain_seconds: float = Field(
         default=0.0,

@@ -1,6 +1,7 @@
 """Shared by all tests."""
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -8,6 +9,17 @@ from hypothesis import settings
 # How long an example takes is a matter of what else the machine does.
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
+
+
+@pytest.fixture(scope="session")
+def latent_models(tmp_path_factory) -> Path:
+    """A folder of one model, `latent`: latents 4x8x8, images 64x64x3. Nobody changes it.
+
+    It is a random network with a random decoder behind it, by the real exporter.
+    """
+    from tests.latents import write_latent_bundle  # here: most tests need no torch
+
+    return write_latent_bundle(tmp_path_factory.mktemp("latent")).parent
 
 
 def pytest_collection_modifyitems(items):

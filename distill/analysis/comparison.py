@@ -200,7 +200,9 @@ def _add_gaps(report: Report, folders: dict[str, Path], labels: dict[str, str]) 
             report.left_out.append(f"The score gap of {name}: {reason}.")
             continue
         assert teacher is not None
-        networks = on_device(load_networks(folder, teacher), report.options.device)
+        networks = on_device(
+            load_networks(folder, teacher, report.options.autoencoder), report.options.device
+        )
         probe = probe_run(networks, report.options.images, report.options.device)
         gap, trained = probe.gap.mean(axis=1), probe.levels.trained
         gaps[labels[name]] = (probe.levels, gap)

@@ -83,14 +83,14 @@ def draw_paired_images(
 ) -> PairedImages:
     """Draw `count` images of each network; the teacher takes 2 steps - 1 evaluations each."""
     z, labels, chosen = seeded_inputs(networks, count, device)
-    drawn = []
+    pixels, drawn = networks.decoder or to_pixels, []
     with tqdm(total=count, unit="img", desc="the teacher's images") as bar:
         for start in range(0, count, batch):
             part = slice(start, start + batch)
             c = None if chosen is None else chosen[part]
-            drawn.append(to_pixels(heun(networks.teacher, z[part], c, steps)).cpu())
+            drawn.append(pixels(heun(networks.teacher, z[part], c, steps)).cpu())
             bar.update(len(drawn[-1]))
-    return PairedImages(torch.cat(drawn), to_pixels(generate(networks, z, chosen)).cpu(), labels)
+    return PairedImages(torch.cat(drawn), pixels(generate(networks, z, chosen)).cpu(), labels)
 
 
 def compare_classes(

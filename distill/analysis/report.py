@@ -18,6 +18,7 @@ from distill.errors import UserError
 from distill.evaluation.feature_extractor import FeatureExtractor
 from distill.evaluation.features import load_extractor, matching_extractor
 from distill.evaluation.measurement import load_measurement
+from distill.networks.latent_space import image_shape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +37,7 @@ class Options:
         images_per_class: how many teacher and generator draw; 0 draws none.
         device: where the networks run.
         plots: a folder that receives each plot as PNG too.
+        autoencoder: its file; None takes the one that the run had.
     """
 
     teacher: Path | None = None
@@ -45,6 +47,7 @@ class Options:
     images_per_class: int = 50
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     plots: Path | None = None
+    autoencoder: Path | None = None
 
 
 @dataclass
@@ -83,6 +86,8 @@ def on_device(networks: Networks, device: torch.device) -> Networks:
     """Move the networks; return them."""
     for network in (networks.teacher, networks.fake_score, networks.generator):
         network.to(device)
+    if networks.decoder is not None:
+        networks.decoder.to(device)
     return networks
 
 
@@ -137,12 +142,13 @@ def chosen_extractor(
     if options.features == "none":
         return None, None
     name = options.features or run_metadata(folder).get("features")
+    shape = image_shape(networks.generator.config, networks.decoder)
     try:
         if isinstance(name, str):
             extractor = load_extractor(name)
-            extractor.check_fits(networks.generator, networks.classes)
+            extractor.check_fits(shape, networks.classes)
         else:
-            extractor = matching_extractor(networks.generator, networks.classes)
+            extractor = matching_extractor(shape, networks.classes)
     except UserError as error:
         if options.features is not None:
             raise

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.autoencoders import load_decoder
 from distill.checkpoints import load_network, load_state, sha256_of_weights
 from distill.errors import UserError, first_line
 from distill.networks import Denoiser
+from distill.networks.latent_space import LatentDecoder
 from distill.training_config import current_precision
 
 NEEDED = ("t_max", "sigma_init")
@@ -26,6 +28,7 @@ class Networks:
         settings: t_max, sigma_init, steps and the rest of the run's configuration.
         classes: class names in label order; empty without classes.
         images_seen: when the state was written.
+        decoder: makes pixels of what they draw; None: they draw pixels.
     """
 
     teacher: Denoiser
@@ -34,6 +37,7 @@ class Networks:
     settings: dict[str, Any]
     classes: list[str]
     images_seen: int
+    decoder: LatentDecoder | None = None
 
 
 def run_metadata(folder: Path) -> dict[str, Any]:
@@ -89,8 +93,10 @@ def explain_missing_networks(folder: Path, teacher: Path | None) -> str | None:
     return None
 
 
-def load_networks(folder: Path, teacher: Path) -> Networks:
+def load_networks(folder: Path, teacher: Path, autoencoder: Path | None = None) -> Networks:
     """Read generator and fake score from a run's folder, and the teacher that it had.
+
+    Of networks of latents the decoder too: that of `autoencoder`, else the one that the run had.
 
     Raises:
         UserError: a file is missing or damaged, or `teacher` holds other weights than the run's.
@@ -116,8 +122,10 @@ def load_networks(folder: Path, teacher: Path) -> Networks:
         raise UserError(f"{folder / 'state.pt'} holds no fake score ({reason})") from None
     for network in (phi, psi, generator):
         network.eval().requires_grad_(False)
-    seen = int(state["images_seen"])
-    return Networks(phi, psi, generator, settings, list(metadata["classes"]), seen)
+    seen, classes = int(state["images_seen"]), list(metadata["classes"])
+    file = folder / "network.safetensors"
+    decoder, _ = load_decoder(file, generator.config, metadata, autoencoder)
+    return Networks(phi, psi, generator, settings, classes, seen, decoder)
 
 
 def _settings_of(folder: Path, state: dict[str, Any]) -> dict[str, Any]:

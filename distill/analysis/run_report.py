@@ -48,7 +48,7 @@ def analyze_run(folder: Path, options: Options) -> Report:
         report.left_out.append(f"Score gap and classes: {reason}.")
     else:
         assert teacher is not None
-        networks = on_device(load_networks(folder, teacher), options.device)
+        networks = on_device(load_networks(folder, teacher, options.autoencoder), options.device)
         report.numbers["settings"] = networks.settings
         report.numbers["images_seen"] = networks.images_seen
         _add_probe(report, networks)

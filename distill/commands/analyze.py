@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill.commands.options import DeviceOption, chosen_device
+from distill.commands.options import AutoencoderOption, DeviceOption, chosen_device
 from distill.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def analyze(
         Path | None,
         typer.Option(help="A folder for each plot as a PNG of its own.", show_default=False),
     ] = None,
+    autoencoder: AutoencoderOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Report how far a run came, and where its generator falls short of the teacher.
@@ -78,8 +79,9 @@ def analyze(
     if target.suffix not in (".html", ".png"):
         raise UserError(f"--out {target}: expected a .html (the report) or a .png (the curve)")
     options = Options(
-        teacher, features, from_images, images, images_per_class, chosen_device(device), plots
-    )
+        teacher, features, from_images, images, images_per_class, chosen_device(device), plots,
+        autoencoder,
+    )  # fmt: skip
     with style():
         if target.suffix == ".png":
             _draw_curve(runs, target, options.teacher, from_images)

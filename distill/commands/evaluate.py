@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
-from distill.commands.options import BackgroundOption, DeviceOption, chosen_device, read_images
+from distill.commands.options import (
+    AutoencoderOption,
+    BackgroundOption,
+    DeviceOption,
+    chosen_device,
+    read_images,
+)
 from distill.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,7 +20,6 @@ if TYPE_CHECKING:
     from distill.evaluation.feature_extractor import FeatureExtractor
     from distill.evaluation.measurement import Measurement
     from distill.evaluation.reference import Reference
-    from distill.networks import Denoiser
     from distill.training_config import Renoise
 
 
@@ -53,6 +58,7 @@ def evaluate(
         ),
     ] = None,
     background: BackgroundOption = "white",
+    autoencoder: AutoencoderOption = None,
     protocol: Annotated[
         str,
         typer.Option(
@@ -104,6 +110,7 @@ def evaluate(
     the classes, and the metrics asked for; and writes them beside the network as .quality.json,
     where 'publish' finds them. Started by torchrun, every process draws its share.
     """
+    from distill.autoencoders import load_decoder
     from distill.checkpoints import load_network
     from distill.evaluation.evaluate import (
         collect_feature_stats,
@@ -114,10 +121,13 @@ def evaluate(
     from distill.evaluation.feature_stats import compute_metrics
     from distill.evaluation.measurement import save_measurement
     from distill.evaluation.protocol import PROTOCOLS
+    from distill.networks.latent_space import image_shape
     from distill.training.distributed import join_process_group
     from service.bundle import sha256_file
 
     denoiser, metadata = load_network(network)
+    decoder, _ = load_decoder(network, denoiser.config, metadata, autoencoder)
+    shape = image_shape(denoiser.config, decoder)
     metric_names = _checked_metrics(metrics)
     if protocol not in PROTOCOLS:
         raise UserError(f"no protocol {protocol!r}: choose of {', '.join(PROTOCOLS)}")
@@ -148,9 +158,11 @@ def evaluate(
     }
     if metadata["role"] == "teacher":
         shared["sampler"] = sampler_name or "heun"
-    extractors = _extractors(features or [], denoiser, metadata["classes"])
+    extractors = _extractors(features or [], shape, metadata["classes"])
     with join_process_group(chosen_device(device)) as context:
         denoiser.to(context.device)
+        if decoder is not None:
+            decoder.to(context.device)
         for extractor in extractors:
             extractor.network.to(context.device)
         if metadata["role"] == "generator":
@@ -163,13 +175,14 @@ def evaluate(
         references = []
         if context.is_main:
             references = _references(
-                extractors, reference or [], data, resolution, background, metric_names
+                extractors, reference or [], data, shape[1], background, metric_names
             )
         measured: list[list[dict[str, float]]] = [[] for _ in references]
         for trial in range(trials):
             stats = collect_feature_stats(
                 sampler, denoiser, extractors, count, first_seed + trial * count, batch,
                 progress=context.is_main, metrics=metric_names, context=context,
+                decoder=decoder,
             )  # fmt: skip
             for trial_metrics, seen, real in zip(measured, stats, references, strict=True):
                 trial_metrics.append(compute_metrics(seen, real, metric_names))
@@ -208,14 +221,14 @@ def _checked_metrics(text: str) -> list[str]:
 
 
 def _extractors(
-    names: "Sequence[str]", denoiser: "Denoiser", classes: list[str]
+    names: "Sequence[str]", shape: tuple[int, ...], classes: list[str]
 ) -> list["FeatureExtractor"]:
     from distill.evaluation.features import load_extractor, matching_extractor
 
     extractors = [load_extractor(name) for name in names]
     for extractor in extractors:
-        extractor.check_fits(denoiser, classes)
-    return extractors or [matching_extractor(denoiser, classes)]
+        extractor.check_fits(shape, classes)
+    return extractors or [matching_extractor(shape, classes)]
 
 
 def _references(

@@ -3,9 +3,11 @@
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from distill.commands.options import AutoencoderOption
 
 
 class Engine(StrEnum):
@@ -50,6 +52,7 @@ def export(
             show_default=False,
         ),
     ] = None,
+    autoencoder: AutoencoderOption = None,
     capability: Annotated[
         str | None, typer.Option(help="With tensorrt-rtx: the card to build for, e.g. SM89.")
     ] = None,
@@ -59,25 +62,30 @@ def export(
     It is not validated: 'publish' does that.
     """
     from distill.errors import UserError
+    from distill.export.generator import load_generator
     from distill.export.onnx import export_onnx
-    from distill.export.publish import load_generator
     from distill.export.tensorrt import Builder, build_plan
+    from distill.export.triton import max_batch_size
 
-    network, metadata = load_generator(generator)
-    sigma_init, steps = metadata["sigma_init"], metadata.get("steps", 1)
+    loaded = load_generator(generator, autoencoder)
+    drawing = loaded.network, loaded.metadata["sigma_init"]
     if capability is not None and engine is not Engine.rtx:
         raise UserError("--capability belongs to --engine tensorrt-rtx")
     only = _ONLY.get(engine)
     if only and precision and precision is not only:
         raise UserError(f"--engine {engine} is {only} only")
     chosen = precision or only or GraphPrecision.float32
+    form: dict[str, Any] = {
+        "steps": loaded.metadata.get("steps", 1), "decoder": loaded.decoder,
+    }  # fmt: skip
     if engine in (Engine.onnx, Engine.cpu, Engine.cuda):
-        form = {"cpu": engine is Engine.cpu, "cuda": engine is Engine.cuda}
-        export_onnx(network, sigma_init, out, chosen.value, **form, steps=steps)
+        form |= {"cpu": engine is Engine.cpu, "cuda": engine is Engine.cuda}
+        export_onnx(*drawing, out, chosen.value, **form)
     else:
         with TemporaryDirectory() as folder:
             graph = Path(folder) / "model.onnx"
-            export_onnx(network, sigma_init, graph, chosen.value, steps=steps)
-            build_plan(graph, out, Builder(engine.value), capability=capability)
-    licence = metadata.get("licence", "not known")
+            export_onnx(*drawing, graph, chosen.value, **form)
+            largest = max_batch_size(loaded.module().image_shape[1:])
+            build_plan(graph, out, Builder(engine.value), largest, capability)
+    licence = loaded.licence or "not known"
     typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB; licence: {licence}")

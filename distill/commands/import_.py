@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from distill.commands.options import AutoencoderOption
 from distill.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def import_(
     models: Annotated[
         Path, typer.Option(help="The catalogue in which a generator is published.")
     ] = Path("models"),
+    autoencoder: AutoencoderOption = None,
     description: Annotated[str, typer.Option(help="A sentence for the catalogue.")] = "",
     licence: Annotated[
         str | None,
@@ -101,10 +103,15 @@ def import_(
     if assumed == "teacher":
         _say_how_to_distil(network, name, released)
         return
-    if latents := released.metadata.get("latents"):
-        typer.echo(f"it draws latents of {latents['autoencoder']}, not images: not published")
+    if autoencoder is None and (latents := released.metadata.get("latents")):
+        typer.echo(
+            f"it draws latents of {latents['autoencoder']}: to publish it, name that: "
+            + shlex.join(
+                ["sid-distill", "publish", str(network), "--name", name, "--autoencoder", "FILE"]
+            )
+        )
         return
-    folder = publish(network, None, name, description, licence, models)
+    folder = publish(network, None, name, description, licence, models, autoencoder=autoencoder)
     typer.echo(published(folder, models, name))
 
 
@@ -138,6 +145,8 @@ def _say_how_to_distil(network: Path, name: str, released: "Released") -> None:
     if shipped.features:  # which was trained on the images that the recipe is for
         command += ["--features", "none"]
     entries = shipped.methods[shipped.method]  # of the method that the command leaves out
+    if "latents" in released.metadata and shipped.autoencoder is None:
+        command += ["--autoencoder", "FILE"]
     if config.augment_dim != shipped.network.augment_dim and "augment" in entries:
         command += ["--augment", "0"]
     command += ["--teacher", str(network), "--out", f"runs/{name}"]

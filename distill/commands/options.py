@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import torch
 
     from distill.data.datasets import Dataset
+    from distill.data.latents import TrainingData
     from distill.networks import Denoiser
+    from distill.networks.latent_space import LatentSpace
     from distill.recipe import Recipe
     from distill.training.distributed import DistributedContext
     from distill.training.early_end import EarlyEnd
@@ -32,6 +34,23 @@ DataOption = Annotated[
         help="Folder with Fashion-MNIST's four idx files; or a folder or .zip of images, one "
         "sub-folder a class, or as EDM's dataset_tool writes it. Left out: where Debian's "
         "dataset-fashion-mnist puts them.",
+        show_default=False,
+    ),
+]
+LearnedDataOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="As of --data elsewhere; or, for a network of latents, a folder of 'sid-distill "
+        "latents'.",
+        show_default=False,
+    ),
+]
+AutoencoderOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="The autoencoder of a network of latents: a .safetensors file that 'sid-distill "
+        "import' or 'sid-distill autoencoder' wrote, or diffusers'. Left out: the recipe's, or the "
+        "one that the network's file names.",
         show_default=False,
     ),
 ]
@@ -178,6 +197,37 @@ def read_images(
     if os.environ.get("RANK", "0") == "0":
         typer.echo(dataset.summary, err=True)
     return dataset
+
+
+def read_training_data(
+    data: Path | None, resolution: int, background: str, space: "LatentSpace | None"
+) -> "TrainingData":
+    """Read what a network learns from: images, or latents for a network of these.
+
+    Args:
+        data: where it lies.
+        resolution: of the network.
+        background: see `read_images`.
+        space: the latents that the network draws; None: it draws pixels.
+
+    Raises:
+        UserError: it cannot be read, or is of the other kind.
+    """
+    if space is None:
+        return read_images(data, resolution, background)
+    from distill.data.latents import read_latents
+
+    dataset = read_latents(named_latents(data), space)
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(dataset.summary, err=True)
+    return dataset
+
+
+def named_latents(data: Path | None) -> Path:
+    """The folder of latents that --data names; raise UserError if it names none."""
+    if data is None:
+        raise UserError("the network learns latents: name a folder of them with --data")
+    return data
 
 
 def chosen_device(name: str) -> "torch.device":

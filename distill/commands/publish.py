@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from distill.commands.options import AutoencoderOption
+
 
 class LowPrecision(StrEnum):
     """What a bundle may hold besides float32."""
@@ -40,6 +42,7 @@ def publish(
             show_default=False,
         ),
     ] = None,
+    autoencoder: AutoencoderOption = None,
     models: Annotated[Path, typer.Option(help="The catalogue's folder.")] = Path("models"),
     description: Annotated[
         str,
@@ -124,6 +127,7 @@ def publish(
             plan=triton_plan,
         ),
         sign,
+        autoencoder,
     )
     manifest = load_manifest(folder)
     if not manifest.description:

@@ -73,6 +73,11 @@ def regress(
             "teacher's weights; add one to a copy of the recipe"
         )
     network, origin = read_teacher(teacher)
+    if "latents" in origin:
+        raise UserError(
+            f"{teacher} draws latents, and pairs are kept as pixels: let 'sid-distill run' start "
+            "from the teacher"
+        )
     config = override(
         chosen.regression,
         pairs=pairs,

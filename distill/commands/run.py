@@ -8,15 +8,16 @@ import typer
 
 from distill.commands.options import (
     AugmentOption,
+    AutoencoderOption,
     BackgroundOption,
     BatchOption,
     Compile,
     CompileOption,
     CudaGraphOption,
-    DataOption,
     DeviceOption,
     HalflifeOption,
     ImagesOption,
+    LearnedDataOption,
     LrOption,
     MicrobatchOption,
     OutFolder,
@@ -28,9 +29,9 @@ from distill.commands.options import (
     begun_precision,
     chosen_device,
     default_from_recipe,
-    read_images,
     read_recipe,
     read_teacher,
+    read_training_data,
     report,
     with_precision,
 )
@@ -39,8 +40,9 @@ from distill.errors import UserError
 from distill.training.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
-    from distill.data.datasets import Dataset
+    from distill.data.latents import TrainingData
     from distill.networks import Denoiser, NetworkLayout
+    from distill.networks.latent_space import LatentDecoder
     from distill.training.distributed import DistributedContext
     from distill.training.method import Method
     from distill.training_config import DistillationConfig
@@ -84,7 +86,8 @@ def run(
             show_default=False,
         ),
     ] = None,
-    data: DataOption = None,
+    data: LearnedDataOption = None,
+    autoencoder: AutoencoderOption = None,
     background: BackgroundOption = "white",
     images: ImagesOption = None,
     stop: StopOption = None,
@@ -156,6 +159,7 @@ def run(
     precision and recall if --reference holds features.
     """
     keep_freed_memory()
+    from distill.autoencoders import load_decoder
     from distill.evaluation.evaluate import few_step_sampler, measure
     from distill.evaluation.feature_stats import checked_reference
     from distill.evaluation.features import load_extractor
@@ -163,6 +167,7 @@ def run(
     from distill.evaluation.reference import bundled_reference, load_references
     from distill.licences import licence_of_both
     from distill.methods.registry import METHODS
+    from distill.networks.latent_space import image_shape
     from distill.recipe import override
     from distill.training.distillation import Distillation
     from distill.training.distributed import join_process_group
@@ -173,6 +178,16 @@ def run(
     network, origin = read_teacher(teacher)
     if difference := _difference(chosen.network, network.config):
         typer.echo(f"note: {difference}; its rates may not suit", err=True)
+    if autoencoder is None and chosen.autoencoder is not None:
+        if "latents" not in origin:
+            raise UserError(
+                f"the recipe {recipe} is for latents of {chosen.autoencoder}, and {teacher} draws "
+                "pixels: take another recipe or another teacher"
+            )
+        autoencoder = Path(chosen.autoencoder)
+    decoder, _ = load_decoder(teacher, network.config, origin, autoencoder)
+    if decoder is not None:
+        origin["latents"] = decoder.space.model_dump(exclude_none=True)
     start = None if generator is None else _start(generator, network, origin, sigma_init)
     if start is not None:
         sigma_init = start.sigma_init
@@ -197,14 +212,14 @@ def run(
         ema_halflife=ema_halflife,
         seed=seed,
     )
-    dataset = _real_images(chosen_method(given), network, origin, data, background)
+    dataset = _real_images(chosen_method(given), network, origin, data, background, decoder)
     if start is not None:
         start.check_steps(given.steps)
     extractor_name = features or chosen.features or "none"
     extractor, real, metrics = None, None, list[str]()
     if extractor_name != "none":
         extractor = load_extractor(extractor_name)
-        extractor.check_fits(network, origin["classes"])
+        extractor.check_fits(image_shape(network.config, decoder), origin["classes"])
         files = [] if reference is None else [reference]
         real = load_references(files, [extractor]).get(extractor.sha256) or bundled_reference(
             extractor
@@ -263,6 +278,7 @@ def run(
                 metrics=metrics,
                 context=drawn_by,
                 pr_images=IMAGES_ALONG_A_RUN,
+                decoder=decoder,
             )
             rate = {"rate_share": training.rate_share}
             return {"features": extractor.name, **measured, **rate}
@@ -273,8 +289,12 @@ def run(
         )
         if extractor is not None:
             extractor.network.to(context.device)
+        if decoder is not None:
+            decoder.to(context.device)
         evaluate = None if extractor is None else distance
-        seen = train(training, out, metadata, evaluate, origin=started_from, early=early)
+        seen = train(
+            training, out, metadata, evaluate, origin=started_from, early=early, decoder=decoder
+        )
         report(seen, config, out, context, early)
 
 
@@ -284,7 +304,8 @@ def _real_images(
     origin: dict[str, Any],
     data: Path | None,
     background: str,
-) -> "Dataset | None":
+    decoder: "LatentDecoder | None",
+) -> "TrainingData | None":
     """Read the images that a method learns from beside its teacher, and check that they fit.
 
     Returns:
@@ -297,7 +318,8 @@ def _real_images(
             )
         method.check(teacher, None)
         return None
-    dataset = read_images(data, teacher.config.img_resolution, background)
+    space = None if decoder is None else decoder.space
+    dataset = read_training_data(data, teacher.config.img_resolution, background, space)
     method.check(teacher, dataset)
     # A released file holds no names of its classes, nor does the archive that EDM's tool writes.
     numbers = [str(number) for number in range(len(dataset.classes))]

@@ -1,18 +1,20 @@
 """`sid-distill teacher`."""
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from distill.commands.options import (
     AugmentOption,
+    AutoencoderOption,
     BackgroundOption,
     BatchOption,
     Compile,
     CompileOption,
     CudaGraphOption,
-    DataOption,
     DeviceOption,
     HalflifeOption,
     ImagesOption,
+    LearnedDataOption,
     LrOption,
     MicrobatchOption,
     OutFolder,
@@ -22,19 +24,25 @@ from distill.commands.options import (
     ShardOption,
     begun_precision,
     chosen_device,
-    read_images,
+    named_latents,
     read_recipe,
+    read_training_data,
     report,
     with_precision,
 )
 from distill.errors import UserError
 from distill.training.allocator import keep_freed_memory
 
+if TYPE_CHECKING:
+    from distill.networks import NetworkLayout
+    from distill.networks.latent_space import LatentDecoder
+
 
 def teacher(
     out: OutFolder,
     recipe: RecipeOption = "fashion",
-    data: DataOption = None,
+    data: LearnedDataOption = None,
+    autoencoder: AutoencoderOption = None,
     background: BackgroundOption = "white",
     images: ImagesOption = None,
     batch: BatchOption = None,
@@ -49,10 +57,11 @@ def teacher(
     shard: ShardOption = False,
     no_cuda_graph: CudaGraphOption = False,
 ) -> None:
-    """Train a diffusion teacher on images.
+    """Train a diffusion teacher on images, or on latents.
 
     Channels and classes are those of the data; images of your own are scaled to the recipe's
-    resolution. The result is OUT/network.safetensors.
+    resolution. A recipe that names an autoencoder is for latents, which 'sid-distill latents'
+    makes. The result is OUT/network.safetensors.
     """
     keep_freed_memory()
     from distill.data.augment import AUGMENT_DIM
@@ -80,14 +89,21 @@ def teacher(
     )
     computes_on = chosen_device(device)
     size = chosen.network.img_resolution
-    dataset = read_images(data, size, background)
-    if dataset.images.shape[-1] != size:
-        raise UserError(
-            f"the images are {dataset.images.shape[-1]} pixels wide, the recipe asks for {size}"
-        )
+    named_autoencoder = autoencoder or (Path(chosen.autoencoder) if chosen.autoencoder else None)
+    decoder = None
+    if named_autoencoder is not None:
+        if config.augment:
+            raise UserError(
+                "augment bends images, and this network learns latents: say --augment 0"
+            )
+        decoder = _decoder(named_autoencoder, named_latents(data), chosen.network)
+    dataset = read_training_data(data, size, background, None if decoder is None else decoder.space)
+    channels, _, width = dataset.shape
+    if width != size:
+        raise UserError(f"the images are {width} pixels wide, the recipe asks for {size}")
     network = override(
         chosen.network,
-        img_channels=dataset.images.shape[1],
+        img_channels=channels,
         label_dim=len(dataset.classes),
         augment_dim=AUGMENT_DIM if config.augment else 0,
     )
@@ -102,10 +118,21 @@ def teacher(
         metadata["licence"] = licence
     if description := chosen.description_for(dataset.name):
         metadata["description"] = description
+    if decoder is not None:
+        metadata["latents"] = decoder.space.model_dump(exclude_none=True)
     named = precision is not None or "precision" in chosen.teacher.model_fields_set
     with join_process_group(computes_on, shard, not no_cuda_graph) as context:
         config = with_precision(config, named, context, lambda: begun_precision(out))
         metadata["precision"] = config.precision
         training = TeacherTraining(network, config, dataset, context, compile_networks.value)
-        seen = train(training, out, metadata)
+        seen = train(training, out, metadata, decoder=decoder)
         report(seen, config, out, context)
+
+
+def _decoder(autoencoder: Path, data: Path, network: "NetworkLayout") -> "LatentDecoder":
+    """The autoencoder's decoder, for latents scaled as these ask for; refuse other latents."""
+    from distill.autoencoders import open_decoder
+    from distill.data.latents import read_record
+
+    space = read_record(data).measured_space(autoencoder)
+    return open_decoder(autoencoder, space, network, f"the latents in {data}")[0]

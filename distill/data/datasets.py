@@ -5,31 +5,23 @@ files are found stands in image_files.py, what becomes of each in decoding.py.
 """
 
 import hashlib
-import re
-import unicodedata
-from dataclasses import dataclass
-from decimal import Decimal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import UnidentifiedImageError
 from torch import Tensor
 
+from distill.data.classes import CLASS_ORDER, classes_and_labels
 from distill.data.decoding import decode, parse_colour
-from distill.data.edm_archive import (
-    LABELS_FILE,
-    counts_thousands,
-    find_labels_file,
-    labels_of,
-    read_labels,
-)
+from distill.data.edm_archive import find_labels_file, read_labels
 from distill.data.idx_files import read_idx
 from distill.data.image_files import is_image, open_image, open_sources
+from distill.data.images import from_pixels
 from distill.data.notes import Notes, printable
 from distill.errors import UserError
-from service.bundle.text import TextError, decode_text
 
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -37,7 +29,7 @@ FASHION_CLASSES = (
 )  # fmt: skip
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FAULTS_SHOWN = 20  # images that cannot be read, by name and reason
-CLASS_ORDER = "classes.txt"  # beside the class folders: their names in order, one a line
+LATENTS_FILE = "latents.json"  # of a folder of latents (`distill.data.latents`)
 
 
 @dataclass(frozen=True)
@@ -60,6 +52,20 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[C, H, W] of what a network learns."""
+        return tuple(self.images.shape[1:])
+
+    @property
+    def rows(self) -> Tensor:
+        """What `to_images` takes, a row an image."""
+        return self.images
+
+    def to_images(self, rows: Tensor) -> Tensor:
+        """What a network learns of some of `rows`, float32 [n, C, H, W] in [-1, 1]."""
+        return from_pixels(rows)
 
     def digest(self) -> str:
         """SHA-256 over pixels, labels and class names."""
@@ -93,8 +99,58 @@ def load_dataset(
         background: colour behind transparent pixels, by its CSS name or as "#rrggbb".
 
     Raises:
-        UserError: nothing readable is there; the message says what would provide it.
+        UserError: nothing readable is there; the message says what would provide it. Or latents
+            are, and no images.
     """
+    folder = _data_folder(path)
+    if is_latents(folder):
+        raise UserError(
+            f"{folder} holds latents of an autoencoder, and images are needed: name those that "
+            "they were made of"
+        )
+    if _is_fashion(folder):
+        return _load_fashion(folder, "train" if split == "train" else "t10k")
+    if resolution is None:
+        raise UserError(f"an image folder needs a resolution to scale {folder} to")
+    return _load_images(folder, resolution, background)
+
+
+def is_latents(path: Path | None) -> bool:
+    """Whether a folder is one of latents (`distill.data.latents`)."""
+    return path is not None and (path / LATENTS_FILE).is_file()
+
+
+def stream_images(
+    path: Path | None,
+    resolution: int,
+    background: str,
+    consume: Callable[[np.ndarray], None],
+) -> Dataset:
+    """Read a data set as `load_dataset` does, one image after the other: memory holds none.
+
+    Args:
+        path, resolution, background: see there.
+        consume: is given each image, uint8 [H, W, C], in order.
+
+    Returns:
+        The data set without its images.
+
+    Raises:
+        UserError: see `load_dataset`.
+    """
+    folder = _data_folder(path)
+    if is_latents(folder) or _is_fashion(folder):
+        whole = load_dataset(path)
+        for image in whole.images.permute(0, 2, 3, 1).numpy():
+            consume(image)
+        return replace(whole, images=whole.images[:0])
+    notes, (classes, labels) = _walk(folder, resolution, background, consume)
+    shape = (len(labels), 3, resolution, resolution)
+    none = torch.empty(0, *shape[1:], dtype=torch.uint8)
+    return _described(folder, notes, folder.stem, none, torch.tensor(labels), classes, shape)
+
+
+def _data_folder(path: Path | None) -> Path:
     folder = path or FASHION_FOLDER
     if not folder.exists():
         raise UserError(
@@ -102,12 +158,11 @@ def load_dataset(
             "(apt-get install dataset-fashion-mnist), or name a folder with --data: Fashion-"
             "MNIST's four idx files, or images in one sub-folder a class (a .zip will do)"
         )
-    prefix = "train" if split == "train" else "t10k"
-    if folder.is_dir() and any(folder.glob("*-images-idx3-ubyte*")):
-        return _load_fashion(folder, prefix)
-    if resolution is None:
-        raise UserError(f"an image folder needs a resolution to scale {folder} to")
-    return _load_images(folder, resolution, background)
+    return folder
+
+
+def _is_fashion(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.glob("*-images-idx3-ubyte*"))
 
 
 def has_test_split(path: Path | None) -> bool:
@@ -131,14 +186,26 @@ def _load_fashion(folder: Path, prefix: str) -> Dataset:
 
 
 def _load_images(path: Path, resolution: int, background: str) -> Dataset:
-    """Read a folder or zip of images, with classes by sub-folder or by EDM's dataset.json.
+    """Read a folder or zip of images, with classes by sub-folder or by EDM's dataset.json."""
+    images: list[np.ndarray] = []
+    notes, (classes, labels) = _walk(path, resolution, background, images.append)
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    if (pixels == pixels[:, :1]).all():  # every image is grey: one channel says it all
+        pixels = pixels[:, :1]
+    return _described(path, notes, path.stem, pixels.contiguous(), torch.tensor(labels), classes)
+
+
+def _walk(
+    path: Path, resolution: int, background: str, consume: Callable[[np.ndarray], None]
+) -> tuple[Notes, tuple[tuple[str, ...], list[int]]]:
+    """Decode the images of a folder or zip, each RGB [H, W, 3]; return the classes and labels.
 
     Sub-folders are in natural order, or in that of a file `classes.txt` beside them. What is
-    damaged is looked for to the end, so that all of it can be mended at once.
+    damaged is looked for to the end, so that all of it can be mended at once; from the first such
+    image on none is consumed.
     """
     colour, notes = parse_colour(background), Notes()
     names: list[PurePosixPath] = []
-    images: list[np.ndarray] = []
     damaged: list[str] = []
     with open_sources(path, notes) as sources:
         labels_file = find_labels_file(sources.files)
@@ -160,27 +227,23 @@ def _load_images(path: Path, resolution: int, background: str) -> Dataset:
                 raise  # the file may be a good one
             except Exception as error:  # Pillow raises many types for damaged files
                 damaged.append(_fault(path, file.name, error))
-                images.clear()  # nobody will need them
                 continue
             names.append(file.name)
             if not damaged:
-                images.append(decoded)
+                consume(decoded)
     if damaged:
         raise UserError(_damaged(path, damaged))
     for folder in _without_images(sources.folders, names):
         notes.pass_over("folders without images", folder)
-    if not images:
+    if not names:
         raise UserError(
             f"{path} holds no images: expected files that Pillow reads (PNG, JPEG, WebP, TIFF, "
             f"...){notes.passed_over_summary()}"
         )
-    classes, labels = _classes_and_labels(path, listed, orders, names, notes)
+    labelled = classes_and_labels(path, listed, orders, names, notes)
     for folder in sorted(orders):  # not beside class folders
         notes.pass_over("files that are no images", folder / CLASS_ORDER)
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    if (pixels == pixels[:, :1]).all():  # every image is grey: one channel says it all
-        pixels = pixels[:, :1]
-    return _described(path, notes, path.stem, pixels.contiguous(), torch.tensor(labels), classes)
+    return notes, labelled
 
 
 def _fault(path: Path, name: PurePosixPath, error: Exception) -> str:
@@ -201,11 +264,17 @@ def _damaged(path: Path, faults: list[str]) -> str:
 
 
 def _described(
-    path: Path, notes: Notes, name: str, images: Tensor, labels: Tensor, classes: tuple[str, ...]
+    path: Path,
+    notes: Notes,
+    name: str,
+    images: Tensor,
+    labels: Tensor,
+    classes: tuple[str, ...],
+    shape: Sequence[int] = (),
 ) -> Dataset:
-    """A data set with the line that says what was read."""
+    """A data set with the line that says what was read; `shape` is of images that are not kept."""
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
-    summary = notes.summary(path, images.shape, classes, counts)
+    summary = notes.summary(path, shape or images.shape, classes, counts)
     return Dataset(name, images, labels, classes, summary)
 
 
@@ -213,96 +282,3 @@ def _without_images(folders: set[PurePosixPath], names: list[PurePosixPath]) -> 
     """The topmost folders below which no image lies."""
     filled = {PurePosixPath()}.union(*(name.parents for name in names))
     return sorted(folder for folder in folders - filled if folder.parent in filled)
-
-
-def _classes_and_labels(
-    path: Path,
-    listed: dict[PurePosixPath, int] | None,
-    orders: dict[PurePosixPath, bytes],
-    names: list[PurePosixPath],
-    notes: Notes,
-) -> tuple[tuple[str, ...], list[int]]:
-    """The classes, and that of each image: as dataset.json lists them, else the sub-folders."""
-    none: tuple[tuple[str, ...], list[int]] = (), [0] * len(names)
-    if listed:
-        labels = labels_of(f"{path}: {LABELS_FILE}", listed, names, notes)
-        notes.remarks.append(f"labels from {LABELS_FILE}")
-        classes = tuple(map(str, range(max(labels) + 1)))
-    elif listed is not None:
-        notes.remarks.append(f"{LABELS_FILE} has no labels")
-        return none
-    elif counts_thousands(names):
-        notes.remarks.append(f"folders that count thousands, but no labels in a {LABELS_FILE}")
-        return none
-    else:
-        classes, beside = _classes_of(path, names), names[0].parent.parent
-        if beside in orders and names[0].parent.parts:
-            classes = _in_order(path, classes, orders.pop(beside))
-            notes.remarks.append(f"their order from {CLASS_ORDER}")
-        labels = [classes.index(name.parent.name) for name in names]
-    return none if len(classes) == 1 else (classes, labels)
-
-
-def _classes_of(path: Path, names: list[PurePosixPath]) -> tuple[str, ...]:
-    """The folders that directly hold images; a single one (a zip's top folder) is no class."""
-    folders = {name.parent for name in names}
-    for folder in folders:
-        _check_name(path, folder)
-    if len({len(folder.parts) for folder in folders}) > 1:
-        raise UserError(f"{path} mixes images at several depths: put one sub-folder a class")
-    if len({folder.parent for folder in folders}) > 1:
-        raise UserError(f"{path} nests folders in folders: put one sub-folder a class")
-    classes = tuple(sorted((folder.name for folder in folders), key=natural_order))
-    alike = {unicodedata.normalize("NFC", name).strip().casefold() for name in classes}
-    if len(alike) < len(classes):
-        raise UserError(
-            f"{path} has class folders that differ by upper and lower case, outer blanks or the "
-            "spelling of accents alone"
-        )
-    return classes
-
-
-def _check_name(path: Path, folder: PurePosixPath) -> None:
-    """Refuse a class name that no one could type or that no file could hold."""
-    # Control characters, halves of a character (bytes that are no UTF-8), and U+FEFF.
-    letters = [c for c in folder.name if unicodedata.category(c) in ("Cc", "Cs") or c == "\ufeff"]
-    if letters:
-        raise UserError(
-            f"{path}: the name of class folder {printable(folder.name)!r} holds "
-            f"U+{ord(letters[0]):04X}, which is no character of a name: rename the folder"
-        )
-
-
-def natural_order(name: str) -> tuple[int, tuple[Any, ...], str]:
-    """A sort key that orders numbers by their value, alone and within a name: 2 before 10.
-
-    Names that are a number, with or without a sign, come before all others.
-    """
-    if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", name):
-        return 0, (Decimal(name),), name
-    parts = re.split(r"([0-9]+)", name)  # text and digits in turn, beginning with text
-    return 1, tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
-
-
-def _in_order(path: Path, classes: tuple[str, ...], content: bytes) -> tuple[str, ...]:
-    """Put class names into the order of `classes.txt`.
-
-    Raises:
-        UserError: it names other classes than there are folders.
-    """
-    try:
-        text = decode_text(content)
-    except TextError as error:
-        raise UserError(f"{path}: {CLASS_ORDER}: {error}") from None
-    # Folders that came from a Mac spell accents in another way than the text does.
-    spelled = {unicodedata.normalize("NFC", name).strip(): name for name in classes}
-    lines = (line.strip() for line in text.split("\n") if line.strip())
-    order = tuple(spelled.get(unicodedata.normalize("NFC", line), line) for line in lines)
-    if sorted(order) != sorted(classes):
-        different = sorted(set(order) ^ set(classes)) or sorted(order)
-        raise UserError(
-            f"{path}: {CLASS_ORDER} and the class folders differ in "
-            f"{printable(', '.join(different))}: it lists each folder once, in the order of the "
-            "labels"
-        )
-    return order

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from service.bundle import write_atomically
 
+_SMALL = 128  # pixels a side
+
 
 def from_pixels(pixels: Tensor) -> Tensor:
     """Map uint8 [N, C, H, W] to float32 in [-1, 1], laid out as channels_last."""
@@ -20,9 +22,10 @@ def to_pixels(images: Tensor) -> Tensor:
     return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def save_grid(path: Path, images: Tensor, columns: int = 10, scale: int = 2) -> None:
-    """Save uint8 [N, H, W, C] as one PNG, row by row, each pixel enlarged to scale x scale."""
+def save_grid(path: Path, images: Tensor, columns: int = 10) -> None:
+    """Save uint8 [N, H, W, C] as one PNG, row by row; pixels of small images as 2x2."""
     n, height, width, channels = images.shape
+    scale = 2 if height <= _SMALL else 1
     rows = -(-n // columns)
     sheet = np.zeros((rows * columns, height, width, channels), np.uint8)
     sheet[:n] = images.cpu().numpy()

@@ -14,6 +14,7 @@ from distill.evaluation.feature_extractor import FeatureExtractor
 from distill.evaluation.feature_stats import FeatureStats, checked_reference, compute_metrics
 from distill.evaluation.reference import Reference, bundled_reference
 from distill.networks import Denoiser
+from distill.networks.latent_space import LatentDecoder
 from distill.sampling import euler, few_step, heun
 from distill.training.distributed import DistributedContext
 from distill.training.precision import full_float32
@@ -52,11 +53,13 @@ def measure(
     metrics: Collection[str] = (),
     context: DistributedContext | None = None,
     pr_images: int | None = None,
+    decoder: LatentDecoder | None = None,
 ) -> dict[str, float]:
     """Draw images as `collect_feature_stats` does and return their metrics, in the first process.
 
     Args:
-        sampler, network, images, first_seed, batch, progress, context: see `collect_feature_stats`.
+        sampler, network, images, first_seed, batch, progress, context, decoder: see
+            `collect_feature_stats`.
         extractor: the feature extractor.
         reference: the real images; None takes the statistics that the extractor brings.
         metrics: those of `distill.evaluation.feature_stats.METRICS` wanted beside the distance.
@@ -69,8 +72,9 @@ def measure(
         extractor.name, reference or bundled_reference(extractor), metrics
     )
     stats = collect_feature_stats(
-        sampler, network, [extractor], images, first_seed, batch, progress, metrics, context
-    )
+        sampler, network, [extractor], images, first_seed, batch, progress, metrics, context,
+        decoder,
+    )  # fmt: skip
     return compute_metrics(stats[0], reference, metrics, pr_images) if stats else {}
 
 
@@ -85,6 +89,7 @@ def collect_feature_stats(
     progress: bool = False,
     metrics: Collection[str] = (),
     context: DistributedContext | None = None,
+    decoder: LatentDecoder | None = None,
 ) -> list[FeatureStats]:
     """Draw image i from seed first_seed + i and class i mod classes; let each extractor look.
 
@@ -103,6 +108,7 @@ def collect_feature_stats(
         metrics: what will be asked of the result.
         context: several processes each draw whole batches, one stretch of the seeds each: the
             same batches as one process, so the same images to the bit.
+        decoder: makes pixels of what a network of latents draws, on its device.
 
     Returns:
         What each extractor saw of all images; nothing in processes other than the first.
@@ -127,7 +133,8 @@ def collect_feature_stats(
         if config.label_dim:
             labels = one_hot(classes[start:stop], config.label_dim).to(device)
         with full_float32(network):
-            pixels = to_pixels(sampler(z.to(device), labels)).permute(0, 3, 1, 2)
+            drawn = sampler(z.to(device), labels)
+            pixels = (decoder or to_pixels)(drawn).permute(0, 3, 1, 2)
         for i, (extractor, with_class) in enumerate(zip(extractors, with_classes, strict=True)):
             extracted = extractor.extract(pixels, with_class or "is" in metrics)
             asked_for = classes[start:stop].numpy() if with_class else None

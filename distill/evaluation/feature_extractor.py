@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.evaluation.frechet import Array, Statistics
-from distill.networks import Denoiser
 from distill.training.precision import full_float32
 
 Floats = NDArray[np.float32]
@@ -93,12 +92,12 @@ class FeatureExtractor:
     reference: Statistics | None = None
     metadata: ExtractorMetadata | None = None
 
-    def check_fits(self, denoiser: Denoiser, classes: list[str]) -> None:
-        """Raise UserError unless `denoiser` draws what this network was trained on."""
+    def check_fits(self, shape: tuple[int, ...], classes: list[str]) -> None:
+        """Raise UserError unless images [C, H, W] are such as this network was trained on."""
         if self.metadata is None:
             return
-        config = denoiser.config
-        generated = (config.img_channels, config.img_resolution, classes or self.metadata.classes)
+        channels, height, _ = shape
+        generated = (channels, height, classes or self.metadata.classes)
         trained_on = (self.metadata.channels, self.metadata.resolution, self.metadata.classes)
         if generated != trained_on:
             raise UserError(

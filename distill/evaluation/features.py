@@ -7,7 +7,6 @@ from distill.evaluation import efficientnet
 from distill.evaluation.classifier import load_classifier
 from distill.evaluation.feature_extractor import FeatureExtractor
 from distill.evaluation.inception import load_inception
-from distill.networks import Denoiser
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -43,8 +42,8 @@ def load_extractor(name: str) -> FeatureExtractor:
     return load_classifier(path)
 
 
-def matching_extractor(denoiser: Denoiser, classes: list[str]) -> FeatureExtractor:
-    """The shipped classifier that knows what a network draws.
+def matching_extractor(shape: tuple[int, ...], classes: list[str]) -> FeatureExtractor:
+    """The shipped classifier that knows images [C, H, W] of these classes.
 
     Raises:
         UserError: none does.
@@ -52,7 +51,7 @@ def matching_extractor(denoiser: Denoiser, classes: list[str]) -> FeatureExtract
     for name in shipped_names():
         extractor = load_extractor(name)
         try:
-            extractor.check_fits(denoiser, classes)
+            extractor.check_fits(shape, classes)
         except UserError:
             continue
         return extractor

@@ -42,6 +42,9 @@ _USUAL, _OUTLIER = 0.99, 4
 _COMPARED = 64  # images; with an extractor more, for the distance
 _DISTANCE_IMAGES = 2000
 _LARGEST_BATCH, _ALONE = 32, 8  # both ends of the dynamic batch
+# Of large images fewer: each takes seconds, and memory for maps of its size.
+_PIXELS_COMPARED, _FEWEST_COMPARED = 2**18, 8
+_PIXELS_PER_BATCH, _SMALLEST_BATCH = 2**17, 2
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,13 @@ class ReferenceImages:
         inputs: of the graph, for all images.
         pixels: uint8 [N, H, W, C].
         extractor: the feature extractor for the distance; None: it is not measured.
+        batch: so many are drawn together.
     """
 
     inputs: dict[str, NDArray[Any]]
     pixels: Pixels
     extractor: FeatureExtractor | None
+    batch: int = _LARGEST_BATCH
 
 
 @torch.no_grad()
@@ -65,7 +70,12 @@ def draw_reference_images(
 ) -> ReferenceImages:
     """Draw what graphs are measured against; raises UserError if the network is not finite."""
     config = module.generator.config
-    count = _DISTANCE_IMAGES if extractor and bundled_reference(extractor) else _COMPARED
+    _, height, width = module.image_shape
+    compared = max(_FEWEST_COMPARED, _PIXELS_COMPARED // (height * width))
+    batch = max(_SMALLEST_BATCH, _PIXELS_PER_BATCH // (height * width))
+    batch = min(_LARGEST_BATCH, batch)
+    by_distance = extractor is not None and bundled_reference(extractor) is not None
+    count = _DISTANCE_IMAGES if by_distance else min(_COMPARED, compared)
     seeds = range(count)
     inputs: dict[str, NDArray[Any]] = {LATENTS: latents(seeds, config.latent_shape)}
     if config.label_dim:
@@ -73,13 +83,11 @@ def draw_reference_images(
     if not all(parameter.isfinite().all() for parameter in module.parameters()):
         raise UserError("the generator's weights are not finite: it cannot draw images")
     parts = []
-    for start in range(0, count, _LARGEST_BATCH):
-        stop = start + _LARGEST_BATCH
+    for start in range(0, count, batch):
+        stop = start + batch
         rows = [torch.from_numpy(value[start:stop]) for value in inputs.values()]
         parts.append(module(*rows).numpy())
-    return ReferenceImages(
-        inputs, np.concatenate(parts), extractor if count == _DISTANCE_IMAGES else None
-    )
+    return ReferenceImages(inputs, np.concatenate(parts), extractor if by_distance else None, batch)
 
 
 def validate(path: Path, expected: ReferenceImages) -> tuple[Graph, Pixels]:
@@ -100,8 +108,8 @@ def validate(path: Path, expected: ReferenceImages) -> tuple[Graph, Pixels]:
     count = len(expected.pixels)
     pixels = np.concatenate(
         [
-            draw(_rows(expected, start, start + _LARGEST_BATCH))
-            for start in range(0, count, _LARGEST_BATCH)
+            draw(_rows(expected, start, start + expected.batch))
+            for start in range(0, count, expected.batch)
         ]
     )
     alone = np.concatenate([draw(_rows(expected, row, row + 1)) for row in range(_ALONE)])

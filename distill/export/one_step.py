@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from distill.data.images import to_pixels
 from distill.networks import Denoiser
+from distill.networks.latent_space import LatentDecoder, image_shape
 from distill.sampling import few_step
 from distill.schedules import step_sigmas
 
@@ -19,23 +20,39 @@ class PixelGenerator(nn.Module):
         generator: the network.
         sigma_init: the first noise level that it knows.
         steps: in how many it draws; the later ones add the same noise again.
+        decoder: of a generator of latents.
     """
 
     one_hot: Tensor
 
-    def __init__(self, generator: Denoiser, sigma_init: float, steps: int = 1) -> None:
+    def __init__(
+        self,
+        generator: Denoiser,
+        sigma_init: float,
+        steps: int = 1,
+        decoder: LatentDecoder | None = None,
+    ) -> None:
         super().__init__()
         self.generator, self.sigma_init, self.steps = generator, sigma_init, steps
+        self.decoder = decoder
         self.register_buffer("one_hot", torch.eye(generator.config.label_dim))
 
     def images(self, latents: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """Map float32 [N, C, H, W] and int64 [N] to float32 [N, C, H, W], pixels in [-1, 1]."""
+        """Map float32 [N, C, H, W] and int64 [N] to what the generator draws, float32 [N, C, H, W].
+
+        That are pixels in [-1, 1], or an autoencoder's latents.
+        """
         labels = None if class_labels is None else self.one_hot[class_labels]
         return few_step(self.generator, latents, labels, self.sigma_init, self.steps)
 
     def forward(self, latents: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Map float32 [N, C, H, W] and int64 [N] to uint8 [N, H, W, C]."""
-        return to_pixels(self.images(latents, class_labels))
+        return (self.decoder or to_pixels)(self.images(latents, class_labels))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of an image."""
+        return image_shape(self.generator.config, self.decoder)
 
 
 class _Factors(NamedTuple):
@@ -55,14 +72,15 @@ class FoldedGenerator(nn.Module):
     (`RawNetwork.fold`); no logarithm, sine or augmentation is left. Several steps are computed one
     after the other, by the same weights.
 
-    The network computes in `dtype`; what is around it (EDM's preconditioning, the noise between
-    steps, the quantisation) stays float32, islands without which float16 would round whole levels.
+    The network and the decoder compute in `dtype`; what is around them (EDM's preconditioning, the
+    noise between steps, the quantisation) stays float32, islands without which float16 would round
+    whole levels.
 
     Args:
         generator: the network; it is copied.
         sigma_init: the first noise level that it knows.
         dtype: float32, float16 or bfloat16.
-        steps: see `PixelGenerator`.
+        steps, decoder: see `PixelGenerator`.
     """
 
     def __init__(
@@ -71,9 +89,11 @@ class FoldedGenerator(nn.Module):
         sigma_init: float,
         dtype: torch.dtype = torch.float32,
         steps: int = 1,
+        decoder: LatentDecoder | None = None,
     ) -> None:
         super().__init__()
         self.dtype = dtype
+        self.decoder = None if decoder is None else decoder.folded()
         self.unet = copy.deepcopy(generator.model).cpu().float().eval()
         self.classes = generator.config.label_dim
         self.steps: list[_Factors] = []
@@ -97,6 +117,10 @@ class FoldedGenerator(nn.Module):
             noise = latents * self.steps[number + 1].sigma
             noisy = raw.float() * step.out + (noisy * step.skip + noise)
         raw, last = self._draw(noisy, len(self.steps) - 1, class_labels), self.steps[-1]
+        if self.decoder is not None:
+            drawn = raw.float() * last.out + noisy * last.skip
+            levels = self.decoder(drawn.to(self.dtype)).float() * 255
+            return levels.clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
         # Pixels are to_pixels(skip x + out F): 127.5 goes into the factors.
         levels = raw.float() * (last.out * 127.5) + (noisy * (last.skip * 127.5) + 128)
         # TensorRT knows uint8 as an output only: the cast has to be the graph's last node.

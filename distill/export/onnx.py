@@ -17,6 +17,7 @@ from distill.export.cpu import cancel_transposes, rewrite_wide_layers, split_gro
 from distill.export.cuda import rewrite_for_cuda
 from distill.export.one_step import FoldedGenerator
 from distill.networks import Denoiser
+from distill.networks.latent_space import LatentDecoder
 from distill.training.precision import DTYPES
 from service.bundle import CLASS_LABELS, IMAGES, LATENTS, Precision, write_atomically
 
@@ -44,6 +45,7 @@ def export_onnx(
     cpu: bool = False,
     cuda: bool = False,
     steps: int = 1,
+    decoder: LatentDecoder | None = None,
 ) -> None:
     """Write the graph with a dynamic batch; checked, free of local paths.
 
@@ -54,13 +56,14 @@ def export_onnx(
         generator: the network.
         sigma_init: the first noise level that it knows.
         path: the file to write.
-        precision: in which the U-Net computes, written into the graph: engines obey, they do not
+        precision: in which the networks compute, written into the graph: engines obey, they do not
             choose.
         cpu: write it for processors (see `distill.export.cpu`); float32 only.
         cuda: write it for ONNX Runtime on NVIDIA GPUs (see `distill.export.cuda`); not bfloat16.
         steps: in how many it draws (`distill.sampling.few_step`), all of them in this one graph.
+        decoder: of a generator of latents: it stands behind the network in the graph.
     """
-    module = FoldedGenerator(generator, sigma_init, DTYPES[precision], steps).eval()
+    module = FoldedGenerator(generator, sigma_init, DTYPES[precision], steps, decoder).eval()
     inputs = example_inputs(generator, 2)
     if cpu:
         rewrite_wide_layers(module, *inputs)

@@ -9,19 +9,18 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from distill.checkpoints import load_network
 from distill.errors import UserError
 from distill.evaluation.feature_extractor import FeatureExtractor
 from distill.evaluation.features import matching_extractor
 from distill.evaluation.measurement import load_measurement
 from distill.export.gate import draw_reference_images, save_report, validate
+from distill.export.generator import Generator, load_generator
 from distill.export.one_step import PixelGenerator
 from distill.export.onnx import export_onnx
 from distill.export.tensorrt import require_group_norms_that_tensorrt_computes
 from distill.export.triton import DEFAULT_OPTIONS, TritonOptions, triton_config
 from distill.export.variety import check_variety
-from distill.licences import checked_licence
-from distill.networks import Denoiser
+from distill.licences import checked_licence, licence_of_both
 from distill.training.precision import full_float32
 from service.bundle import (
     BASELINE,
@@ -54,27 +53,8 @@ from service.bundle import (
 )
 from service.bundle.manifest import Name
 
-GOLDEN_IMAGES = 10
-
-
-def load_generator(file: Path) -> tuple[Denoiser, dict[str, Any]]:
-    """Read a network and its metadata; raise UserError unless it is a generator for a graph."""
-    network, metadata = load_network(file)
-    if metadata.get("role") != "generator":
-        raise UserError(
-            f"{file} is a {metadata.get('role')}: a generator is needed (sid-distill run)"
-        )
-    if latents := metadata.get("latents"):
-        raise UserError(
-            f"{file} draws latents of {latents['autoencoder']}, not images, and no decoder is "
-            "exported behind it yet: only generators of pixels can be"
-        )
-    if metadata.get("renoise", "same") != "same":
-        raise UserError(
-            f"{file} draws fresh noise between its steps, and a graph is given one noise: train it "
-            "with --renoise same"
-        )
-    return network, metadata
+# Their number, and what they may have together, but for the first two: the manifest holds them.
+GOLDEN_IMAGES, _GOLDEN_PIXELS = 10, 2**18
 
 
 @full_float32()
@@ -89,6 +69,7 @@ def publish(
     report: Path | None = None,
     triton: TritonOptions = DEFAULT_OPTIONS,
     sign_with: Path | None = None,
+    autoencoder: Path | None = None,
 ) -> Path:
     """Export a generator and write its bundle, whole or not at all.
 
@@ -111,6 +92,8 @@ def publish(
         report: where to save the validated images, as one PNG.
         triton: what Triton serves; the bundle holds the network in that precision too.
         sign_with: the private key (PEM) that signs the manifest; None: it is not signed.
+        autoencoder: whose decoder stands behind a generator of latents; None: the one that the
+            generator's file names.
 
     Returns:
         The bundle's folder.
@@ -129,13 +112,13 @@ def publish(
         TypeAdapter(Name).validate_python(name)
     except ValidationError:
         raise UserError(f"{name!r} cannot name a model: use a-z, 0-9, '.', '_', '-'") from None
-    generator, metadata = load_generator(generator_file)
-    inherited = metadata.get("licence", metadata.get("teacher_licence"))
-    licence = (
-        _licence(generator_file, metadata)
-        if licence is None
-        else checked_licence(licence, inherited)
-    )
+    generator = load_generator(generator_file, autoencoder)
+    metadata, module = generator.metadata, generator.module()
+    if licence is None:
+        licence = _licence(generator_file, generator)
+    else:
+        stated = metadata.get("licence", metadata.get("teacher_licence"))
+        licence = checked_licence(licence, licence_of_both(stated, generator.decoder_licence))
     quality = None if teacher_file is None else _quality(generator_file, teacher_file)
     folder = models / name
     models.mkdir(parents=True, exist_ok=True)
@@ -147,12 +130,10 @@ def publish(
     shutil.rmtree(staging, ignore_errors=True)
     try:
         inside = staging / str(version)
-        steps = metadata.get("steps", 1)
-        module = PixelGenerator(generator, metadata["sigma_init"], steps)
         _export_all(module, inside, {*precisions, triton.precision})
         if triton.tensorrt or triton.plan:
             require_group_norms_that_tensorrt_computes(inside / triton.source)
-        expected = draw_reference_images(module, _extractor(generator, metadata["classes"]))
+        expected = draw_reference_images(module, _extractor(module, metadata["classes"]))
         check_variety(module, metadata["classes"])
         validated = {path.name: validate(path, expected) for path in sorted(inside.iterdir())}
         if report is not None:
@@ -170,7 +151,7 @@ def publish(
             images=expected.pixels.shape[1:],
             classes=metadata["classes"],
             sigma_init=metadata["sigma_init"],
-            steps=steps,
+            steps=module.steps,
             files={f"{version}/{name}": sha256_file(inside / name) for name in graphs},
             graphs=graphs,
             licence=licence,
@@ -219,30 +200,34 @@ def _plan_graph(source: Graph, filename: str) -> Graph:
     return source.model_copy(update={"measured": measured})
 
 
-def _licence(generator_file: Path, metadata: Mapping[str, Any]) -> str:
-    licence = metadata.get("licence")
+def _licence(generator_file: Path, generator: Generator) -> str:
+    licence = generator.licence
     if licence is None:
+        unknown = str(generator_file)
+        if "licence" in generator.metadata and generator.decoder is not None:
+            unknown = f"the autoencoder {generator.decoder.space.autoencoder}"
         raise UserError(
-            f"the licence of {generator_file} is not known: say --licence, an SPDX identifier or a "
+            f"the licence of {unknown} is not known: say --licence, an SPDX identifier or a "
             "sentence, as its training images allow (CC-BY-4.0, say; LicenseRef-private for a "
             "model that nobody else may use)"
         )
-    return str(licence)
+    return licence
 
 
 def _export_all(module: PixelGenerator, folder: Path, precisions: Collection[Precision]) -> None:
-    drawing, steps = (module.generator, module.sigma_init), module.steps
-    export_onnx(*drawing, folder / BASELINE, steps=steps)
-    export_onnx(*drawing, folder / CPU, cpu=True, steps=steps)
+    drawing = module.generator, module.sigma_init
+    form: dict[str, Any] = {"steps": module.steps, "decoder": module.decoder}
+    export_onnx(*drawing, folder / BASELINE, **form)
+    export_onnx(*drawing, folder / CPU, cpu=True, **form)
     for name, precision in FILENAMES.items():
         if precision in precisions and precision != "float32":
-            export_onnx(*drawing, folder / name, precision, cuda=name == CUDA, steps=steps)
+            export_onnx(*drawing, folder / name, precision, cuda=name == CUDA, **form)
 
 
-def _extractor(generator: Denoiser, classes: list[str]) -> FeatureExtractor | None:
-    """The feature extractor that knows what a network draws, if one is shipped."""
+def _extractor(module: PixelGenerator, classes: list[str]) -> FeatureExtractor | None:
+    """The feature extractor that knows what a generator draws, if one is shipped."""
     try:
-        return matching_extractor(generator, classes)
+        return matching_extractor(module.image_shape, classes)
     except UserError:
         return None
 
@@ -340,7 +325,8 @@ def _quality(generator_file: Path, teacher_file: Path) -> Quality:
 def _golden(module: PixelGenerator) -> Golden:
     """Draw a few images, of as many classes as there are, by float32 torch."""
     config = module.generator.config
-    seeds = range(GOLDEN_IMAGES)
+    _, height, width = module.image_shape
+    seeds = range(min(GOLDEN_IMAGES, max(2, _GOLDEN_PIXELS // (height * width))))
     labels = [seed % config.label_dim if config.label_dim else None for seed in seeds]
     z = torch.from_numpy(latents(seeds, config.latent_shape))
     with torch.no_grad():

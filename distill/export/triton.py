@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from distill.export.triton_gpu import execution_accelerators, plan_optimization
-from service.bundle import BASELINE, IMAGES, PLAN, Input, Manifest
+from service.bundle import BASELINE, GPU_PIXELS, IMAGES, PLAN, Input, Manifest, batch_limit
 
-MAX_BATCH_SIZE = 32
+MAX_BATCH_SIZE = 32  # of images up to 128x128
 # Two batches at a time: on processors, with one thread each, that draws more than one batch on
 # two threads (docs/results/serving.md); on a GPU one copies while the other computes.
 INSTANCES, THREADS = 2, 1
@@ -58,8 +58,9 @@ def triton_config(
         manifest: of the bundle.
         graph: the file of the version's folder that Triton serves.
         tensorrt: have ONNX Runtime compute the graph by TensorRT where there is a GPU.
-        queue_requests: requests, of up to MAX_BATCH_SIZE images each, that may wait.
+        queue_requests: requests, of up to the largest batch each, that may wait.
     """
+    largest = max_batch_size(manifest.images)
     inputs = [_input(one) for one in manifest.inputs]
     warmup = [_warmup(one) for one in manifest.inputs]
     lines = [
@@ -67,7 +68,7 @@ def triton_config(
         f'name: "{manifest.name}"',
         f'backend: "{"tensorrt" if graph == PLAN else "onnxruntime"}"',
         *([] if graph == BASELINE else [f'default_model_filename: "{graph}"']),
-        f"max_batch_size: {MAX_BATCH_SIZE}",
+        f"max_batch_size: {largest}",
         f"version_policy {{ latest {{ num_versions: {VERSIONS} }} }}",
         "input [",
         ",\n".join(inputs),
@@ -81,28 +82,33 @@ def triton_config(
         "    allow_timeout_override: true  # a request may bring its own, which is shorter",
         "  }",
         "}",
-        *(_plan() if graph == PLAN else _onnx(manifest, graph, tensorrt)),
+        *(_plan(largest) if graph == PLAN else _onnx(manifest, graph, largest, tensorrt)),
     ]
-    for size in (1, MAX_BATCH_SIZE):  # ready means: memory for any batch is there
+    for size in sorted({1, largest}):  # ready means: memory for any batch is there
         lines += ["model_warmup {", f'  name: "{size}" batch_size: {size}', *warmup, "}"]
     return "\n".join([*lines, "response_cache { enable: false }", ""])
 
 
-def _onnx(manifest: Manifest, graph: str, tensorrt: bool) -> list[str]:
+def max_batch_size(images: Sequence[int]) -> int:
+    """The largest batch that Triton computes of images [H, W, C]: fewer of large ones."""
+    return batch_limit(MAX_BATCH_SIZE, images, GPU_PIXELS)
+
+
+def _onnx(manifest: Manifest, graph: str, largest: int, tensorrt: bool) -> list[str]:
     return [
         "# On every GPU there is, otherwise on the processors.",
         f"instance_group [ {{ kind: KIND_AUTO count: {INSTANCES} }} ]",
         "parameters {",
         f'  key: "intra_op_thread_count" value {{ string_value: "{THREADS}" }}',
         "}",
-        *execution_accelerators(manifest, graph, MAX_BATCH_SIZE, tensorrt=tensorrt),
+        *execution_accelerators(manifest, graph, largest, tensorrt=tensorrt),
     ]
 
 
-def _plan() -> list[str]:
+def _plan(largest: int) -> list[str]:
     return [
         f"instance_group [ {{ kind: KIND_GPU count: {INSTANCES} }} ]",
-        *plan_optimization(MAX_BATCH_SIZE),
+        *plan_optimization(largest),
     ]
 
 

@@ -51,7 +51,8 @@ def plan_optimization(max_batch_size: int) -> list[str]:
     For each up to what one gateway sends, and for what several gateways' batches add up to; a
     batch of another size is computed without one.
     """
-    sizes = [*range(1, TYPICAL_BATCH + 1), max_batch_size // 2, max_batch_size]
+    usual = range(1, min(TYPICAL_BATCH, max_batch_size) + 1)
+    sizes = dict.fromkeys([*usual, max_batch_size // 2 or 1, max_batch_size])
     return [
         "optimization { cuda {",
         "  graphs: true",
@@ -85,7 +86,7 @@ def _tensorrt_options(manifest: Manifest, graph: str, max_batch_size: int) -> di
         "trt_timing_cache_path": ENGINE_CACHE,
         # One profile for every size of batch; else each new size has it built again, for minutes.
         "trt_profile_min_shapes": profile_shapes(manifest, 1),
-        "trt_profile_opt_shapes": profile_shapes(manifest, TYPICAL_BATCH),
+        "trt_profile_opt_shapes": profile_shapes(manifest, min(TYPICAL_BATCH, max_batch_size)),
         "trt_profile_max_shapes": profile_shapes(manifest, max_batch_size),
     }
 

@@ -27,9 +27,12 @@ def check_variety(module: PixelGenerator, classes: list[str]) -> None:
         module: the generator with its pixels.
         classes: their names; empty without classes.
 
+    Of a generator of latents these are compared, which takes a fraction of the time; its decoder
+    decodes two of them.
+
     Raises:
         UserError: another seed gives the same image in some class, or another class the same
-            in all.
+            in all; or the decoder makes the same image of other latents.
     """
     config = module.generator.config
     z = torch.from_numpy(latents(range(2), config.latent_shape))
@@ -53,6 +56,14 @@ def check_variety(module: PixelGenerator, classes: list[str]) -> None:
             f"the generator draws the same image for all of its {count} classes: its training "
             "diverged or collapsed; publish an earlier one of its snapshots, or train again"
         )
+    if module.decoder is not None:
+        labels = torch.zeros(2, dtype=torch.int64) if count else None
+        one, other = module.decoder.levels(module.images(z, labels)).clamp(0, 255).nan_to_num(0)
+        if _difference(one, other) < _SAME_SEEDS:
+            raise UserError(
+                f"the autoencoder {module.decoder.space.autoencoder} makes the same image of "
+                "other latents: it is broken, or another one than the generator learned from"
+            )
 
 
 def _levels(module: PixelGenerator, z: Tensor, labels: Tensor | None) -> Tensor:

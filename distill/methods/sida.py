@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from distill.data.datasets import Dataset
+from distill.data.latents import TrainingData
 from distill.errors import UserError
 from distill.methods.adversarial import (
     MeanOver,
@@ -102,7 +102,7 @@ class Sida(Sid):
         self._sid_share: Tensor | None = None
         self._adversarial_share: Tensor | None = None
 
-    def check(self, teacher: Denoiser, dataset: Dataset | None) -> None:
+    def check(self, teacher: Denoiser, dataset: TrainingData | None) -> None:
         """See whether it can distil a teacher: the images, and the encoder that is to judge."""
         super().check(teacher, dataset)
         if self.config.adversarial and not teacher.model.discriminates:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from distill.data.augment import augment
-from distill.data.datasets import Dataset, one_hot
-from distill.data.images import from_pixels
+from distill.data.datasets import one_hot
+from distill.data.latents import TrainingData
 from distill.methods.losses import fake_score_loss
 from distill.methods.uncertainty import denoised_with_uncertainty, weighed_denoising_loss
 from distill.networks import Denoiser, NetworkLayout
@@ -29,14 +29,14 @@ class TeacherTraining(SingleNetworkTraining):
         self,
         network: NetworkLayout,
         config: TeacherConfig,
-        dataset: Dataset,
+        dataset: TrainingData,
         context: DistributedContext,
         compile_choice: CompileChoice = "auto",
     ) -> None:
         self.dataset = dataset
         torch.manual_seed(config.seed)
         super().__init__("teacher", Denoiser(network), config, context, compile_choice)
-        tensors = [dataset.images, dataset.labels]
+        tensors = [dataset.rows, dataset.labels]
         self.examples = Examples(tensors, config.images_per_call, context.device)
 
     def identity(self) -> dict[str, Any]:
@@ -50,8 +50,8 @@ class TeacherTraining(SingleNetworkTraining):
     def loss(self) -> Loss:
         """The denoising loss of the network's preconditioning."""
         config, device = self.config, self.context.device
-        pixels, classes = self.examples.batch
-        images = from_pixels(pixels)
+        rows, classes = self.examples.batch
+        images = self.dataset.to_images(rows)
         labels = one_hot(classes, len(self.dataset.classes)) if self.dataset.classes else None
         augmentation = None
         if config.augment:

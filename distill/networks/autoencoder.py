@@ -74,7 +74,8 @@ class LatentScale(NamedTuple):
 
 
 def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+    # Filled on the device: numbers copied from the host would have to wait for a CUDA card.
+    return torch.cat([like.new_full((1, 1, 1), value) for value in values])
 
 
 # Of all released latent networks of EDM2: raw latents of sd-vae-ft-mse have means of 5.81, 3.25,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill.checkpoints import sha256_of_weights
 from distill.data.augment import AUGMENT_DIM
-from distill.data.datasets import Dataset
+from distill.data.latents import TrainingData
 from distill.errors import UserError
 from distill.networks import Denoiser
 from distill.sampling import few_step, sample_inputs
@@ -68,7 +68,7 @@ class Distillation:
         context: DistributedContext,
         start: Denoiser | None = None,
         compile_choice: CompileChoice = "auto",
-        dataset: Dataset | None = None,
+        dataset: TrainingData | None = None,
     ) -> None:
         config = method.config
         method.check(teacher, dataset)
@@ -100,12 +100,12 @@ class Distillation:
 
         self._examples = None
         if self._dataset is not None:
-            tensors = [self._dataset.images, self._dataset.labels]
+            tensors = [self._dataset.rows, self._dataset.labels]
             self._examples = Examples(tensors, config.images_per_call, context.device)
         psi, theta, inputs = self.fake_score, self.generator, (config, context.device, frequencies)
         halves = {
             FAKE_SCORE_PHASE: HalfStep(
-                self.teacher, psi.call, theta.network, *inputs, self._examples
+                self.teacher, psi.call, theta.network, *inputs, self._examples, self._dataset
             ),
             GENERATOR_PHASE: HalfStep(self.teacher, psi.network, theta.call, *inputs),
         }
@@ -220,7 +220,7 @@ def _cumulated_frequencies(
     config: DistillationConfig,
     classes: int,
     device: torch.device,
-    dataset: Dataset | None = None,
+    dataset: TrainingData | None = None,
 ) -> Tensor | None:
     """See `HalfStep`; the frequencies are checked against a network that has `classes`.
 

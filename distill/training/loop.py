@@ -22,6 +22,7 @@ from distill.checkpoints import load_state, save_network, save_state
 from distill.data.images import save_grid, to_pixels
 from distill.errors import UserError, first_line
 from distill.networks import Denoiser
+from distill.networks.latent_space import LatentDecoder
 from distill.training.distributed import DistributedContext
 from distill.training.divergence import (
     Tally,
@@ -84,6 +85,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.
 # Settings that a state holds and that a resumed run may change, for it may be given another end.
 _END_RULES = {"stop_gain"}
 
+DECODED_SAMPLES = 100  # of a sheet: to decode one takes longer than to draw it
 IMAGES_CHECKED = 16  # before a checkpoint: of several seeds, and of two classes where there are
 
 
@@ -95,6 +97,7 @@ def train(
     progress: bool = True,
     origin: dict[str, Any] | None = None,
     early: EarlyEnd | None = None,
+    decoder: LatentDecoder | None = None,
 ) -> int:
     """Train until `config.total_images`, an earlier end, or until SIGINT or SIGTERM asks to stop.
 
@@ -120,6 +123,7 @@ def train(
         origin: what the run was started from, for those who analyse it: written to run.json, as
             all else only once the folder is ours and holds no other run.
         early: may bring the end forward, see there; it needs `evaluate`.
+        decoder: makes the pixels of samples/ of what a network of latents draws.
 
     Returns:
         Images seen, less than `training.end` when asked to stop.
@@ -129,11 +133,11 @@ def train(
             process trains in it, or the training diverges.
     """
     if not training.context.is_main:
-        return _train(training, folder, metadata, evaluate, False, None, early)
+        return _train(training, folder, metadata, evaluate, False, None, early, decoder)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         try:
-            return _train(training, folder, metadata, evaluate, progress, origin, early)
+            return _train(training, folder, metadata, evaluate, progress, origin, early, decoder)
         except OSError as error:
             if error.errno and error.filename is None:  # of a curve: write() names no file
                 raise OSError(error.errno, error.strerror, str(folder)) from error
@@ -148,6 +152,7 @@ def _train(
     progress: bool,
     origin: dict[str, Any] | None,
     early: EarlyEnd | None,
+    decoder: LatentDecoder | None,
 ) -> int:
     config, context = training.config, training.context
     settings = _settings(training)
@@ -208,14 +213,16 @@ def _train(
         nonlocal measured_at
         measured_at = seen
         kimg = f"{seen / 1000:09.1f}"
-        weights, images = full_state_dict(training.ema), training.samples()
+        weights = full_state_dict(training.ema)
+        images = training.samples(None if decoder is None else DECODED_SAMPLES)
         stop_if(diagnose_images(images))
         measured = {} if evaluate is None else evaluate(training.ema)
         if not context.is_main:
             return
         header = metadata | {"images_seen": seen}
         save_network(folder / "snapshots" / f"{kimg}.safetensors", training.ema, header, weights)
-        save_grid(folder / "samples" / f"{kimg}.png", to_pixels(images))
+        pixels = to_pixels(images) if decoder is None else decoder.to(images.device)(images)
+        save_grid(folder / "samples" / f"{kimg}.png", pixels)
         if measured:
             for name, value in measured.items():
                 if isinstance(value, float):

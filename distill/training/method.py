@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from distill.data.augment import augment
-from distill.data.datasets import Dataset, one_hot
-from distill.data.images import from_pixels
+from distill.data.datasets import one_hot
+from distill.data.latents import TrainingData
 from distill.errors import UserError
 from distill.networks import Denoiser
 from distill.sampling import step_mixture
@@ -53,6 +53,7 @@ class HalfStep:
         cumulated_frequencies: how often a class up to each is drawn, float64 [classes], the last
             1; None: all alike.
         examples: the data set of a method that needs real images, see `real`; None: there is none.
+        dataset: what the examples are of.
     """
 
     teacher: Denoiser
@@ -62,23 +63,26 @@ class HalfStep:
     device: torch.device
     cumulated_frequencies: Tensor | None
     examples: Examples | None = None
+    dataset: TrainingData | None = None
 
     @property
     def real(self) -> RealImages:
         """Real images of this micro-batch, drawn at random: those of a method that needs them.
 
+        Of a data set of latents they are drawn from these at each call, by torch's random stream.
         They are there in the fake score's half alone.
 
         Raises:
             ValueError: there are none.
         """
-        if self.examples is None:
+        if self.examples is None or self.dataset is None:
             raise ValueError(
                 "no real images here: `needs_images`, and the fake score's half, alone"
             )
-        pixels, classes = self.examples.batch
+        rows, classes = self.examples.batch
         count = self.teacher.config.label_dim
-        return RealImages(from_pixels(pixels), one_hot(classes, count) if count else None)
+        images = self.dataset.to_images(rows)
+        return RealImages(images, one_hot(classes, count) if count else None)
 
     def draw_latents(self) -> Tensor:
         """Fresh latents of one micro-batch [N, C, H, W]."""
@@ -146,7 +150,7 @@ class Method(ABC):
     def __init__(self, config: DistillationConfig) -> None:
         self.config = config
 
-    def check(self, teacher: Denoiser, dataset: Dataset | None) -> None:
+    def check(self, teacher: Denoiser, dataset: TrainingData | None) -> None:
         """See whether it can distil a teacher, with these real images or without any.
 
         Raises:
@@ -160,7 +164,7 @@ class Method(ABC):
                 "a method that needs the teacher alone, such as sid"
             )
         network = teacher.config
-        shape = tuple(dataset.images.shape[1:])
+        shape = dataset.shape
         if shape != network.latent_shape:
             raise UserError(
                 f"the images of {dataset.name} have {_shape(shape)}, those of the teacher "

@@ -8,6 +8,7 @@ from typing import Any, cast
 from service.bulk.errors import BulkError, PostponedError
 from service.bulk.plan import Drawn, Piece
 from service.bulk.window import Window
+from service.bundle import PROCESSOR_PIXELS, batch_limit
 from service.client import (
     AnswerError,
     AsyncClient,
@@ -39,8 +40,6 @@ class ServerSource:
         inputs: labels and vectors of the model that all images have.
     """
 
-    piece = _PIECE
-
     def __init__(
         self,
         client: AsyncClient,
@@ -54,7 +53,8 @@ class ServerSource:
         self.inputs = inputs
         self._client, self._patient = client, patient
         self._form = cast(Form, form)
-        self._most = _PIECE if form == "png" else 1  # a .zip holds PNG files only
+        self.piece = batch_limit(_PIECE, [card.resolution] * 2, PROCESSOR_PIXELS)
+        self._most = self.piece if form == "png" else 1  # a .zip holds PNG files only
         self._window = Window()
         self._heard = monotonic()
 

@@ -50,6 +50,7 @@ from service.bundle.signature import (
     load_private_key,
     load_trusted_keys,
 )
+from service.bundle.sizes import GPU_PIXELS, PROCESSOR_PIXELS, batch_limit
 from service.bundle.triton import CONFIG_NAME, triton_graph
 from service.bundle.validation import first_error
 
@@ -60,10 +61,12 @@ __all__ = [
     "CPU",
     "CUDA",
     "FILENAMES",
+    "GPU_PIXELS",
     "IMAGES",
     "LATENTS",
     "MANIFEST_NAME",
     "PLAN",
+    "PROCESSOR_PIXELS",
     "SEED_CONTRACT",
     "SEED_MAX",
     "SIGNATURE_NAME",
@@ -90,6 +93,7 @@ __all__ = [
     "Value",
     "VectorInput",
     "add_to_zip",
+    "batch_limit",
     "check_seed",
     "describe_signature",
     "first_error",

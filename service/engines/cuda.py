@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import structlog
 
-from service.bundle import BASELINE, CUDA, sha256_file
+from service.bundle import BASELINE, CUDA, GPU_PIXELS, sha256_file
 from service.engines import EngineError, Images, Inputs
 from service.engines.embedded import Run
 from service.engines.onnx import SILENT, OnnxEngine, first_line
@@ -71,6 +71,7 @@ class CudaEngine(OnnxEngine):
     name = "onnxruntime-cuda"
     reads: ClassVar[Sequence[str]] = (BASELINE, CUDA, "model.float16.onnx")
     largest_batch: ClassVar[int] = 64
+    pixels: ClassVar[int] = GPU_PIXELS
     recordable: ClassVar[Sequence[str]] = _RECORDABLE
     device: ClassVar[Device] = Device(
         "cuda",

@@ -5,7 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from service.bundle import FILENAMES, Bundle, Manifest, Precision
+from service.bundle import (
+    FILENAMES,
+    PROCESSOR_PIXELS,
+    Bundle,
+    Manifest,
+    Precision,
+    batch_limit,
+)
 from service.engines import EngineError, Images, Inputs, Prepared
 from service.engines.threads import DaemonThreads
 
@@ -30,8 +37,9 @@ class EmbeddedEngine:
 
     Attributes:
         reads: the graphs it can compute, of each precision the best first.
-        largest_batch: the largest batch that it gains from: its `max_batch_size` if none is asked
-            for.
+        largest_batch: the largest batch that it gains from, of small images: its `max_batch_size`
+            if none is asked for.
+        pixels: those of its largest batch, of large images.
 
     Args:
         bundle: a verified bundle.
@@ -48,6 +56,7 @@ class EmbeddedEngine:
     version: str
     reads: ClassVar[Sequence[str]]
     largest_batch: ClassVar[int] = 8  # more only wait longer on processors (docs/notebook.md)
+    pixels: ClassVar[int] = PROCESSOR_PIXELS
 
     def __init__(
         self,
@@ -69,14 +78,16 @@ class EmbeddedEngine:
         self.precision = precision
         self.version = ""
         self.concurrency = concurrency
-        self.max_batch_size = max_batch_size or self._largest_batch()
+        self.max_batch_size = max_batch_size or batch_limit(
+            self._largest_batch(), bundle.manifest.image_shape, self.pixels
+        )
         self._bundle = bundle
         self._threads = threads
         self._session: Any = None
         self._workers: DaemonThreads | None = None
 
     def _largest_batch(self) -> int:
-        """The largest batch that it gains from, of its graph."""
+        """The largest batch that it gains from, of its graph and of small images."""
         return self.largest_batch
 
     @classmethod

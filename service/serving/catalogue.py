@@ -16,6 +16,7 @@ from service.serving.served_model import ServedModel
 from service.settings import Settings
 
 _LINGER_SECONDS = 1.0
+_PROBE_SECONDS = 2.0  # that a probe waits for a canary: below what platforms wait for a probe
 
 
 class UnknownModelError(RefusedError, LookupError):
@@ -198,10 +199,14 @@ class Catalogue:
 
         Probes that arrive together share one check, and those that follow at once are content
         with its good end, so that probing neither piles up work nor takes the engine's time.
+        Where an image takes seconds no probe waits for it: meanwhile the models fail that are down.
         """
         if self._check is None or self._check.done():
             self._check = asyncio.create_task(self._check_all())
-        return await asyncio.shield(self._check)
+        if (await asyncio.wait([self._check], timeout=_PROBE_SECONDS))[0]:
+            return self._check.result()
+        down = {name: model.supervisor.down for name, model in self.models.items()}
+        return {name: why for name, why in down.items() if why is not None}
 
     async def abort(self) -> None:
         """End all work that is still accepted, unfinished, with ClosedError."""

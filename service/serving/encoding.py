@@ -37,6 +37,9 @@ them."""
 
 Pixels = npt.NDArray[np.uint8]
 
+# Bytes of pixels up to which a JPEG file surely fits into Pillow's buffer, 64 KiB. With optimised
+# tables it has to: Pillow fails on larger files, such as noise of 512x512 pixels makes.
+_JPEG_OPTIMISED_UP_TO = 32_768
 # Deflate is nearly all of the time of a PNG file: without it 28x28 grey takes 5 us and not 42,
 # 64x64 RGB 14 and not 220, for a tenth to a third more bytes. Below this size those arrive no
 # later: a TCP connection sends its first ten segments, 14 kB, without waiting.
@@ -115,7 +118,8 @@ def _encode_webp(pixels: Pixels) -> bytes:
 def _encode_jpeg(pixels: Pixels) -> bytes:
     # Colour at half resolution, the default, is visible in small images. Optimised Huffman
     # tables take a tenth to a fifth off the bytes of small images for 10 to 80 us.
-    return _encode_with_pillow(pixels, "JPEG", quality=95, subsampling=0, optimize=True)
+    small = pixels.size <= _JPEG_OPTIMISED_UP_TO
+    return _encode_with_pillow(pixels, "JPEG", quality=95, subsampling=0, optimize=small)
 
 
 def _encode_with_pillow(pixels: Pixels, form: str, **options: Any) -> bytes:

@@ -10,7 +10,7 @@ from time import monotonic
 
 import structlog
 
-from service.bundle import Bundle, Precision
+from service.bundle import GPU_PIXELS, Bundle, Precision, batch_limit
 from service.engines import Engine, EngineError, Images, Prepared
 from service.engines.cuda import CudaEngine
 from service.engines.embedded import EmbeddedEngine
@@ -21,6 +21,7 @@ from service.serving.canary import Canary
 from service.serving.encoding import PIXELS
 from service.serving.jobs import resolve_jobs
 from service.serving.pipeline import graph_inputs
+from service.serving.supervision import default_seconds
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -77,7 +78,8 @@ def _over_triton(bundle: Bundle, settings: Settings) -> Engine:
     engine = TritonEngine(
         bundle,
         addresses=settings.triton_addresses,
-        max_batch_size=settings.max_batch_size or TritonEngine.largest_batch,
+        max_batch_size=settings.max_batch_size
+        or batch_limit(TritonEngine.largest_batch, bundle.manifest.image_shape, GPU_PIXELS),
         concurrency=settings.batches_at_a_time("triton"),
     )
     if settings.precision not in (None, "any", engine.precision):
@@ -138,15 +140,16 @@ async def _images_per_second(engine: Engine, bundle: Bundle, settings: Settings)
         EngineError: it does not open, compute or answer, or draws another image.
     """
     manifest, size = bundle.manifest, engine.max_batch_size
+    seconds = settings.engine_seconds or default_seconds(manifest)
     jobs = resolve_jobs(manifest, None, 0, size, PIXELS)
     batch = Prepared(await asyncio.to_thread(graph_inputs, jobs, manifest))
 
     async def draw(prepare: Callable[[], Prepared]) -> Images:
         try:
-            async with asyncio.timeout(settings.engine_seconds):
+            async with asyncio.timeout(seconds):
                 return await engine.generate(prepare, lambda images: images)
         except TimeoutError:
-            reason = f"no answer in {settings.engine_seconds:g} s"
+            reason = f"no answer in {seconds:g} s"
             raise EngineError(f"{manifest.name}: {reason}") from None
 
     await engine.open()

@@ -61,7 +61,8 @@ class ServedModel:
         bundle: what is served.
         engine: what computes it.
         queue_size: images that may wait.
-        engine_seconds: how long a batch may take before the engine counts as hanging.
+        engine_seconds: how long a batch may take before the engine counts as hanging; None: as
+            `Supervisor` finds.
         metrics: where this model's figures go.
         provenance: whether PNG files say what drew them.
     """
@@ -72,7 +73,7 @@ class ServedModel:
         engine: Engine,
         *,
         queue_size: int,
-        engine_seconds: float,
+        engine_seconds: float | None,
         metrics: ModelMetrics,
         provenance: bool,
     ) -> None:

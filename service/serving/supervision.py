@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import structlog
 
-from service.bundle import Bundle
+from service.bundle import Bundle, Manifest
 from service.engines import (
     Engine,
     EngineBusyError,
@@ -31,7 +31,16 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 0.5  # seconds between two attempts to resta
 _SUSPICIOUS_SECONDS = 1.0
 # How long a good canary may count: a second, or ten times what it took, so that whoever asks
 # without end (readiness needs no key) takes a tenth of the engine's time at most.
-_REMEMBERED_SECONDS, _REMEMBERED_TIMES, _REMEMBERED_LONGEST = 1.0, 10.0, 30.0
+_REMEMBERED_SECONDS, _REMEMBERED_TIMES, _REMEMBERED_LONGEST = 1.0, 10.0, 300.0
+# How long a batch may take where nobody has said: of images of up to so many pixels.
+_SECONDS, _PIXELS = 30.0, 128 * 128
+_SLOWER = 10  # times what the canary took: others compute beside a batch
+
+
+def default_seconds(manifest: Manifest) -> float:
+    """How long a batch may take before it is known how long the canary takes: longer if larger."""
+    height, width, _ = manifest.image_shape
+    return _SECONDS * max(1.0, height * width / _PIXELS)
 
 
 class Supervisor:
@@ -46,9 +55,14 @@ class Supervisor:
     Args:
         engine: the engine.
         bundle: what it serves; its first golden image is the canary.
-        seconds: how long one batch may take.
+        seconds: how long one batch may take; None: half a minute, or a multiple of what the canary
+            takes, for a network of seconds an image.
         on_change: called with True when the engine is up, with False when it is down.
         on_canary: called for each canary image, with whether it was right.
+
+    Attributes:
+        seconds: how long one batch may take.
+        down: why the engine is down, while it is.
     """
 
     def __init__(
@@ -56,14 +70,15 @@ class Supervisor:
         engine: Engine,
         bundle: Bundle,
         *,
-        seconds: float,
+        seconds: float | None,
         on_change: Callable[[bool], None],
         on_canary: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._engine = engine
         self._bundle = bundle
         self._canary = Canary(bundle, engine.filename)
-        self._seconds = seconds
+        self._is_told = seconds is not None
+        self.seconds = seconds or default_seconds(bundle.manifest)
         self._on_change = on_change
         self._on_canary = on_canary
         self._good_until = -inf  # of the clock: the latest canary counts till then
@@ -71,7 +86,7 @@ class Supervisor:
         self._restarts = 0
         self._closed = False
         self._lost_since: float | None = None
-        self.down: str | None = None  # why, while it is down
+        self.down: str | None = None
 
     async def open(self) -> None:
         """Open the engine and draw the canary image, which warms it up.
@@ -82,8 +97,12 @@ class Supervisor:
             EngineError: the graph cannot be served at all.
         """
         await self._engine.open()
+        started = monotonic()
         with contextlib.suppress(EngineError):
             await self.check()
+            if not self._is_told:
+                batch = _SLOWER * (monotonic() - started) * self._engine.max_batch_size
+                self.seconds = min(self.seconds, max(_SECONDS, batch))
             self._on_change(True)
         self._good_until = -inf  # it warmed up, so the time that it took says nothing
 
@@ -160,10 +179,10 @@ class Supervisor:
     ) -> T:
         restarts = self._restarts
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self.seconds):
                 return await self._engine.generate(prepare, finish, deadline)
         except TimeoutError:
-            reason = f"{self._name}: {self._engine.name} gave no answer in {self._seconds:g} s"
+            reason = f"{self._name}: {self._engine.name} gave no answer in {self.seconds:g} s"
             if restarts == self._restarts:  # else it was left behind by a restart: old news
                 self._fail(reason)
             raise EngineError(reason) from None

@@ -12,8 +12,9 @@ from distill.export.gate import draw_reference_images, validate
 from distill.export.one_step import PixelGenerator
 from distill.export.onnx import export_onnx
 from distill.networks import Denoiser, read_config
-from service.bundle import BASELINE, CUDA
+from service.bundle import BASELINE, CUDA, load_bundle
 from tests.distill.tiny_recipe import tiny_recipe
+from tests.latents import write_autoencoder
 from tests.reference_numbers import FIXTURES
 
 SHAPE = {
@@ -89,18 +90,26 @@ def test_its_graph_passes_the_gate(tmp_path, name):
     assert graph.measured.difference <= (2 if cuda else 1)
 
 
-def test_a_teacher_of_latents_is_distilled_and_its_student_says_whose_they_are(tmp_path):
+@pytest.mark.slow
+def test_a_teacher_of_latents_is_distilled_and_published_with_its_decoder(tmp_path):
     recipe = tmp_path / "latents.toml"
     shape = {"img_resolution": 16, "img_channels": 4, "label_dim": 10}
     sid = {"total_images": 2, "batch": 2, "sigma_init": 2.5}
     recipe.write_text(tiny_recipe(SHAPE | shape | {"attn_resolutions": [8]}, sid=sid))
-    teacher = FIXTURES / "edm2.pkl"
+    teacher, models = FIXTURES / "edm2.pkl", tmp_path / "models"
+    autoencoder = write_autoencoder(tmp_path / "vae.safetensors", factor=2, licence="MIT")
     options = ("--features", "none", "--out", tmp_path, "--device", "cpu")
-    sid_distill("run", "--recipe", recipe, "--teacher", teacher, *options)
+    run = ("run", "--recipe", recipe, "--teacher", teacher, *options)
+    with pytest.raises(UserError, match="latents of stabilityai/sd-vae-ft-mse"):
+        sid_distill(*run)
+    sid_distill(*run, "--autoencoder", autoencoder)
     generator = tmp_path / "network.safetensors"
     network, metadata = load_network(generator)
     assert network.config == load_network(teacher)[0].config.for_drawing()
     assert metadata["licence"] == "CC-BY-NC-SA-4.0"
     assert metadata["latents"]["autoencoder"] == "stabilityai/sd-vae-ft-mse"
-    with pytest.raises(UserError, match="draws latents of stabilityai/sd-vae-ft-mse, not images"):
-        sid_distill("publish", generator, "--name", "x", "--models", tmp_path / "models")
+    assert metadata["latents"]["file"] == str(autoencoder)
+    sid_distill("publish", generator, "--name", "x", "--models", models)
+    manifest = load_bundle(models / "x").manifest
+    assert (manifest.latent_shape, manifest.image_shape) == ((4, 16, 16), (32, 32, 3))
+    assert manifest.licence == "CC-BY-NC-SA-4.0"

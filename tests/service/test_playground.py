@@ -129,6 +129,16 @@ def test_it_opens_on_images_and_says_what_they_took(page, url):
     assert_staged(page, drawn(url, model="tiny", seed=OPENING_SEED))
 
 
+def test_the_images_of_a_network_of_latents_are_shown_as_its_decoder_makes_them(
+    page, latent_models, tmp_path
+):
+    with serving(latent_models, log=tmp_path / "log") as (_, url):
+        opened(page, url, "?model=latent")
+        expect(page.locator("#tiles img")).to_have_count(24)
+        assert_staged(page, drawn(url, model="latent", seed=OPENING_SEED))
+        assert page.locator("#stage-image").evaluate("image => image.naturalWidth") == 64
+
+
 def test_class_seed_and_model_are_picked_and_stand_in_the_address(page, url):
     opened(page, url)
     page.select_option("#model", "tiny")

@@ -7,7 +7,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from distill.cli import app
-from distill.data.datasets import load_dataset, natural_order
+from distill.data.classes import natural_order
+from distill.data.datasets import load_dataset
 from tests.bundles import write_bundle
 
 

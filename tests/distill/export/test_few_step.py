@@ -12,9 +12,10 @@ from distill.checkpoints import save_network
 from distill.errors import UserError
 from distill.export.cuda_twin import expand_nodes
 from distill.export.gate import draw_reference_images, validate
+from distill.export.generator import load_generator
 from distill.export.one_step import FoldedGenerator, PixelGenerator
 from distill.export.onnx import example_inputs
-from distill.export.publish import load_generator, publish
+from distill.export.publish import publish
 from distill.schedules import step_sigmas
 from service.bundle import latents, load_bundle
 from service.client import Client

@@ -10,8 +10,7 @@ import distill
 from distill.errors import UserError
 from distill.export import gate
 from distill.export.gate import TOLERANCES, draw_reference_images, validate
-from distill.export.one_step import PixelGenerator
-from distill.export.publish import load_generator
+from distill.export.generator import load_generator
 from service.bundle import FILENAMES, Graph, load_bundle
 
 SHIPPED = Path(distill.__file__).parents[1] / "models" / "fashion"
@@ -21,8 +20,7 @@ SHIPPED = Path(distill.__file__).parents[1] / "models" / "fashion"
 def expected():
     """The shipped model's first 64 images; without the distance, which takes 2,000."""
     file = Path(distill.__file__).parent / "pretrained" / "fashion-generator.safetensors"
-    generator, metadata = load_generator(file)
-    return draw_reference_images(PixelGenerator(generator, metadata["sigma_init"]), None)
+    return draw_reference_images(load_generator(file).module(), None)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from service.bundle import BundleError, load_bundle
 from service.bundle.signature import fingerprint
 from service.settings import Settings
 from tests.distill.tiny_recipe import tiny_recipe
+from tests.latents import write_autoencoder
 from tests.reference_numbers import FIXTURES
 from tests.service.client import Client
 
@@ -81,6 +82,7 @@ def publish_toy(graphs, tmp_path, monkeypatch):
 
     def publish(network, *options):
         _, metadata = load_network(network)
+        metadata.pop("latents", None)  # the toy draws pixels
         save_network(network, toy(), metadata)
         said = sid_distill(
             "publish", network, "--name", "toy", "--models", tmp_path / "models", *options
@@ -107,7 +109,12 @@ def test_what_a_shipped_recipe_has_distilled_is_published(tmp_path, publish_toy,
             (tmp_path / "images" / name).mkdir(parents=True)
             Image.new("L", (8, 8), 10 * ord(name) % 256).save(tmp_path / "images" / name / "0.png")
         options += ["--data", tmp_path / "images"]
-    generator = distil(tmp_path, *options)
+    latents = {}
+    if load_recipe(recipe).autoencoder:
+        autoencoder = write_autoencoder(tmp_path / "a.safetensors", latent_channels=1, factor=2)
+        latents = {"latents": {"autoencoder": "a", "scale": [1.0], "bias": [0.0]}}
+        options += ["--autoencoder", autoencoder]
+    generator = distil(tmp_path, *options, **latents)
     manifest, _ = publish_toy(generator, "--licence", "MIT")
     assert manifest.training["recipe"] == recipe
     assert manifest.training.get("generator_betas") == {"ffhq64": "[0.9, 0.999]"}.get(recipe)
@@ -129,6 +136,7 @@ def test_what_was_distilled_with_every_option_of_run_is_published(tmp_path, publ
         "--generator",
         "--reference",
         "--data",
+        "--autoencoder",
         "--background",
         "--shard",
         "--no-cuda-graph",

@@ -8,6 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill.data.datasets import Dataset
+from distill.errors import UserError
+from distill.methods.reconstruction import ReconstructionConfig, train_autoencoder
 from distill.networks.autoencoder import (
     EDM2_SCALE,
     AutoencoderLayout,
@@ -51,6 +54,30 @@ def test_the_scale_of_edm2_is_that_of_its_files_and_goes_back(case):
     latents = draw_latents(case["moments"], case["noise"], EDM2_SCALE)
     torch.testing.assert_close(latents, case["latents_from_moments"], rtol=0, atol=1e-5)
     torch.testing.assert_close(EDM2_SCALE.to_latents(EDM2_SCALE.to_raw(latents)), latents)
+
+
+@pytest.mark.slow
+def test_a_small_one_learns_to_bring_images_back():
+    generator = torch.Generator().manual_seed(0)
+    colours = torch.randint(256, (32, 3, 2, 2), dtype=torch.uint8, generator=generator)
+    images = colours.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3).contiguous()
+    dataset = Dataset("colours", images, torch.zeros(32, dtype=torch.int64), ())
+    layout = AutoencoderLayout(latent_channels=3, widths=(8, 16), blocks=1, groups=4)
+    device = torch.device("cpu")
+
+    def train(count):
+        config = ReconstructionConfig(count, batch=16, lr=3e-3)
+        return train_autoencoder(dataset, layout, config, device, progress=False)
+
+    (decoder, encoder), error = train(6000)
+    assert error < train(160)[1] / 2
+    with torch.no_grad():
+        mean, _ = encoder(images.float() / 255).chunk(2, dim=1)
+        again = decoded_pixels(decoder(mean)).int()
+    assert (again - images.int()).abs().float().mean() < error + 5
+    layout = layout.model_copy(update={"widths": (8, 8, 8, 8, 8)})
+    with pytest.raises(UserError, match="images of 8x8 pixels cannot become latents of one place"):
+        train(16)
 
 
 def test_stable_diffusions_size_and_cost():

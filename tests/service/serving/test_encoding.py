@@ -138,6 +138,13 @@ def test_a_jpeg_is_close_to_the_pixels(shape):
     assert np.abs(seen.astype(int) - pixels).max() <= 12
 
 
+@pytest.mark.parametrize("side", [104, 105, 512])
+def test_a_jpeg_of_pure_noise_is_one_too(side):
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    image, _ = open_with_pillow(encode(pixels, JPEG))
+    assert image.size == (side, side)
+
+
 def test_a_jpeg_keeps_colour_at_full_resolution():
     pixels = np.zeros((32, 32, 3), np.uint8)
     pixels[:, ::2, 0] = pixels[:, 1::2, 2] = 200  # red and blue lines, one pixel wide
