@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,6 +35,7 @@ from distill.commands.options import (
     report,
     with_precision,
 )
+from distill.commands.start import read_start, with_fitting_level
 from distill.commands.stopping import StopOption, early_end, with_stop
 from distill.errors import UserError
 from distill.training.allocator import keep_freed_memory
@@ -43,9 +44,7 @@ if TYPE_CHECKING:
     from distill.data.latents import TrainingData
     from distill.networks import Denoiser, NetworkLayout
     from distill.networks.latent_space import LatentDecoder
-    from distill.training.distributed import DistributedContext
     from distill.training.method import Method
-    from distill.training_config import DistillationConfig
 
 
 def run(
@@ -188,7 +187,7 @@ def run(
     decoder, _ = load_decoder(teacher, network.config, origin, autoencoder)
     if decoder is not None:
         origin["latents"] = decoder.space.model_dump(exclude_none=True)
-    start = None if generator is None else _start(generator, network, origin, sigma_init)
+    start = None if generator is None else read_start(generator, network, origin, sigma_init)
     if start is not None:
         sigma_init = start.sigma_init
     given = override(
@@ -238,7 +237,7 @@ def run(
         config = with_stop(config, stop, extractor_name, out, context)
         early = early_end(config, out)
         if not fixed:
-            config = _with_fitting_level(config, network, out, started_from, context)
+            config = with_fitting_level(config, network, out, started_from, context)
         unsaid = {"betas", "checkpoint_every"}
         if config.steps == 1:  # a file that says nothing of steps has one
             unsaid |= {"steps", "renoise"}
@@ -336,62 +335,6 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-class _Start(NamedTuple):
-    file: Path
-    network: "Denoiser"
-    sigma_init: float
-    steps: int
-    described: str
-    licence: str | None
-
-    def check_steps(self, steps: int) -> None:
-        """Refuse a start in other steps than the run's, whose levels it has never seen.
-
-        A generator of one step may start one of several: it knows the first level, and of the
-        others what its teacher knew.
-        """
-        if self.steps not in (1, steps):
-            raise UserError(
-                f"{self.file} draws in {self.steps} steps, this run in {steps}: say --steps "
-                f"{self.steps}, or start from a generator of one step"
-            )
-
-
-def _start(
-    file: Path, teacher: "Denoiser", origin: dict[str, Any], sigma_init: float | None
-) -> _Start:
-    """Read the network in which a generator starts, and check that it fits."""
-    from distill.checkpoints import load_network
-
-    network, metadata = load_network(file)
-    if metadata["role"] != "generator" or "sigma_init" not in metadata:
-        raise UserError(
-            f"{file} is no generator with a sigma_init: --generator takes a network of "
-            "'sid-distill regress' or of a run"
-        )
-    kinds = network.config.preconditioning, teacher.config.preconditioning
-    if kinds[0] != kinds[1]:
-        raise UserError(
-            f"the preconditioning of {file} is {kinds[0]}, the teacher's is {kinds[1]}: "
-            "--generator takes one that began with this teacher"
-        )
-    expected = teacher.config.for_drawing()
-    shape = network.config.model_copy(update={"dropout": expected.dropout})
-    if shape != expected or metadata["classes"] != origin["classes"]:
-        raise UserError(
-            f"{file} is of another shape or of other classes than the teacher: --generator takes "
-            "one that began with this teacher"
-        )
-    if sigma_init not in (None, metadata["sigma_init"]):
-        raise UserError(
-            f"{file} denoises at sigma_init {metadata['sigma_init']:g}, not at {sigma_init:g}: "
-            f"leave --sigma-init out"
-        )
-    described = f"{metadata.get('images_seen')} images of {metadata.get('method', 'sid')}"
-    steps, licence = metadata.get("steps", 1), metadata.get("licence")
-    return _Start(file, network, metadata["sigma_init"], steps, described, licence)
-
-
 def _numbers(text: str) -> list[float]:
     """Read numbers with commas between, or a file of one number a line."""
     from distill.text_files import named_file, read_text
@@ -419,38 +362,6 @@ def _difference(recipe: "NetworkLayout", teacher: "NetworkLayout") -> str | None
             f"{teacher.preconditioning}"
         )
     return None
-
-
-def _with_fitting_level(
-    config: "DistillationConfig",
-    teacher: "Denoiser",
-    out: Path,
-    origin: dict[str, Any],
-    context: "DistributedContext",
-) -> "DistillationConfig":
-    """Choose sigma_init by the teacher, show it, and note it in `origin`.
-
-    A run that is resumed keeps the one that it began with, which its state holds. Process 0 looks,
-    for all.
-    """
-    from distill.checkpoints import load_settings
-    from distill.recipe import override
-    from distill.training.start_level import fitting_sigma_init
-
-    state, level = out / "state.pt", None
-    if context.is_main and state.is_file():
-        level = load_settings(state).get("sigma_init")
-    level = context.broadcast_from_main(level)
-    if level is None:
-        level, spread = fitting_sigma_init(teacher.to(context.device).eval())
-        level = context.broadcast_from_main(level)
-        if context.is_main:
-            typer.echo(
-                f"sigma_init {level:g}: mean colours of the teacher's images of a class spread "
-                f"by {spread:.2g}, times {teacher.config.img_resolution} pixels"
-            )
-    origin["sigma_init"] = level
-    return override(config, sigma_init=level)
 
 
 def _origin(teacher: Path, features: str, recipe: str) -> dict[str, Any]:

@@ -204,7 +204,7 @@ def half_step(classes, frequencies=None, section=SidConfig, steps=1):
     nets = [Denoiser(network(classes, AUGMENT_DIM)).to(device) for _ in range(3)]
     tensors = [ramp(classes).images.to(device), ramp(classes).labels.to(device)]
     examples = Examples(tensors, config.images_per_call, device)
-    return HalfStep(*nets, config, device, frequencies, examples)
+    return HalfStep(*nets, config, device, frequencies, examples, ramp(classes))
 
 
 @pytest.mark.parametrize(("classes", "steps"), [(0, 1), (3, 1), (3, 4)])
