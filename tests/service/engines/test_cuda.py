@@ -178,7 +178,7 @@ class Unrecordable(PaddedEngine):
     name = "unrecordable"
 
     def _open(self, path, providers):
-        if "enable_cuda_graph" in dict(providers)[self.device.provider]:
+        if "enable_cuda_graph" in dict(providers)[self.provider.name]:
             raise EngineError(f"{path}: not all nodes have been partitioned to the provider")
         return super()._open(path, providers)
 

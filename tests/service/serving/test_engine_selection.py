@@ -15,7 +15,7 @@ from service.app import create_app
 from service.bundle import latents, load_bundle, write_manifest
 from service.engines import EngineError
 from service.serving import engine_selection
-from service.serving.engine_selection import make_engine
+from service.serving.engine_selection import make_engines
 from service.settings import Settings
 from tests.bundles import A_WHILE, compute, republished, write_bundle
 from tests.service.client import Client
@@ -24,7 +24,7 @@ from tests.service.engines.numpy_engine import NumpyEngine
 
 def chosen(bundle, **settings):
     with structlog.testing.capture_logs() as lines:
-        engine = asyncio.run(make_engine(bundle, Settings(engine="auto", **settings)))
+        (engine,) = asyncio.run(make_engines(bundle, Settings(engine="auto", **settings)))
     return engine, [line for line in lines if line["event"] == "engine chosen"]
 
 
@@ -48,7 +48,7 @@ def test_another_engine_is_a_line_in_the_registry(tmp_path, monkeypatch):
 def test_a_name_that_no_engine_has_is_told_those_that_there_are(tmp_path):
     bundle = load_bundle(write_bundle(tmp_path, "tiny"))
     with pytest.raises(EngineError, match=r"SID_ENGINE: .*'auto', .*'triton', got 'tensorrt'"):
-        asyncio.run(make_engine(bundle, Settings(engine="tensorrt")))
+        asyncio.run(make_engines(bundle, Settings(engine="tensorrt")))
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ def test_a_name_that_no_engine_has_is_told_those_that_there_are(tmp_path):
 )
 def test_the_largest_batch_is_the_engines_own_unless_one_is_asked_for(tmp_path, asked, largest):
     bundle = load_bundle(write_bundle(tmp_path, "tiny", graphs=["model.cuda.onnx"]))
-    engine = asyncio.run(make_engine(bundle, Settings(**asked)))
+    (engine,) = asyncio.run(make_engines(bundle, Settings(**asked)))
     assert engine.max_batch_size == largest
-    engine = asyncio.run(make_engine(bundle, Settings(max_batch_size=5, **asked)))
+    (engine,) = asyncio.run(make_engines(bundle, Settings(max_batch_size=5, **asked)))
     assert engine.max_batch_size == 5
 
 
@@ -137,7 +137,7 @@ def test_it_is_closed_again_and_opens_as_any(tmp_path):
     before = {thread.name for thread in threading.enumerate()}
 
     async def scenario():
-        engine = await make_engine(bundle, Settings(engine="auto"))
+        (engine,) = await make_engines(bundle, Settings(engine="auto"))
         assert {t.name for t in threading.enumerate() if "-tiny-" in t.name} <= before
         with pytest.raises(EngineError, match="not open"):
             await engine.check()
