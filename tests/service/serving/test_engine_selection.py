@@ -11,6 +11,7 @@ import pytest
 import structlog
 from pydantic import ValidationError
 
+from service import cli
 from service.app import create_app
 from service.bundle import latents, load_bundle, write_manifest
 from service.engines import EngineError
@@ -20,6 +21,7 @@ from service.settings import Settings
 from tests.bundles import A_WHILE, compute, republished, write_bundle
 from tests.service.client import Client
 from tests.service.engines.numpy_engine import NumpyEngine
+from tests.service.engines.test_cuda import why_no_card
 
 
 def chosen(bundle, **settings):
@@ -185,3 +187,59 @@ async def _rate(images: float) -> float:
 def test_a_precision_restricts_it(tmp_path):
     with pytest.raises(EngineError, match="no engine that is installed can compute it in bfloat16"):
         chosen(load_bundle(write_bundle(tmp_path, "tiny")), precision="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "devices"),
+    [
+        ({}, "onnxruntime", ["cpu:0"]),
+        ({"engine": "cuda"}, "onnxruntime-cuda", ["cuda:0"]),
+        ({"devices": "cpu,cpu"}, "onnxruntime", ["cpu:0", "cpu:1"]),
+        ({"devices": "cpu,cpu", "engine": "openvino"}, "openvino", ["cpu:0", "cpu:1"]),
+        ({"devices": "cuda:2,cuda:0"}, "onnxruntime-cuda", ["cuda:2", "cuda:0"]),
+        ({"triton": "nowhere:8001"}, "triton", ["triton"]),
+    ],
+)
+def test_there_is_an_engine_for_each_device(tmp_path, asked, name, devices):
+    engines = asyncio.run(
+        make_engines(load_bundle(write_bundle(tmp_path, "tiny")), Settings(**asked))
+    )
+    assert [engine.device for engine in engines] == devices
+    assert {engine.name for engine in engines} == {name}
+
+
+@pytest.mark.parametrize(
+    ("devices", "engine", "says"),
+    [
+        ("cpu,cpu", "cuda", "SID_DEVICES=cpu,cpu: cuda computes on cuda"),
+        ("cuda:1", "onnxruntime", "SID_DEVICES=cuda:1: onnxruntime computes on cpu"),
+        ("cuda:0,cuda:1", "openvino", "SID_DEVICES=cuda:0,cuda:1: openvino computes on cpu"),
+    ],
+)
+def test_an_engine_that_does_not_compute_on_the_devices_is_refused(tmp_path, devices, engine, says):
+    bundle = load_bundle(write_bundle(tmp_path, "tiny"))
+    with pytest.raises(EngineError, match=f"^{says}; name such devices, or another SID_ENGINE$"):
+        asyncio.run(make_engines(bundle, Settings(devices=devices, engine=engine)))
+
+
+def test_auto_tries_what_computes_on_the_devices_and_takes_it_for_each(tmp_path):
+    bundle = load_bundle(write_bundle(tmp_path, "tiny"))
+    two = asyncio.run(make_engines(bundle, Settings(engine="auto", devices="cpu,cpu")))
+    assert [engine.device for engine in two] == ["cpu:0", "cpu:1"]
+    if not engine_selection.CudaEngine.installed():
+        with pytest.raises(EngineError, match="no engine that is installed can compute it"):
+            asyncio.run(make_engines(bundle, Settings(engine="auto", devices="cuda:0,cuda:1")))
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_cards_that_are_not_there_end_the_start_in_one_line(tmp_path, monkeypatch, capsys):
+    write_bundle(tmp_path, "tiny")
+    monkeypatch.setenv("SID_DEVICES", "cuda:0,cuda:1")
+    monkeypatch.setattr("sys.argv", ["sid", "serve", "--port", "0", "--models", str(tmp_path)])
+    if why_no_card() is None:
+        pytest.skip("there is a card")
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
