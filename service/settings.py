@@ -1,5 +1,6 @@
 """Every knob of the server. Each is also an environment variable: SID_PORT, SID_MODELS, ..."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,6 +15,7 @@ from service.resources import available_cpus
 _BATCHES_PER_SERVER = 4  # on two instances: two computed, two on their way (docs/notebook.md)
 _BATCHES_PER_GPU = 2  # it computes one; noise and files of the other are made meanwhile
 # Above these a number is a slip of the pen, and no machine would start or end in good time.
+_DEVICE = re.compile(r"cpu|cuda:(0|[1-9][0-9]{0,2})")
 _DAY = 86_400  # seconds
 _MANY = 1_000_000
 
@@ -93,11 +95,19 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=1024,
-        description="Batches computed at a time. Default: one more than the processors have "
-        "threads for, so that none idles between two batches; lower it to leave processors to "
-        "other programs. On a GPU: 2. Over Triton: batches sent and not yet answered, 4 for each "
-        "address; raise it where the servers have more instances than that, or one name stands "
-        "for many.",
+        description="Batches computed at a time, by each engine of SID_DEVICES. Default: one more "
+        "than the processors have threads for, so that none idles between two batches, shared by "
+        "the engines there; lower it to leave processors to other programs. On a GPU: 2. Over "
+        "Triton: batches sent and not yet answered, 4 for each address; raise it where the servers "
+        "have more instances than that, or one name stands for many.",
+    )
+    devices: str | None = Field(
+        default=None,
+        description="What computes in this process, commas between them: an engine for each, all "
+        "behind one queue. cuda:0,cuda:1 is two cards (SID_ENGINE is then cuda), cuda:1 the second "
+        "alone; cpu,cpu is two sessions on the processors, of which one can hang or break while "
+        "the other serves, for their memory twice. Default: one engine, on the processors or on "
+        "cuda:0 as SID_ENGINE says. Triton's cards are its own: docs/operations.md.",
     )
     triton: str | None = Field(
         default=None,
@@ -257,6 +267,28 @@ class Settings(BaseSettings):
             raise PydanticCustomError("path", "a path is expected; or leave the setting out")
         return path
 
+    @field_validator("devices")
+    @classmethod
+    def _known_devices(cls, devices: str | None) -> str | None:
+        listed = _split(devices)
+        if not all(map(_DEVICE.fullmatch, listed)):
+            raise PydanticCustomError(
+                "devices",
+                "cpu, or cards such as cuda:0, are expected, with commas between several",
+            )
+        if "cpu" in listed and set(listed) != {"cpu"}:
+            raise PydanticCustomError(
+                "devices",
+                "cpu or cards are expected, not both: they draw images that differ in last bits",
+            )
+        if twice := next((one for one in listed if one != "cpu" and listed.count(one) > 1), None):
+            raise PydanticCustomError(
+                "devices",
+                "each card once is expected, for one engine fills it ({card} is there twice)",
+                {"card": twice},
+            )
+        return devices
+
     @field_validator("triton")
     @classmethod
     def _addresses(cls, triton: str | None) -> str | None:
@@ -325,6 +357,11 @@ class Settings(BaseSettings):
                 f"SID_TRITON has Triton servers compute, SID_ENGINE={self.engine} this process: "
                 "leave one of the two out"
             )
+        if self.triton and self.devices is not None:
+            raise ValueError(
+                "SID_TRITON has Triton servers compute, on the cards that their instance_group "
+                "says, SID_DEVICES this process: leave one of the two out"
+            )
         if self.precision == "any" and self.engine != "auto":
             raise ValueError("SID_PRECISION=any has the fastest chosen: it needs SID_ENGINE=auto")
         return self
@@ -332,14 +369,33 @@ class Settings(BaseSettings):
     @property
     def triton_addresses(self) -> list[str]:
         """`triton` as a list; empty: this process computes."""
-        return [address.strip() for address in self.triton.split(",")] if self.triton else []
+        return _split(self.triton or None)
+
+    @property
+    def device_kind(self) -> str | None:
+        """What `devices` are: `cpu` or `cuda`; None: nobody has said."""
+        return next((device.partition(":")[0] for device in _split(self.devices)), None)
+
+    @property
+    def device_numbers(self) -> list[int]:
+        """Of each engine the index of its card, or of its session on the processors."""
+        listed = _split(self.devices)
+        if self.device_kind == "cuda":
+            return [int(device.partition(":")[2]) for device in listed]
+        return list(range(max(1, len(listed))))
 
     def batches_at_a_time(self, engine: str) -> int:
-        """`concurrency`, or its default for an engine (as `engine` names it) on this machine."""
+        """`concurrency`, or its default for one engine (as `engine` names it) on this machine."""
         if self.concurrency is not None:
             return self.concurrency
         if engine == "triton":
             return _BATCHES_PER_SERVER * len(self.triton_addresses)
         if engine == "cuda":
             return _BATCHES_PER_GPU
-        return max(1, available_cpus() // self.threads) + 1
+        batches = max(1, available_cpus() // self.threads) + 1
+        return -(-batches // len(self.device_numbers))
+
+
+def _split(text: str | None) -> list[str]:
+    """A list with commas between its parts; None: an empty one."""
+    return [] if text is None else [part.strip() for part in text.split(",")]

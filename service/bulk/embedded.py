@@ -40,7 +40,7 @@ class EmbeddedSource:
     @property
     def slots(self) -> int:
         """How many pieces may be under way: as many wait or are written as are computed."""
-        return 2 * self._model.engine.concurrency
+        return 2 * self._model.pool.concurrency
 
     async def resolve(self, label: str) -> int | None:
         """The index of a class; raises ClassLabelError for what is none."""

@@ -45,6 +45,8 @@ class Engine(Protocol):
     Attributes:
         name: which engine this is and on what, e.g. `onnxruntime`, `onnxruntime-cuda`.
         version: the version of the library or server that computes; "" until it is known.
+        device: on what it computes, for people and metrics: `cuda:1` is the second card, `cpu:1`
+            the second session on the processors; `triton` where servers say themselves.
         filename: the graph of the bundle that it computes (see `service.bundle.graphs`).
         precision: in which that graph computes.
         concurrency: how many batches it is given at a time.
@@ -53,6 +55,7 @@ class Engine(Protocol):
 
     name: str
     version: str
+    device: str
     filename: str
     precision: Precision
     concurrency: int

@@ -28,6 +28,7 @@ _INSTALL = (
     "installed, onnxruntime lies over it: pip install --force-reinstall --no-deps onnxruntime-gpu"
 )
 _MISSING = re.compile(r"(lib[\w.-]+): cannot open shared object file")
+_NO_CARD = re.compile(r"Invalid device ID: (\d+), must be between 0 \(inclusive\) and (\d+)")
 _FAILURE = re.compile(r"CUDA failure (\d+): (.*?) ;")
 # By CUDA's numbers of failures.
 _ADVICE = {
@@ -43,39 +44,40 @@ _ADVICE = {
 _RECORDABLE = (CUDA,)
 
 
-class Device(NamedTuple):
+class Provider(NamedTuple):
     """What a `CudaEngine` computes on.
 
     Attributes:
-        name: as ONNX Runtime calls it where its memory is meant.
-        provider: ONNX Runtime's execution provider.
-        options: of the provider, for every graph.
+        name: of ONNX Runtime's execution provider.
+        memory: as ONNX Runtime calls its memory: `cuda` or `cpu`.
+        options: for every graph.
     """
 
     name: str
-    provider: str
+    memory: str
     options: Mapping[str, str]
 
 
 class CudaEngine(OnnxEngine):
-    """One ONNX Runtime session on the first NVIDIA GPU (see `EmbeddedEngine`).
+    """One ONNX Runtime session on one NVIDIA GPU (see `EmbeddedEngine`): the first, or `number`.
 
     The GPU computes one batch at a time; the threads of the others make noise and files meanwhile.
     bfloat16 is not among its precisions, for the provider has no such convolutions.
 
     Attributes:
         recordable: the graphs that it records as CUDA graphs.
-        device: what it computes on.
+        provider: what it computes with.
     """
 
     name = "onnxruntime-cuda"
+    kind: ClassVar[str] = "cuda"
     reads: ClassVar[Sequence[str]] = (BASELINE, CUDA, "model.float16.onnx")
     largest_batch: ClassVar[int] = 64
     pixels: ClassVar[int] = GPU_PIXELS
     recordable: ClassVar[Sequence[str]] = _RECORDABLE
-    device: ClassVar[Device] = Device(
-        "cuda",
+    provider: ClassVar[Provider] = Provider(
         "CUDAExecutionProvider",
+        "cuda",
         {
             # Else what the graph calls float32 is computed with 10 bits of mantissa.
             "use_tf32": "0",
@@ -98,12 +100,12 @@ class CudaEngine(OnnxEngine):
         """Whether this ONNX Runtime was built for the device, which may be missing all the same."""
         import onnxruntime
 
-        return cls.device.provider in onnxruntime.get_available_providers()
+        return cls.provider.name in onnxruntime.get_available_providers()
 
     def _load(self, path: Path) -> PaddedSession:
         if not self.installed():
             raise EngineError(
-                f"{path}: the ONNX Runtime that is installed has no {self.device.provider}: "
+                f"{path}: the ONNX Runtime that is installed has no {self.provider.name}: "
                 f"{_INSTALL}"
             )
         _load_libraries()
@@ -126,12 +128,14 @@ class CudaEngine(OnnxEngine):
         Raises:
             EngineError: naming the file; the device is not there, or cannot compute it (so).
         """
-        options = dict(self.device.options)
+        options = dict(self.provider.options)
+        if self._number:  # asked for the first by number, it says less where there is none
+            options["device_id"] = str(self._number)
         if recorded:
             options["enable_cuda_graph"] = "1"
-        session = self._open(path, [(self.device.provider, options)])
+        session = self._open(path, [(self.provider.name, options)])
         # ONNX Runtime says nothing when it cannot have the GPU, and computes without it.
-        if self.device.provider not in (providers := session.get_providers()):
+        if self.provider.name not in (providers := session.get_providers()):
             raise EngineError(
                 f"{path}: ONNX Runtime cannot use the GPU and fell back to "
                 f"{', '.join(providers)}: {_why_no_provider()}"
@@ -141,9 +145,9 @@ class CudaEngine(OnnxEngine):
                 session,
                 self._bundle.manifest.signature,
                 limit=self.max_batch_size,
-                device=self.device.name,
+                device=(self.provider.memory, self._number),
                 recorded=recorded,
-                name=f"{self.name}-{self._bundle.manifest.name}-device",
+                name=f"{self.name}-{self._bundle.manifest.name}-{self.device}-session",
             )
             try:
                 padded.warm_up()
@@ -214,6 +218,11 @@ def explain(message: str) -> str:
                 "a container needs --gpus all"
             )
         return f"{missing[1]} is missing: {_INSTALL}"
+    if card := _NO_CARD.search(message):
+        return (
+            f"there is no card cuda:{card[1]}: this process sees {card[2]}, counted from cuda:0; "
+            "look at nvidia-smi and CUDA_VISIBLE_DEVICES"
+        )
     if failure := _FAILURE.search(message):
         number, text = failure.groups()
         line = f"CUDA failure {number}: {text}"

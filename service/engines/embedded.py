@@ -40,9 +40,11 @@ class EmbeddedEngine:
         largest_batch: the largest batch that it gains from, of small images: its `max_batch_size`
             if none is asked for.
         pixels: those of its largest batch, of large images.
+        kind: of the devices that it computes on, as SID_DEVICES names them: cpu or cuda.
 
     Args:
         bundle: a verified bundle.
+        number: which of those devices: a card's index; on the processors, which of the sessions.
         precision: in which to compute.
         threads: threads of one inference.
         concurrency: batches computed at a time, each on `threads` threads.
@@ -54,6 +56,8 @@ class EmbeddedEngine:
 
     name: str
     version: str
+    device: str
+    kind: ClassVar[str] = "cpu"
     reads: ClassVar[Sequence[str]]
     largest_batch: ClassVar[int] = 8  # more only wait longer on processors (docs/notebook.md)
     pixels: ClassVar[int] = PROCESSOR_PIXELS
@@ -66,6 +70,7 @@ class EmbeddedEngine:
         threads: int,
         concurrency: int,
         max_batch_size: int | None = None,
+        number: int = 0,
     ) -> None:
         held = [name for name in self.reads if bundle.holds(name)]
         fitting = [name for name in held if FILENAMES[name] == precision]
@@ -77,11 +82,13 @@ class EmbeddedEngine:
         self.filename = fitting[0]
         self.precision = precision
         self.version = ""
+        self.device = f"{self.kind}:{number}"
         self.concurrency = concurrency
         self.max_batch_size = max_batch_size or batch_limit(
             self._largest_batch(), bundle.manifest.image_shape, self.pixels
         )
         self._bundle = bundle
+        self._number = number
         self._threads = threads
         self._session: Any = None
         self._workers: DaemonThreads | None = None
@@ -159,7 +166,8 @@ class EmbeddedEngine:
         await self._stop_threads()
 
     def _start_threads(self) -> DaemonThreads:
-        return DaemonThreads(self.concurrency, f"{self.name}-{self._bundle.manifest.name}")
+        name = f"{self.name}-{self._bundle.manifest.name}-{self.device}"
+        return DaemonThreads(self.concurrency, name)
 
     async def _stop_threads(self) -> None:
         workers, self._workers = self._workers, None

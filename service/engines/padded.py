@@ -60,7 +60,8 @@ class PaddedSession:
         session: an `onnxruntime.InferenceSession`.
         signature: of the graph's inputs and its images, see `Manifest.signature`.
         limit: the largest batch.
-        device: where the buffers lie, as ONNX Runtime calls it: `cuda` or `cpu`.
+        device: where the buffers lie: the memory as ONNX Runtime calls it, `cuda` or `cpu`, and
+            which of the cards.
         recorded: whether the session records each size as a CUDA graph in its first run.
         name: of the thread, for profilers.
 
@@ -74,7 +75,7 @@ class PaddedSession:
         signature: Rows,
         *,
         limit: int,
-        device: str,
+        device: tuple[str, int],
         recorded: bool,
         name: str,
     ) -> None:
@@ -172,13 +173,11 @@ class PaddedSession:
 class _Buffers:
     """Inputs and images of batches of one size, on the device, bound to their names for good."""
 
-    def __init__(self, session: Any, signature: Rows, size: int, device: str) -> None:
+    def __init__(self, session: Any, signature: Rows, size: int, device: tuple[str, int]) -> None:
         from onnxruntime import OrtValue
 
         values = {
-            name: OrtValue.ortvalue_from_shape_and_type(
-                [size, *row], np.dtype(dtype).type, device, 0
-            )
+            name: OrtValue.ortvalue_from_shape_and_type([size, *row], np.dtype(dtype).type, *device)
             for name, (dtype, row) in signature.items()
         }
         self._binding = session.io_binding()

@@ -84,7 +84,7 @@ class TritonEngine:
         EngineError: the graph that Triton is told to serve is not in the bundle.
     """
 
-    name = "triton"
+    name = device = "triton"
     largest_batch = 8  # where the settings say nothing: Triton joins them to larger ones
 
     def __init__(

@@ -5,7 +5,7 @@ or the first error is lost, and a panel of what has never happened shows 0 and n
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import product
 from typing import NamedTuple
@@ -110,7 +110,11 @@ class Metrics:
             registry=registry,
         )
         self.batch_failures = Counter(
-            "sid_batch_failures", "Batches whose computation failed.", ["model"], registry=registry
+            "sid_batch_failures",
+            "Failures of an engine at a batch: each is drawn again by another engine, if one is "
+            "left.",
+            ["model"],
+            registry=registry,
         )
         self.queue_depth = Gauge(
             "sid_queue_depth",
@@ -125,7 +129,8 @@ class Metrics:
         )
         self.engine_slots = Gauge(
             "sid_engine_places",
-            "Batches that the model's engine computes at a time.",
+            "Batches that the model's engines compute at a time: those that serve now, or all if "
+            "none does.",
             ["model"],
             registry=registry,
         )
@@ -153,7 +158,11 @@ class Metrics:
             registry=registry,
         )
         self.engine_up = Gauge(
-            "sid_engine_up", "1 while the model's engine works.", ["model"], registry=registry
+            "sid_engine_up",
+            "1 while the model's engine on the device works; the model is served while one of its "
+            "engines does.",
+            ["model", "device"],
+            registry=registry,
         )
         self.canaries = Counter(
             "sid_canaries",
@@ -220,6 +229,7 @@ class ModelMetrics:
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._metrics = metrics
         self._model = model
+        self._devices: list[str] = []
         for route, status in product(_DRAWING, _STATUSES):
             metrics.requests.labels(route, model, str(status))
         stages = ("total", *Timings._fields)
@@ -264,20 +274,23 @@ class ModelMetrics:
             self._metrics.model_info.remove(*before)
         self._metrics.identities[self._model] = identity
         self._metrics.model_info.labels(*identity).set(1)
-        self._metrics.engine_slots.labels(self._model).set(engine.concurrency)
 
     def forget(self) -> None:
         """Show no state of this model any more: it is not served. What was counted stays."""
-        self._metrics.engine_up.remove(self._model)
+        for device in self._devices:
+            self._metrics.engine_up.remove(self._model, device)
         self._metrics.engine_slots.remove(self._model)
         for priority in Priority:
             self._metrics.queue_depth.remove(self._model, str(priority))
         if identity := self._metrics.identities.pop(self._model, None):
             self._metrics.model_info.remove(*identity)
 
-    def set_engine_up(self, up: bool) -> None:
-        """Show whether the engine works."""
-        self._metrics.engine_up.labels(self._model).set(up)
+    def show_engines(self, devices: Mapping[str, bool], slots: int) -> None:
+        """Show of each device whether its engine works, and how many batches all compute."""
+        self._devices = list(devices)
+        for device, up in devices.items():
+            self._metrics.engine_up.labels(self._model, device).set(up)
+        self._metrics.engine_slots.labels(self._model).set(slots)
 
     def canary(self, right: bool) -> None:
         """Count a canary image."""

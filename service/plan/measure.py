@@ -42,11 +42,13 @@ def measure_curve(settings: Settings, name: str | None, *, warmup: float, durati
         duration: seconds of each batch size and number of busy slots, and of each load.
 
     Raises:
-        PlanError: this is not Linux, or no gateway starts.
+        PlanError: this is not Linux, there are several devices, or no gateway starts.
         BundleError, EngineError, UnknownModelError: the model cannot be opened.
     """
     if sys.platform != "linux":
         raise PlanError("a curve is measured on Linux only, which says what the event loop costs")
+    if len(settings.device_numbers) > 1:
+        raise PlanError("a curve is of one engine: leave one device in SID_DEVICES, or none")
     sys.setswitchinterval(SWITCH_SECONDS)
     machine = Machine(
         processor=_processor(), cores=available_cpus(), load=round(os.getloadavg()[0], 2)

@@ -43,7 +43,7 @@ class Batcher(Generic[Item, Result]):
             Cancelled when nobody waits for any of the batch.
         max_batch_size: largest batch.
         queue_size: how many items may wait while all slots are taken.
-        concurrency: how many batches may be in computation at a time.
+        concurrency: how many batches may be in computation at a time (see `resize`).
     """
 
     def __init__(
@@ -67,6 +67,13 @@ class Batcher(Generic[Item, Result]):
         self._running: dict[asyncio.Task[None], Batch[Item, Result]] = {}  # of which worker
         self._batch_seconds = 0.0  # running mean; 0 until a batch has ended
         self._closed = False
+
+    def resize(self, concurrency: int) -> None:
+        """Have so many batches at a time from now on; what is being computed goes on."""
+        if concurrency < 1:
+            raise ValueError("concurrency must be at least 1")
+        self._concurrency = concurrency
+        self._start_workers(self._why_freed)
 
     @property
     def waiting(self) -> int:
@@ -207,20 +214,24 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def _free(self) -> int:
-        return self._concurrency - len(self._running)
+        return max(0, self._concurrency - len(self._running))  # it may have been resized
 
-    def _start_workers(self) -> None:
+    @property
+    def _why_freed(self) -> Reason:
+        """Why a batch starts for which a slot came free."""
+        return "full" if self.waiting >= self._max_batch_size else "freed"
+
+    def _start_workers(self, reason: Reason = "idle") -> None:
         """Have a worker for each free slot that an item can fill; it ends when none waits."""
         slots = min(self.waiting, self._free)
         for _ in range(slots - (len(self._workers) - len(self._running))):
-            self._workers.add(asyncio.create_task(self._work()))
+            self._workers.add(asyncio.create_task(self._work(reason)))
 
-    async def _work(self) -> None:
-        reason: Reason = "idle"
+    async def _work(self, reason: Reason) -> None:
         try:
-            while batch := self._waiting.take(self._free, self._max_batch_size):
+            while self._free and (batch := self._waiting.take(self._free, self._max_batch_size)):
                 await self._run(batch, reason)
-                reason = "full" if self.waiting >= self._max_batch_size else "freed"
+                reason = self._why_freed
         finally:
             # Here and not in a callback: the next submit must see that it has to start another.
             self._workers.discard(asyncio.current_task())

@@ -11,7 +11,7 @@ from service.engines.threads import run_aside
 from service.exceptions import RefusedError
 from service.observability.metrics import Metrics, ModelMetrics
 from service.serving.default_model import choose_default, stated_default
-from service.serving.engine_selection import make_engine
+from service.serving.engine_selection import make_engines
 from service.serving.served_model import ServedModel
 from service.settings import Settings
 
@@ -92,7 +92,7 @@ class Catalogue:
     """The open models of one server, and whether they are ready.
 
     Args:
-        open_model: opens a bundle's engine; raises EngineError when it cannot be served.
+        open_model: opens a bundle's engines; raises EngineError when it cannot be served.
         grace_seconds: how long a model's accepted work may take to finish when it is closed.
 
     Attributes:
@@ -148,7 +148,7 @@ class Catalogue:
                 for bundle in contents.bundles:
                     if bundle.tag not in served:
                         opened.append(await self._open_model(bundle))
-                        opened[-1].supervisor.require_up()
+                        opened[-1].pool.require_up()
             except BaseException:  # a cancel too: the server ends
                 for model in opened:
                     await model.close(0)
@@ -205,7 +205,7 @@ class Catalogue:
             self._check = asyncio.create_task(self._check_all())
         if (await asyncio.wait([self._check], timeout=_PROBE_SECONDS))[0]:
             return self._check.result()
-        down = {name: model.supervisor.down for name, model in self.models.items()}
+        down = {name: model.pool.down for name, model in self.models.items()}
         return {name: why for name, why in down.items() if why is not None}
 
     async def abort(self) -> None:
@@ -220,7 +220,7 @@ class Catalogue:
 
     async def _reason(self, model: ServedModel) -> str | None:
         try:
-            await model.supervisor.check(remember=True)
+            await model.pool.check(remember=True)
         except EngineError as error:
             return str(error)
         return None
@@ -230,7 +230,7 @@ class Catalogue:
 async def open_catalogue(
     contents: Contents, settings: Settings, metrics: Metrics
 ) -> AsyncIterator[Catalogue]:
-    """Open every bundle's engine, draw each canary once (which warms it up), close all at the end.
+    """Open every bundle's engines, draw each canary (which warms them up), close all at the end.
 
     Raises:
         EngineError: see `Catalogue.serve`.
@@ -239,7 +239,7 @@ async def open_catalogue(
     async def open_model(bundle: Bundle) -> ServedModel:
         model = ServedModel(
             bundle,
-            await make_engine(bundle, settings),
+            await make_engines(bundle, settings),
             queue_size=settings.queue_size,
             engine_seconds=settings.engine_seconds,
             metrics=ModelMetrics(metrics, bundle.manifest.name),

@@ -1,11 +1,11 @@
-"""Which engine computes a model: the one that is asked for, or the fastest on this machine.
+"""Which engine computes a model, on which devices: the one asked for, or the fastest here.
 
 Measured, because nothing foretells it: a processor may have instructions for bfloat16 and be
 slower with them, and what is fast for one network is not for another.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 import structlog
@@ -35,37 +35,45 @@ ENGINES: dict[str, type[EmbeddedEngine]] = {
 _MEASURED_SECONDS = 0.5
 
 
-async def make_engine(bundle: Bundle, settings: Settings) -> Engine:
-    """The engine that the settings ask for, not yet open.
+async def make_engines(bundle: Bundle, settings: Settings) -> Sequence[Engine]:
+    """The engines that the settings ask for, alike but for their devices, not yet open.
 
     Raises:
-        EngineError: there is no such engine, what it needs is not installed, it reads no graph
-            that the bundle holds in the precision asked for, or (auto) none draws the right
-            image.
+        EngineError: there is no such engine, it does not compute on those devices, what it needs
+            is not installed, it reads no graph that the bundle holds in the precision asked for,
+            or (auto) none draws the right image.
     """
     if settings.triton_addresses:
-        return _over_triton(bundle, settings)
+        return [_over_triton(bundle, settings)]
     if settings.engine == "auto":
         return await _fastest(bundle, settings)
     if settings.engine not in (None, *ENGINES):
         names = ", ".join(map(repr, ("auto", *ENGINES, "triton")))
         raise EngineError(f"SID_ENGINE: Input should be {names}, got {settings.engine!r}")
     assert settings.precision != "any", "the settings refuse it without auto"
-    return _embedded(
-        bundle, settings, settings.engine or "onnxruntime", settings.precision or "float32"
-    )
+    name = settings.engine or ("cuda" if settings.device_kind == "cuda" else "onnxruntime")
+    if settings.device_kind not in (None, ENGINES[name].kind):
+        raise EngineError(
+            f"SID_DEVICES={settings.devices}: {name} computes on {ENGINES[name].kind}; name such "
+            "devices, or another SID_ENGINE"
+        )
+    return _on_each_device(bundle, settings, name, settings.precision or "float32")
 
 
-def _embedded(
+def _on_each_device(
     bundle: Bundle, settings: Settings, name: str, precision: Precision
-) -> EmbeddedEngine:
-    return ENGINES[name](
-        bundle,
-        precision=precision,
-        threads=settings.threads,
-        concurrency=settings.batches_at_a_time(name),
-        max_batch_size=settings.max_batch_size,
-    )
+) -> list[EmbeddedEngine]:
+    return [
+        ENGINES[name](
+            bundle,
+            precision=precision,
+            threads=settings.threads,
+            concurrency=settings.batches_at_a_time(name),
+            max_batch_size=settings.max_batch_size,
+            number=number,
+        )
+        for number in settings.device_numbers
+    ]
 
 
 def _over_triton(bundle: Bundle, settings: Settings) -> Engine:
@@ -90,8 +98,10 @@ def _over_triton(bundle: Bundle, settings: Settings) -> Engine:
     return engine
 
 
-async def _fastest(bundle: Bundle, settings: Settings) -> Engine:
-    """Open, prove and time every engine; return the fastest, not yet open.
+async def _fastest(bundle: Bundle, settings: Settings) -> list[EmbeddedEngine]:
+    """Open, prove and time every engine; return the fastest, not yet open, for each device.
+
+    Of several devices the first is timed.
 
     In float32, unless the settings name another precision, or `any`: a machine's speed is no
     reason to draw other images than the machine beside it.
@@ -106,12 +116,14 @@ async def _fastest(bundle: Bundle, settings: Settings) -> Engine:
     rates: dict[tuple[str, Precision], float] = {}
     refused: list[str] = []
     for kind, cls in ENGINES.items():
+        if settings.device_kind not in (None, cls.kind):
+            continue
         if not await asyncio.to_thread(cls.installed):
             continue
         for precision in cls.precisions(bundle):
             if wanted not in ("any", precision):
                 continue
-            engine = _embedded(bundle, settings, kind, precision)
+            engine = _on_each_device(bundle, settings, kind, precision)[0]
             try:
                 rates[kind, precision] = await _images_per_second(engine, bundle, settings)
             except EngineError as error:
@@ -130,7 +142,7 @@ async def _fastest(bundle: Bundle, settings: Settings) -> Engine:
         *refused,
     ]
     log.info("engine chosen", model=name, engine=_title(*best), because="; ".join(because))
-    return _embedded(bundle, settings, *best)
+    return _on_each_device(bundle, settings, *best)
 
 
 async def _images_per_second(engine: Engine, bundle: Bundle, settings: Settings) -> float:

@@ -19,6 +19,7 @@ from service.observability.metrics import ModelMetrics, Timings
 from service.observability.tracing import UNTRACED, Batch, RequestTrace, start_batch
 from service.priority import Priority
 from service.serving.batching import Batcher, Reason
+from service.serving.engine_pool import EnginePool
 from service.serving.exceptions import (
     ComputeError,
     DeadlineError,
@@ -29,7 +30,6 @@ from service.serving.exceptions import (
 from service.serving.jobs import ImageJob, ImageResult
 from service.serving.pipeline import batch_work
 from service.serving.singleflight import SingleFlight
-from service.serving.supervision import Supervisor
 
 log = structlog.get_logger(__name__)
 
@@ -50,16 +50,17 @@ class _Accepted:
 
 
 class ServedModel:
-    """A bundle, the watched engine that computes it and the queue in front of that engine.
+    """A bundle, the watched engines that compute it and the one queue in front of them.
 
-    `metrics` counts what happens to it, `in_flight` holds the drawings that requests may share.
-    `tag` is `name:version:digest:graph` (see `bundle.variant`): it names the weights, the form of
-    the graph and its precision, so that two servers of one tag draw the same images but for the
-    last bits in which processors and libraries differ.
+    `engine` is the first of them, which says what all of them are but for the device; `pool` has
+    them compute. `metrics` counts what happens to the model, `in_flight` holds the drawings that
+    requests may share. `tag` is `name:version:digest:graph` (see `bundle.variant`): it names the
+    weights, the form of the graph and its precision, so that two servers of one tag draw the same
+    images but for the last bits in which processors and libraries differ.
 
     Args:
         bundle: what is served.
-        engine: what computes it.
+        engines: what computes it: one for each device.
         queue_size: images that may wait.
         engine_seconds: how long a batch may take before the engine counts as hanging; None: as
             `Supervisor` finds.
@@ -70,7 +71,7 @@ class ServedModel:
     def __init__(
         self,
         bundle: Bundle,
-        engine: Engine,
+        engines: Sequence[Engine],
         *,
         queue_size: int,
         engine_seconds: float | None,
@@ -78,15 +79,16 @@ class ServedModel:
         provenance: bool,
     ) -> None:
         self.bundle = bundle
-        self.engine = engine
+        self.engine = engine = engines[0]
         self.tag = f"{bundle.tag}:{variant(engine.filename, engine.precision)}"
         self.provenance = provenance
-        self.supervisor = Supervisor(
-            engine,
+        self.pool = EnginePool(
+            engines,
             bundle,
             seconds=engine_seconds,
-            on_change=self._engine_changed,
+            on_change=self._engines_changed,
             on_canary=self._canary_drawn,
+            on_failure=metrics.batch_failures.inc,
         )
         self.metrics = metrics
         self._is_served = False
@@ -95,7 +97,7 @@ class ServedModel:
             self._draw,
             max_batch_size=engine.max_batch_size,
             queue_size=queue_size,
-            concurrency=engine.concurrency,
+            concurrency=self.pool.concurrency,
         )
 
     @property
@@ -104,8 +106,8 @@ class ServedModel:
         return self.bundle.manifest.name
 
     async def open(self) -> None:
-        """Open the engine; raises EngineError when its graph cannot be served."""
-        await self.supervisor.open()
+        """Open the engines; raises EngineError when the graph cannot be served."""
+        await self.pool.open()
 
     def submit(
         self,
@@ -143,7 +145,7 @@ class ServedModel:
         ends = deadline if shared is None else None
         accepted = [_Accepted(job, submitted, ends, trace) for job in jobs]
         try:
-            self.supervisor.require_up()
+            self.pool.require_up()
             drawing = self._batcher.submit(accepted, deadline, priority=priority, shared=shared)
         except RefusedError as error:
             self.metrics.reject(error, priority)
@@ -157,9 +159,9 @@ class ServedModel:
     def full_for(self, priority: Priority) -> float | None:
         """Seconds until the queue has room again, if it has none for a single image; else None.
 
-        None also while the engine is down: then that is what a request is refused for.
+        None also while all engines are down: then that is what a request is refused for.
         """
-        return self._batcher.full_for(priority) if self.supervisor.down is None else None
+        return self._batcher.full_for(priority) if self.pool.down is None else None
 
     async def _observed(
         self,
@@ -192,7 +194,7 @@ class ServedModel:
         await self._batcher.close()
 
     async def close(self, grace_seconds: float) -> None:
-        """Finish accepted work, give up what is left after `grace_seconds`, free the engine."""
+        """Finish accepted work, give up what is left after `grace_seconds`, free the engines."""
         try:
             async with asyncio.timeout(grace_seconds):
                 await self._batcher.drain()
@@ -200,13 +202,13 @@ class ServedModel:
             log.warning("work given up at shutdown", model=self.name, grace=grace_seconds)
         finally:
             await self._batcher.close()
-            await self.supervisor.close()
+            await self.pool.close()
 
     def register(self) -> None:
         """From now on this is the model of its name: the metrics say how it stands."""
         self._is_served = True
         self.metrics.watch_queue(self._batcher.waiting_of)
-        self._engine_changed(self.supervisor.down is None)
+        self._show_engines()
 
     def unregister(self, *, replaced: bool) -> None:
         """From now on it is not: another of its name is, or (not `replaced`) none."""
@@ -214,11 +216,14 @@ class ServedModel:
         if not replaced:
             self.metrics.forget()
 
-    def _engine_changed(self, up: bool) -> None:
-        if not self._is_served:
-            return
-        self.metrics.set_engine_up(up)
-        if up:  # it may be another version than before
+    def _engines_changed(self) -> None:
+        self._batcher.resize(self.pool.concurrency)
+        if self._is_served:
+            self._show_engines()
+
+    def _show_engines(self) -> None:
+        self.metrics.show_engines(self.pool.devices, self.pool.concurrency)
+        if self.pool.down is None:  # it may be another version than before
             self.metrics.describe(self.bundle, self.engine)
 
     def _canary_drawn(self, right: bool) -> None:
@@ -241,7 +246,7 @@ class ServedModel:
 
     async def _draw(self, batch: list[_Accepted], reason: Reason) -> list[ImageResult]:
         """Compute and encode one batch (the batcher's `compute`)."""
-        self.supervisor.require_up()
+        self.pool.require_up()
         started = perf_counter()
         for one in batch:
             one.running = True
@@ -255,13 +260,12 @@ class ServedModel:
             drawn_by = self.tag if self.provenance else None
             prepare, finish = batch_work(jobs, manifest, trace, drawn_by)
             try:
-                drawn = await self.supervisor.generate(prepare, finish, deadline)
-            except (EngineBusyError, EngineDeadlineError):
+                drawn = await self.pool.generate(prepare, finish, deadline)
+            except EngineError:  # counted and logged where the engines are watched
                 raise
-            except Exception as error:
+            except Exception:
                 self.metrics.batch_failures.inc()
-                if not isinstance(error, EngineError):  # the supervisor logs those
-                    log.exception("batch failed", model=self.name, size=len(batch))
+                log.exception("batch failed", model=self.name, size=len(batch))
                 raise
             trace.timed(drawn.latents_seconds, drawn.encode_seconds)
         engine = perf_counter() - started - drawn.latents_seconds - drawn.encode_seconds

@@ -58,9 +58,12 @@ class Supervisor:
         seconds: how long one batch may take; None: half a minute, or a multiple of what the canary
             takes, for a network of seconds an image.
         on_change: called with True when the engine is up, with False when it is down.
+        on_suspicion: called when it becomes suspect, and when it is so no more.
         on_canary: called for each canary image, with whether it was right.
 
     Attributes:
+        engine: the engine.
+        restarts: how often it was restarted, successfully or not.
         seconds: how long one batch may take.
         down: why the engine is down, while it is.
     """
@@ -72,18 +75,20 @@ class Supervisor:
         *,
         seconds: float | None,
         on_change: Callable[[bool], None],
+        on_suspicion: Callable[[], None] = lambda: None,
         on_canary: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        self._engine = engine
+        self.engine = engine
         self._bundle = bundle
         self._canary = Canary(bundle, engine.filename)
         self._is_told = seconds is not None
         self.seconds = seconds or default_seconds(bundle.manifest)
         self._on_change = on_change
+        self._on_suspicion = on_suspicion
         self._on_canary = on_canary
         self._good_until = -inf  # of the clock: the latest canary counts till then
         self._recovery: asyncio.Task[None] | None = None
-        self._restarts = 0
+        self.restarts = 0
         self._closed = False
         self._lost_since: float | None = None
         self.down: str | None = None
@@ -96,12 +101,12 @@ class Supervisor:
         Raises:
             EngineError: the graph cannot be served at all.
         """
-        await self._engine.open()
+        await self.engine.open()
         started = monotonic()
         with contextlib.suppress(EngineError):
             await self.check()
             if not self._is_told:
-                batch = _SLOWER * (monotonic() - started) * self._engine.max_batch_size
+                batch = _SLOWER * (monotonic() - started) * self.engine.max_batch_size
                 self.seconds = min(self.seconds, max(_SECONDS, batch))
             self._on_change(True)
         self._good_until = -inf  # it warmed up, so the time that it took says nothing
@@ -134,6 +139,11 @@ class Supervisor:
         self._lost_since = None
         return result
 
+    @property
+    def suspect(self) -> bool:
+        """Whether it is being looked into, or mended."""
+        return self._recovery is not None
+
     def require_up(self) -> None:
         """Raise EngineDownError while the engine is down."""
         if self.down is not None:
@@ -154,7 +164,7 @@ class Supervisor:
         self.require_up()
         try:
             if remember and monotonic() < self._good_until:
-                await self._engine.check()
+                await self.engine.check()
             else:
                 await self._draw_remembered_canary()
         except EngineBusyError:  # so it is at work
@@ -169,7 +179,7 @@ class Supervisor:
         if self._recovery is not None:
             self._recovery.cancel()
             await asyncio.wait([self._recovery])
-        await self._engine.close()
+        await self.engine.close()
 
     async def _generate(
         self,
@@ -177,13 +187,13 @@ class Supervisor:
         finish: Callable[[Images], T],
         deadline: float | None = None,
     ) -> T:
-        restarts = self._restarts
+        restarts = self.restarts
         try:
             async with asyncio.timeout(self.seconds):
-                return await self._engine.generate(prepare, finish, deadline)
+                return await self.engine.generate(prepare, finish, deadline)
         except TimeoutError:
-            reason = f"{self._name}: {self._engine.name} gave no answer in {self.seconds:g} s"
-            if restarts == self._restarts:  # else it was left behind by a restart: old news
+            reason = f"{self._name}: {self.engine.name} gave no answer in {self.seconds:g} s"
+            if restarts == self.restarts:  # else it was left behind by a restart: old news
                 self._fail(reason)
             raise EngineError(reason) from None
 
@@ -196,7 +206,7 @@ class Supervisor:
 
     async def _draw_canary(self) -> None:
         try:
-            await self._engine.check()
+            await self.engine.check()
             images = await self._generate(self._canary.prepare, lambda images: images)
             self._canary.compare(images)
         except EngineBusyError:  # none was drawn
@@ -210,12 +220,17 @@ class Supervisor:
     def _name(self) -> str:
         return self._bundle.manifest.name
 
+    @property
+    def _names(self) -> dict[str, str]:
+        """What log lines name: which engine it is."""
+        return {"model": self._name, "device": self.engine.device}
+
     def _fail(self, reason: str) -> None:
         self._good_until = -inf
         if self.down is None:
             self.down = reason
             self._on_change(False)
-            log.error("engine is down", model=self._name, reason=reason)
+            log.error("engine is down", **self._names, reason=reason)
             self._start_recovery(reason)
 
     def _record_lost(self, started: float) -> None:
@@ -235,13 +250,14 @@ class Supervisor:
     def _start_recovery(self, reason: str) -> None:
         if self._recovery is None and not self._closed:
             self._recovery = asyncio.create_task(self._recover(reason))
+            self._on_suspicion()
 
     async def _recover(self, reason: str) -> None:
         """Try the canary; while it fails, be down, restart the engine and try again."""
         try:
             # Down from the start, or since the canary began: another batch may have hung meanwhile.
             if self.down is None and await self._probe() and self.down is None:
-                log.warning("suspected, but the engine works", model=self._name, reason=reason)
+                log.warning("suspected, but the engine works", **self._names, reason=reason)
                 return
             pause = _FIRST_PAUSE
             while not await self._try_restart():
@@ -249,9 +265,10 @@ class Supervisor:
                 pause = min(2 * pause, _LONGEST_PAUSE)
             self.down = None
             self._on_change(True)
-            log.warning("engine is up again", model=self._name)
+            log.warning("engine is up again", **self._names)
         finally:
             self._recovery = None
+            self._on_suspicion()
 
     async def _probe(self) -> bool:
         try:
@@ -264,13 +281,13 @@ class Supervisor:
         return True
 
     async def _try_restart(self) -> bool:
-        self._restarts += 1
+        self.restarts += 1
         try:
-            await self._engine.restart()
+            await self.engine.restart()
             await self._draw_canary()
         except Exception as error:
             if self.down != (reason := _reason(error)):
-                log.error("engine is still down", model=self._name, reason=reason)
+                log.error("engine is still down", **self._names, reason=reason)
             self.down = reason
             return False
         return True

@@ -17,7 +17,7 @@ from pathlib import Path
 from service.bundle import load_bundle
 from service.observability.metrics import Metrics, ModelMetrics
 from service.serving.encoding import PIXELS, PNG, WEBP
-from service.serving.engine_selection import make_engine
+from service.serving.engine_selection import make_engines
 from service.serving.jobs import resolve_jobs
 from service.serving.served_model import ServedModel
 from service.settings import Settings
@@ -30,7 +30,7 @@ async def measure(models: Path) -> None:
     """Serve the model and print what was measured."""
     settings = Settings(models=models)
     bundle = load_bundle(models / "latent")
-    engine = await make_engine(bundle, settings)
+    (engine,) = await make_engines(bundle, settings)
     metrics = ModelMetrics(Metrics(), "latent")
     model = ServedModel(
         bundle, engine, queue_size=256, engine_seconds=None, metrics=metrics, provenance=True

@@ -336,11 +336,11 @@ def of_gateway() -> set[str]:
     """The names of the samples that a gateway shows, without one."""
     server_metrics = Metrics()
     model_metrics = ModelMetrics(server_metrics, "tiny")
-    model_metrics.set_engine_up(True)
+    model_metrics.show_engines({"cpu:0": True}, 2)
 
     families = text_string_to_metric_families(asyncio.run(server_metrics.exposition()).decode())
     return {sample.name for family in families for sample in family.samples} | OF_A_MODEL
 
 
 # Shown once a model is opened, which needs its bundle.
-OF_A_MODEL = {"sid_model_info", "sid_queue_depth", "sid_engine_places"}
+OF_A_MODEL = {"sid_model_info", "sid_queue_depth"}

@@ -22,4 +22,5 @@ async def make_engine(bundle: Bundle, *, largest_batch: int, toy: bool) -> Engin
     settings = Settings(engine="cuda", precision="float16", max_batch_size=largest_batch)
     if toy:
         settings = Settings(engine="onnxruntime", threads=1, concurrency=1)
-    return await engine_selection.make_engine(bundle, settings)
+    (engine,) = await engine_selection.make_engines(bundle, settings)
+    return engine

@@ -1,5 +1,6 @@
 """Settings: where they come from, and that each says why one would change it."""
 
+import re
 from threading import Thread
 from typing import get_args
 
@@ -118,3 +119,61 @@ def test_batches_at_a_time_follow_the_engine(monkeypatch):
     engines = ("onnxruntime", "openvino", "cuda", "triton")
     assert [settings.batches_at_a_time(engine) for engine in engines] == [5, 5, 2, 8]
     assert Settings(concurrency=3).batches_at_a_time("cuda") == 3
+
+
+@pytest.mark.parametrize(
+    ("devices", "kind", "numbers"),
+    [
+        (None, None, [0]),
+        ("cpu", "cpu", [0]),
+        ("cpu, cpu", "cpu", [0, 1]),
+        ("cuda:1", "cuda", [1]),
+        ("cuda:3,cuda:0", "cuda", [3, 0]),
+    ],
+)
+def test_devices_are_an_engine_each(devices, kind, numbers):
+    settings = Settings(devices=devices)
+    assert (settings.device_kind, settings.device_numbers) == (kind, numbers)
+
+
+@pytest.mark.parametrize(
+    ("devices", "says"),
+    [
+        ("gpu:0", "cpu, or cards such as cuda:0, are expected"),
+        ("cuda", "cpu, or cards such as cuda:0, are expected"),
+        ("cuda:-1", "cpu, or cards such as cuda:0, are expected"),
+        ("cuda:00", "cpu, or cards such as cuda:0, are expected"),
+        ("cpu:0", "cpu, or cards such as cuda:0, are expected"),
+        ("cpu,,cpu", "cpu, or cards such as cuda:0, are expected"),
+        ("", "cpu, or cards such as cuda:0, are expected"),
+        ("cpu,cuda:0", "cpu or cards are expected, not both"),
+        ("cuda:0,cuda:1,cuda:0", r"each card once is expected, .* \(cuda:0 is there twice\)"),
+    ],
+)
+def test_devices_that_cannot_be_are_one_line(monkeypatch, capsys, devices, says):
+    monkeypatch.setenv("SID_DEVICES", devices)
+    monkeypatch.setattr("sys.argv", ["sid", "serve", "--port", "0"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err
+    assert (ended.value.code, said.count("\n")) == (2, 1)
+    assert re.match(rf"error: SID_DEVICES: {says}.*, got {devices!r}\n", said)
+
+
+def test_devices_are_of_this_process_and_not_of_triton():
+    with pytest.raises(ValidationError, match="instance_group says, SID_DEVICES this process"):
+        Settings(devices="cuda:0", triton="a:8001")
+
+
+def test_sessions_on_the_processors_share_what_one_would_compute_at_a_time(monkeypatch):
+    def batches(devices, cpus, **more):
+        monkeypatch.setattr(module, "available_cpus", lambda: cpus)
+        return Settings(devices=devices, **more).batches_at_a_time("onnxruntime")
+
+    assert [batches(None, cpus) for cpus in (1, 2, 8)] == [2, 3, 9]
+    assert [batches("cpu,cpu", cpus) for cpus in (1, 2, 8)] == [1, 2, 5]
+    assert batches("cpu,cpu,cpu,cpu,cpu", 2) == 1
+    assert batches("cpu,cpu", 8, threads=4) == 2
+    assert batches("cpu,cpu", 8, concurrency=3) == 3, "of each, where somebody has said"
+    assert Settings().threads == 1
+    assert Settings(devices="cuda:0,cuda:1").batches_at_a_time("cuda") == 2

@@ -236,10 +236,13 @@ class Observer:
             time.sleep(0.1)
 
 
-def test_nothing_hangs_leaks_or_is_wrong(models, tmp_path):
+@pytest.mark.parametrize("devices", [None, "cpu,cpu"], ids=["one engine", "two engines"])
+def test_nothing_hangs_leaks_or_is_wrong(models, tmp_path, devices):
     images = draw_all(models)
     log = tmp_path / "log"
     plain = {"SID_LOG_LEVEL": "error", "SID_PROVENANCE": "off"}  # as `draw_all` encodes them
+    if devices:
+        plain["SID_DEVICES"] = devices
     with serving(models, log=log, **plain) as (process, url):
         observer = Observer(url, process.pid)
         observer.metric("sid_tasks")
@@ -264,6 +267,8 @@ def test_nothing_hangs_leaks_or_is_wrong(models, tmp_path):
         assert observer.open_files() <= files + 2
         assert httpx.get(f"{url}/readyz").status_code == 200
         assert observer.metric("sid_cancellations_total") > 0
+        ups = re.findall(r"^sid_engine_up\{.*\} (.*)$", httpx.get(f"{url}/metrics").text, re.M)
+        assert ups == ["1.0"] * (2 if devices else 1)
         for name in PRIORITIES:
             counted = rf'sid_image_seconds_count\{{model="tiny",priority="{name}"\}}'
             assert observer.metric(counted) > 0

@@ -43,6 +43,9 @@ class ModelCard(BaseModel):
         "checked; null: it asks for no signature (SID_TRUSTED_KEYS)."
     )
     engine: str = Field(description="What draws it, with its version.")
+    devices: dict[str, bool] = Field(
+        description="Of each device with an engine (SID_DEVICES) whether the engine works now."
+    )
     precision: Precision = Field(description="In which the engine computes the network.")
     default: bool = Field(description="Whether a request that names no model gets this one.")
     graph: Graph | None = Field(
@@ -59,6 +62,7 @@ class ModelCard(BaseModel):
             tag=model.tag,
             signed_by=model.bundle.signed_by,
             engine=f"{engine.name} {engine.version}",
+            devices=model.pool.devices,
             precision=engine.precision,
             resolution=manifest.image_shape[0],
             channels=manifest.image_shape[2],

@@ -35,7 +35,7 @@ class BatchTrace:
         """The batch has ended, by `error` if there is one."""
 
     def start_engine(self) -> str | None:
-        """The engine computes from now on; returns the trace context that it should be told."""
+        """An engine computes from now on; returns the trace context that it should be told."""
         return self._traceparent
 
     def end_engine(self) -> None:

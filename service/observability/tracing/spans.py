@@ -173,6 +173,7 @@ class _BatchSpan(BatchTrace):
         self.context = self._span.get_span_context()
         self._engine_span: Span | None = None
         self._engine_ended: int | None = None
+        self._failed: list[tuple[Span, int]] = []  # spans of engines, and when the next one began
         for request in requests:
             request.queued(batch.waited[request], now)
         for request in others:
@@ -184,7 +185,10 @@ class _BatchSpan(BatchTrace):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End both spans."""
+        """End all of its spans."""
+        for span, ended in self._failed:
+            span.set_status(StatusCode.ERROR, "another engine drew the batch again")
+            span.end(ended)
         if self._engine_span is not None:
             if error is not None and self._engine_ended is None:
                 _fail(self._engine_span, error)
@@ -194,7 +198,13 @@ class _BatchSpan(BatchTrace):
         self._span.end()
 
     def start_engine(self) -> str:
-        """Begin the engine's span; called by one of its threads."""
+        """Begin the engine's span; called by one of its threads.
+
+        Once more where another engine draws the batch again.
+        """
+        if self._engine_span is not None:
+            self._failed.append((self._engine_span, time_ns()))
+            self._engine_ended = None
         attributes = {_ENGINE: f"{self._engine.name} {self._engine.version}".strip()}
         name, kind = self._engine.name, SpanKind.INTERNAL
         if (method := _REMOTE.get(name)) is not None:

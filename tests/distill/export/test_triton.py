@@ -54,6 +54,7 @@ def test_triton_reads_every_field_of_it(manifest, options):
     assert config.default_model_filename == options.get("graph", "")
     (instances,) = config.instance_group
     assert instances.count == INSTANCES
+    assert not instances.gpus, "on each card that there is, whatever their number"
 
 
 @pytest.mark.parametrize("options", [VARIANTS["float32"], VARIANTS["float16"]])

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from service.bundle import BASELINE, latents
-from service.engines.cuda import CudaEngine, Device
+from service.engines.cuda import CudaEngine, Provider
 
 
 class PaddedEngine(CudaEngine):
@@ -14,7 +14,7 @@ class PaddedEngine(CudaEngine):
 
     name = "padded"
     recordable: ClassVar[Sequence[str]] = (BASELINE,)
-    device: ClassVar[Device] = Device("cpu", "CPUExecutionProvider", {})
+    provider: ClassVar[Provider] = Provider("CPUExecutionProvider", "cpu", {})
 
 
 def drawn_for(bundle, count):

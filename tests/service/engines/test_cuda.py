@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import structlog
 
@@ -178,7 +179,7 @@ class Unrecordable(PaddedEngine):
     name = "unrecordable"
 
     def _open(self, path, providers):
-        if "enable_cuda_graph" in dict(providers)[self.device.provider]:
+        if "enable_cuda_graph" in dict(providers)[self.provider.name]:
             raise EngineError(f"{path}: not all nodes have been partitioned to the provider")
         return super()._open(path, providers)
 
@@ -269,6 +270,13 @@ WHERE = (
             r"^CUDA failure 803: system has unsupported .*: restart the machine",
         ),
         (f"{CALL}CUDA failure 2: out of memory{WHERE}", r"^CUDA failure 2: out of memory$"),
+        (
+            "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider_info.cc:51 "
+            "onnxruntime::CUDAExecutionProviderInfo::FromProviderOptions 0 <= info.device_id && "
+            "info.device_id < num_devices was false. Invalid device ID: 7, must be between 0 "
+            "(inclusive) and 2 (exclusive).",
+            r"^there is no card cuda:7: this process sees 2, counted from cuda:0; look at",
+        ),
         ("something else\nand more", r"^something else$"),
     ],
 )
@@ -295,6 +303,36 @@ def test_cuda_is_refused_where_onnx_runtime_silently_computes_without_it(models,
         EngineError, match=r"1/model\.onnx: .* fell back to CPUExecutionProvider: .*is missing"
     ):
         asyncio.run(opening(engine))
+
+
+@pytest.mark.parametrize(("number", "asked"), [(0, None), (1, "1")])
+def test_session_and_buffers_are_on_the_card_of_its_number(models, monkeypatch, number, asked):
+    given, memory = [], []
+    made = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+
+    class Numbered(PaddedEngine):
+        def _open(self, path, providers):
+            given.extend(providers)
+            return super()._open(path, providers)
+
+    def noted(shape, dtype, *device):
+        memory.append(device)
+        return made(shape, dtype, *device)
+
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", noted)
+    bundle = load_bundle(models / "tiny")
+
+    async def scenario():
+        numbered = Numbered(bundle, threads=1, concurrency=1, number=number)
+        plain = PaddedEngine(bundle, threads=1, concurrency=1)
+        async with opened(numbered), opened(plain):
+            assert numbered.device == f"cuda:{number}"
+            drawn = [await compute(one, *drawn_for(bundle, 3)) for one in (numbered, plain)]
+            assert np.array_equal(*drawn)
+
+    asyncio.run(scenario())
+    assert {options.get("device_id") for _, options in given} == {asked}
+    assert set(memory) == {("cpu", number), ("cpu", 0)}
 
 
 def test_it_takes_the_graph_that_is_written_for_cuda_and_none_for_processors(tmp_path):

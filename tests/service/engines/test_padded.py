@@ -60,7 +60,7 @@ def padded(models):
         watched = Watched(bundle.graph(BASELINE))
         signature = bundle.manifest.signature
         session = PaddedSession(
-            watched, signature, limit=8, device="cpu", recorded=recorded, name="tiny"
+            watched, signature, limit=8, device=("cpu", 0), recorded=recorded, name="tiny"
         )
         made.append(session)
 

@@ -19,7 +19,7 @@ from service.app import create_app
 from service.bundle import PLAN, latents, load_bundle, sha256_file, variant, write_manifest
 from service.engines import EngineBusyError, EngineDeadlineError, EngineError
 from service.engines.triton import TritonEngine
-from service.serving.engine_selection import make_engine
+from service.serving.engine_selection import make_engines
 from service.settings import Settings
 from tests.bundles import A_WHILE, compute, republished, write_bundle
 from tests.service.client import Client
@@ -113,7 +113,7 @@ def test_a_precision_that_triton_does_not_serve_is_refused(repository):
     bundle = repository.bundle("grey")
     settings = Settings(triton="127.0.0.1:1", precision="float16")
     with pytest.raises(EngineError, match=r"triton computes model\.onnx, in float32, .* float16"):
-        asyncio.run(make_engine(bundle, settings))
+        asyncio.run(make_engines(bundle, settings))
 
 
 FLOAT16 = "model.float16.onnx"
@@ -184,9 +184,10 @@ def test_another_graph_in_triton_than_the_bundle_says_is_never_taken_for_it(
 def test_the_precision_asked_for_is_that_of_the_graph_that_triton_serves(float16_triton):
     bundle = load_bundle(float16_triton.models / "near")
     settings = Settings(triton="127.0.0.1:1", precision="float16")
-    assert asyncio.run(make_engine(bundle, settings)).filename == FLOAT16
+    (engine,) = asyncio.run(make_engines(bundle, settings))
+    assert engine.filename == FLOAT16
     with pytest.raises(EngineError, match=r"triton computes model\.float16\.onnx, in float16"):
-        asyncio.run(make_engine(bundle, Settings(triton="127.0.0.1:1", precision="float32")))
+        asyncio.run(make_engines(bundle, Settings(triton="127.0.0.1:1", precision="float32")))
 
 
 def test_a_plan_is_named_by_its_precision_and_held_to_its_bounds(tmp_path):
@@ -206,7 +207,7 @@ def test_a_plan_is_named_by_its_precision_and_held_to_its_bounds(tmp_path):
 def test_a_configuration_that_names_no_file_of_the_bundle_is_refused(tmp_path):
     folder = write_bundle(tmp_path, triton={"graph": PLAN})
     with pytest.raises(EngineError, match=r"config\.pbtxt names model\.plan, which is none of"):
-        asyncio.run(make_engine(load_bundle(folder), Settings(triton="127.0.0.1:1")))
+        asyncio.run(make_engines(load_bundle(folder), Settings(triton="127.0.0.1:1")))
 
 
 def test_requests_at_the_same_time_are_batched_by_triton_s_own_count(triton):
@@ -455,7 +456,10 @@ def test_what_waits_too_long_in_triton_s_queue_is_429_and_the_canary_may_wait_to
         answers, probes = client.run(overload())
         assert {answer.status_code for answer in answers} == {200, 429}
         assert {probe.status_code for probe in probes} == {200}
-        assert client.get("/metrics").text.count('sid_engine_up{model="slow"} 1.0') == 1
+        assert (
+            client.get("/metrics").text.count('sid_engine_up{device="triton",model="slow"} 1.0')
+            == 1
+        )
 
 
 def test_a_connection_that_hangs_is_noticed_however_short_the_deadlines_are(own):
@@ -463,7 +467,7 @@ def test_a_connection_that_hangs_is_noticed_however_short_the_deadlines_are(own)
         assert client.generate({}).status_code == 200
         own.signal(signal.SIGSTOP)
         try:
-            up = 'sid_engine_up{model="tiny"} 1.0'
+            up = 'sid_engine_up{device="triton",model="tiny"} 1.0'
             deadline = {"X-Deadline-Ms": "200"}  # so no batch itself takes engine_seconds
             until(lambda: client.generate({}, **deadline).status_code == 503)
             assert up not in client.get("/metrics").text

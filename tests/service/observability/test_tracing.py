@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from service.app import create_app
-from service.engines import EngineError
+from service.engines import EngineError, Prepared
 from service.engines.onnx import OnnxEngine
 from service.observability.tracing import sent_traceparent
 from service.settings import Settings
@@ -115,6 +115,28 @@ def test_a_request_is_one_trace_of_gateway_batch_and_engine(models, received):
     assert request.start <= queue.start <= queue.end == batch.start < engine.start
     assert engine.end < batch.end <= request.end
     assert not any(span.error or span.links for span in received)
+
+
+def test_a_batch_that_is_drawn_again_shows_both_engines(models, received, monkeypatch):
+    generate, broken = OnnxEngine.generate, False
+
+    async def breakable(engine, prepare, finish, deadline=None):
+        def impossible():
+            inputs = prepare().inputs
+            return Prepared(inputs | {"class_labels": inputs["class_labels"] + 99})
+
+        breaks = broken and engine.device == "cpu:0"
+        return await generate(engine, impossible if breaks else prepare, finish, deadline)
+
+    monkeypatch.setattr(OnnxEngine, "generate", breakable)
+    with gateway(models, received.url, devices="cpu,cpu") as client:
+        broken = True
+        assert client.generate({}).status_code == 200
+    request, batch = received.one("POST /generate"), received.one("batch")
+    failed, drew = sorted(received.named("onnxruntime"), key=lambda span: span.start)
+    assert failed.parent == drew.parent == batch.id
+    assert (failed.error, drew.error, batch.error, request.error) == (True, False, False, False)
+    assert failed.start < failed.end <= drew.start < drew.end < batch.end
 
 
 @pytest.mark.slow

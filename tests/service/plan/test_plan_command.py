@@ -10,8 +10,10 @@ import yaml
 from service import cli
 from service.plan import PlanError
 from service.plan.curve import read_curve, write_curve
+from service.plan.measure import measure_curve
 from service.plan.output import as_values
 from service.plan.search import Plan, Wish
+from service.settings import Settings
 from tests.bundles import write_bundle
 from tests.deploy.chart import Rendered, settings
 from tests.service.plan.curves import make_curve
@@ -158,6 +160,11 @@ def test_a_curve_is_read_as_it_was_written(tmp_path):
     write_curve(curve, tmp_path / "curve.json")
     assert read_curve(tmp_path / "curve.json") == curve
     assert (tmp_path / "curve.json").read_text().count('\n  {"busy"') == 6
+
+
+def test_a_curve_is_of_one_engine():
+    with pytest.raises(PlanError, match="leave one device in SID_DEVICES"):
+        measure_curve(Settings(devices="cpu,cpu"), None, warmup=0, duration=1)
 
 
 def test_a_curve_is_not_measured_where_it_cannot_be_written(capsys, tmp_path):

@@ -193,7 +193,7 @@ def test_an_engine_that_fails_turns_red_and_recovers(client, tap):
     assert client.generate(BODY).json()["type"].endswith(":engine-down")
     assert client.get("/livez").status_code == 200
     tap.failure = None
-    client.run(happens(lambda: sample(client, "sid_engine_up", model="tiny")))
+    client.run(happens(lambda: sample(client, "sid_engine_up", model="tiny", device="cpu:0")))
     assert client.generate(BODY).status_code == 200
     assert client.get("/readyz").status_code == 200
     assert sample(client, "sid_batch_failures_total", model="tiny") == 1
@@ -474,9 +474,9 @@ def test_an_engine_that_is_down_is_what_a_request_is_refused_for(client, tap):
 
     async def scenario():
         accepted = await fill(client, tap, waiting=2)
-        model.supervisor.down = "taken out by the test"
+        model.pool.supervisors[0].down = "taken out by the test"
         answer = await post(client)
-        model.supervisor.down = None
+        model.pool.supervisors[0].down = None
         tap.flow.set()
         await asyncio.gather(*accepted)
         return answer

@@ -178,7 +178,7 @@ class Batching(RuleBasedStateMachine):
         late = submit.deadline is not None and self.loop.now + seconds > submit.deadline
         # What free slots take in the next turn does not count: a batch of one priority each.
         alone = self.batcher.waiting == self.batcher.waiting_of(submit.priority)
-        free = (self.concurrency - len(self.runs)) * (self.limit if alone else 1)
+        free = max(0, self.concurrency - len(self.runs)) * (self.limit if alone else 1)
         missing = self.batcher.waiting + submit.count - self.size - free
         lower = [priority for priority in reversed(Priority) if priority > submit.priority]
         yielding = [one for other in lower for one in reversed(self.queue(other)[1:])]
@@ -243,6 +243,17 @@ class Batching(RuleBasedStateMachine):
                 # Of what free slots were to take in the next turn, they may now take less.
                 self.most = max(self.most, self.batcher.waiting)
         self.settled = False
+
+    @rule(concurrency=st.integers(1, 4))
+    def resize(self, concurrency):
+        """An engine went down, or is back."""
+        self.loop.call_soon(self.resize_now, concurrency)
+        self.settled = False
+
+    def resize_now(self, concurrency):
+        self.batcher.resize(concurrency)
+        self.concurrency = concurrency
+        self.most = max(self.most, self.batcher.waiting)  # some counted on slots that are gone
 
     @precondition(lambda self: any(not run.gate.done() for run in self.runs))
     @rule(
@@ -313,7 +324,7 @@ class Batching(RuleBasedStateMachine):
         assert self.batcher.waiting == waiting <= self.most
         if waiting <= self.size:
             self.most = self.size
-        assert not waiting or len(self.runs) == self.concurrency
+        assert not waiting or len(self.runs) >= self.concurrency, "more after it was made smaller"
         if not live and not self.runs:
             assert asyncio.all_tasks(self.loop) == set(), "an idle batcher costs nothing"
 
@@ -498,6 +509,25 @@ def test_what_is_admitted_is_queued_in_the_same_step_so_that_no_two_take_one_pla
             batcher.submit([2])
         gate.open.set()
         assert await asyncio.gather(running, admitted) == [[0], [1]]
+
+    asyncio.run(scenario())
+
+
+def test_slots_that_come_are_used_at_once_and_those_that_go_end_with_their_batch():
+    async def scenario():
+        gate = Gate()
+        batcher = Batcher(gate, max_batch_size=1, queue_size=9)
+        accepted = [asyncio.create_task(batcher.submit([number])) for number in range(5)]
+        await turns()
+        assert gate.batches == [[0]]
+        batcher.resize(3)
+        await turns()
+        assert gate.batches == [[0], [1], [2]]
+        batcher.resize(1)
+        gate.open.set()
+        assert await asyncio.gather(*accepted) == [[0], [1], [2], [3], [4]]
+        with pytest.raises(ValueError, match="at least 1"):
+            batcher.resize(0)
 
     asyncio.run(scenario())
 

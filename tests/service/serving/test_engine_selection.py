@@ -11,20 +11,22 @@ import pytest
 import structlog
 from pydantic import ValidationError
 
+from service import cli
 from service.app import create_app
 from service.bundle import latents, load_bundle, write_manifest
 from service.engines import EngineError
 from service.serving import engine_selection
-from service.serving.engine_selection import make_engine
+from service.serving.engine_selection import make_engines
 from service.settings import Settings
 from tests.bundles import A_WHILE, compute, republished, write_bundle
 from tests.service.client import Client
 from tests.service.engines.numpy_engine import NumpyEngine
+from tests.service.engines.test_cuda import why_no_card
 
 
 def chosen(bundle, **settings):
     with structlog.testing.capture_logs() as lines:
-        engine = asyncio.run(make_engine(bundle, Settings(engine="auto", **settings)))
+        (engine,) = asyncio.run(make_engines(bundle, Settings(engine="auto", **settings)))
     return engine, [line for line in lines if line["event"] == "engine chosen"]
 
 
@@ -48,7 +50,7 @@ def test_another_engine_is_a_line_in_the_registry(tmp_path, monkeypatch):
 def test_a_name_that_no_engine_has_is_told_those_that_there_are(tmp_path):
     bundle = load_bundle(write_bundle(tmp_path, "tiny"))
     with pytest.raises(EngineError, match=r"SID_ENGINE: .*'auto', .*'triton', got 'tensorrt'"):
-        asyncio.run(make_engine(bundle, Settings(engine="tensorrt")))
+        asyncio.run(make_engines(bundle, Settings(engine="tensorrt")))
 
 
 @pytest.mark.parametrize(
@@ -63,9 +65,9 @@ def test_a_name_that_no_engine_has_is_told_those_that_there_are(tmp_path):
 )
 def test_the_largest_batch_is_the_engines_own_unless_one_is_asked_for(tmp_path, asked, largest):
     bundle = load_bundle(write_bundle(tmp_path, "tiny", graphs=["model.cuda.onnx"]))
-    engine = asyncio.run(make_engine(bundle, Settings(**asked)))
+    (engine,) = asyncio.run(make_engines(bundle, Settings(**asked)))
     assert engine.max_batch_size == largest
-    engine = asyncio.run(make_engine(bundle, Settings(max_batch_size=5, **asked)))
+    (engine,) = asyncio.run(make_engines(bundle, Settings(max_batch_size=5, **asked)))
     assert engine.max_batch_size == 5
 
 
@@ -137,7 +139,7 @@ def test_it_is_closed_again_and_opens_as_any(tmp_path):
     before = {thread.name for thread in threading.enumerate()}
 
     async def scenario():
-        engine = await make_engine(bundle, Settings(engine="auto"))
+        (engine,) = await make_engines(bundle, Settings(engine="auto"))
         assert {t.name for t in threading.enumerate() if "-tiny-" in t.name} <= before
         with pytest.raises(EngineError, match="not open"):
             await engine.check()
@@ -185,3 +187,59 @@ async def _rate(images: float) -> float:
 def test_a_precision_restricts_it(tmp_path):
     with pytest.raises(EngineError, match="no engine that is installed can compute it in bfloat16"):
         chosen(load_bundle(write_bundle(tmp_path, "tiny")), precision="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "devices"),
+    [
+        ({}, "onnxruntime", ["cpu:0"]),
+        ({"engine": "cuda"}, "onnxruntime-cuda", ["cuda:0"]),
+        ({"devices": "cpu,cpu"}, "onnxruntime", ["cpu:0", "cpu:1"]),
+        ({"devices": "cpu,cpu", "engine": "openvino"}, "openvino", ["cpu:0", "cpu:1"]),
+        ({"devices": "cuda:2,cuda:0"}, "onnxruntime-cuda", ["cuda:2", "cuda:0"]),
+        ({"triton": "nowhere:8001"}, "triton", ["triton"]),
+    ],
+)
+def test_there_is_an_engine_for_each_device(tmp_path, asked, name, devices):
+    engines = asyncio.run(
+        make_engines(load_bundle(write_bundle(tmp_path, "tiny")), Settings(**asked))
+    )
+    assert [engine.device for engine in engines] == devices
+    assert {engine.name for engine in engines} == {name}
+
+
+@pytest.mark.parametrize(
+    ("devices", "engine", "says"),
+    [
+        ("cpu,cpu", "cuda", "SID_DEVICES=cpu,cpu: cuda computes on cuda"),
+        ("cuda:1", "onnxruntime", "SID_DEVICES=cuda:1: onnxruntime computes on cpu"),
+        ("cuda:0,cuda:1", "openvino", "SID_DEVICES=cuda:0,cuda:1: openvino computes on cpu"),
+    ],
+)
+def test_an_engine_that_does_not_compute_on_the_devices_is_refused(tmp_path, devices, engine, says):
+    bundle = load_bundle(write_bundle(tmp_path, "tiny"))
+    with pytest.raises(EngineError, match=f"^{says}; name such devices, or another SID_ENGINE$"):
+        asyncio.run(make_engines(bundle, Settings(devices=devices, engine=engine)))
+
+
+def test_auto_tries_what_computes_on_the_devices_and_takes_it_for_each(tmp_path):
+    bundle = load_bundle(write_bundle(tmp_path, "tiny"))
+    two = asyncio.run(make_engines(bundle, Settings(engine="auto", devices="cpu,cpu")))
+    assert [engine.device for engine in two] == ["cpu:0", "cpu:1"]
+    if not engine_selection.CudaEngine.installed():
+        with pytest.raises(EngineError, match="no engine that is installed can compute it"):
+            asyncio.run(make_engines(bundle, Settings(engine="auto", devices="cuda:0,cuda:1")))
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_cards_that_are_not_there_end_the_start_in_one_line(tmp_path, monkeypatch, capsys):
+    write_bundle(tmp_path, "tiny")
+    monkeypatch.setenv("SID_DEVICES", "cuda:0,cuda:1")
+    monkeypatch.setattr("sys.argv", ["sid", "serve", "--port", "0", "--models", str(tmp_path)])
+    if why_no_card() is None:
+        pytest.skip("there is a card")
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1

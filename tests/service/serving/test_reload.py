@@ -112,8 +112,8 @@ def test_what_cannot_be_served_is_refused_and_all_stays_as_it_is(models, tmp_pat
         metrics = httpx.get(f"{url}/metrics").text
     (line,) = logged(log, "reload refused, all is served as before")
     assert reason in line["reason"]
-    assert 'sid_engine_up{model="tiny"} 1.0' in metrics
-    assert 'sid_engine_up{model="another"}' not in metrics
+    assert 'sid_engine_up{device="cpu:0",model="tiny"} 1.0' in metrics
+    assert 'sid_engine_up{device="cpu:0",model="another"}' not in metrics
 
 
 def test_models_come_and_go_and_what_stays_is_not_opened_again(models, tmp_path):
@@ -128,7 +128,7 @@ def test_models_come_and_go_and_what_stays_is_not_opened_again(models, tmp_path)
             answer = httpx.post(f"{url}/generate", json={"model": name, "seed": 2})
             assert answer.status_code == status
         metrics = httpx.get(f"{url}/metrics").text
-        assert 'sid_engine_up{model="leaves"}' not in metrics
+        assert 'sid_engine_up{device="cpu:0",model="leaves"}' not in metrics
         assert 'sid_queue_depth{model="comes",priority="interactive"} 0' in metrics
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0

@@ -224,6 +224,6 @@ def test_over_http_a_hang_is_503_with_retry_after_red_readiness_and_then_over(
         until(lambda: client.get("/readyz").status_code == 200)
         assert client.generate({"seed": DRAWS}).status_code == 200
         registry = client.app.state.metrics.registry
-        assert registry.get_sample_value("sid_engine_up", {"model": "tiny"}) == 1
+        assert registry.get_sample_value("sid_engine_up", {"model": "tiny", "device": "cpu:0"}) == 1
         refusals = {"model": "tiny", "reason": "engine_down", "priority": "interactive"}
         assert registry.get_sample_value("sid_rejections_total", refusals) == 1
