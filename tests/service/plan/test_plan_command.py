@@ -11,7 +11,8 @@ from service import cli
 from service.plan import PlanError
 from service.plan.curve import read_curve, write_curve
 from service.plan.output import as_values
-from service.plan.search import Plan, Wish
+from service.plan.search import Part, Plan, Wish
+from service.priority import Priority
 from tests.bundles import write_bundle
 from tests.deploy.chart import Rendered, settings
 from tests.service.plan.curves import make_curve
@@ -20,6 +21,7 @@ WISH = Wish(150, 0.1, "steady", 0.5)
 PLAN = Plan(
     replicas=12, concurrency=3, max_batch_size=8, queue_size=98, p50=0.02, p99=0.09, refused=0.0,
     utilisation=0.9, load=0.8, peak=900.0, in_system=20.0, per_million=0.03,
+    parts={Priority.INTERACTIVE: Part(share=1.0, p50=0.02, p99=0.09, refused=0.0, waited=0.001)},
 )  # fmt: skip
 
 
@@ -55,11 +57,37 @@ def test_a_plan_is_a_table_json_and_values(capsys, curve_file, tmp_path):
     assert plan["replicas"] == 2
     assert plan["p50"] <= plan["p99"] <= 0.1
     assert plan["per_million"] == pytest.approx(2 * 0.9 / (150 * 3600) * 1e6)
-    assert document["wish"] == {"rate": 150.0, "p99": 0.1, "shape": "poisson", "price": 0.9}
+    assert document["wish"] == {
+        "rate": 150.0, "p99": 0.1, "shape": "poisson", "price": 0.9, "mix": {"interactive": 1.0}
+    }  # fmt: skip
     assert document["curve"]["bundle"] == "fashion:5:0123456789ab:float32"
     assert "150 requests/s, poisson, p99 100 ms" in err
     assert "75% of 200 images/s" in err
     assert yaml.safe_load(values.read_text())["gateway"]["replicas"] == 2
+
+
+def test_a_mix_is_answered_by_priority(capsys, curve_file, tmp_path):
+    values = tmp_path / "values.yaml"
+    status, out, err = sid(
+        capsys, "plan", curve_file, "--rate", 150, "--p99", 100, "--mix",
+        "background=0.1,interactive=0.6,bulk=0.3", "--json", "-", "--values", values,
+    )  # fmt: skip
+    assert not status, err
+    document = json.loads(out)
+    shares = {"interactive": 0.6, "bulk": 0.3, "background": 0.1}
+    assert document["wish"]["mix"] == shares
+    parts = document["plan"]["parts"]
+    assert {name: part["share"] for name, part in parts.items()} == shares
+    assert document["plan"]["p99"] == parts["interactive"]["p99"] <= 0.1
+    waited = [parts[name]["waited"] for name in shares]
+    assert waited == sorted(waited)
+    shown = " ".join(err.split())
+    asked = "150 requests/s, 0.6 interactive, 0.3 bulk, 0.1 background, poisson, interactive p99"
+    assert asked in shown
+    assert asked in values.read_text()
+    for name in shares:
+        for what in ("p50, p99", "refused", "in the queue"):
+            assert f"{name}: {what} " in shown
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "onnxruntime-cuda", "triton"])
@@ -89,6 +117,27 @@ def test_the_values_are_the_charts(engine):
         (["--rate", "10", "--p99", "100", "--price", "-1"], "price: -1.0 is not"),
         (["--rate", "10", "--p99", "100", "--arrivals", "odd"], "odd is not one of poisson, "),
         (["--rate", "10", "--p99", "9"], "no number of machines answers 99 of 100"),
+        (["--rate", "9", "--p99", "99", "--mix", "slow=1"], "'slow' is no priority; interactive, "),
+        (["--rate", "9", "--p99", "99", "--mix", ""], "--mix: '' is no priority"),
+        (
+            ["--rate", "9", "--p99", "99", "--mix", "bulk"],
+            "'bulk': a share is expected, as in bulk=",
+        ),
+        (["--rate", "9", "--p99", "99", "--mix", "bulk=x"], "'bulk=x': a share is expected"),
+        (["--rate", "9", "--p99", "99", "--mix", "bulk=1,bulk=0"], "--mix: bulk is there twice"),
+        (["--rate", "9", "--p99", "99", "--mix", "bulk=nan"], "bulk has a share of nan; 0.01 to 1"),
+        (
+            ["--rate", "9", "--p99", "99", "--mix", "bulk=0.001,interactive=0.999"],
+            "bulk has a share of 0.001; 0.01 to 1 is expected",
+        ),
+        (
+            ["--rate", "9", "--p99", "99", "--mix", "bulk=0.3,interactive=0.6"],
+            "the shares add up to 0.9; 1 is expected",
+        ),
+        (
+            ["--rate", "9", "--p99", "9", "--mix", "bulk=0.3,interactive=0.7"],
+            "no number of machines answers 99 of 100 interactive requests in 9 ms",
+        ),
         (["--rate", "10", "--p99", "100", "--json", "/nowhere/plan.json"], "/nowhere/plan.json: "),
     ],
 )

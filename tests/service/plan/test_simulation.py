@@ -12,6 +12,7 @@ from service.plan.arrivals import BURST, SHAPES, arrivals
 from service.plan.clock import SimulatedLoop
 from service.plan.simulation import Gateway, simulate
 from service.plan.times import ServiceTimes
+from service.priority import Priority
 from tests.service.plan.curves import make_curve, two_cores
 
 ENDLESS = 10**6  # a queue that nothing fills
@@ -98,6 +99,47 @@ def test_a_gateway_that_is_asked_too_much_draws_what_it_can_and_refuses_the_rest
     assert outcome.refused / len(due) == pytest.approx(1 / 3, rel=0.05)
     assert outcome.percentile(99) == math.inf, "a refused request is none that was in time"
     assert outcome.latencies[-1] < 1.2 * (64 + 2 * 24) / peak, "the queue limits the wait"
+
+
+def mixed(count):
+    """A priority for each of so many requests: half of them are interactive."""
+    return Random(2).choices([*Priority], [0.5, 0.3, 0.2], k=count)
+
+
+@pytest.mark.parametrize("load", [0.5, 0.9, 1.6])
+def test_lower_priorities_never_have_the_highest_answered_sooner(load):
+    """Beside those who yield to them, the same requests wait for what is under way already."""
+    curve = two_cores(spread=(1,) * 9)  # so that no luck of the engine's is in the comparison
+    times, gateway = ServiceTimes(curve, 0.35), Gateway(3, 4, 64, 0.00035)
+    due = arrivals("poisson", load * gateway.peak(times), 1, 20_000, Random(0))
+    priorities = mixed(len(due))
+    pairs = zip(due, priorities, strict=True)
+    urgent = [when for when, priority in pairs if priority is Priority.INTERACTIVE]
+    alone = simulate(gateway, times, urgent, random=Random(1))
+    beside = simulate(gateway, times, due, priorities=priorities, random=Random(1)).most_urgent
+    assert beside.refused >= alone.refused
+    for percent in (50, 90, 99):
+        assert beside.percentile(percent) >= 0.99 * alone.percentile(percent)
+    assert beside.waited >= alone.waited
+
+
+@pytest.mark.parametrize("load", [1.2, 1.7, 3])
+def test_of_too_much_the_lowest_priority_is_refused_first(load):
+    """What is shed to make room for others counts as refused, and everything is accounted for."""
+    curve = two_cores()
+    times, gateway = ServiceTimes(curve, 0.35), Gateway(3, 8, 64, 0.00035)
+    due = arrivals("poisson", load * gateway.peak(times), 1, 20_000, Random(0))
+    priorities = mixed(len(due))
+    outcome = simulate(gateway, times, due, priorities=priorities, random=Random(1))
+    parts = outcome.by_priority
+    assert list(parts) == [*Priority]
+    for priority, part in parts.items():
+        assert len(part.latencies) + part.refused == priorities.count(priority)
+    refused = [part.refused_share for part in parts.values()]
+    assert refused == sorted(refused)
+    assert refused[0] < refused[-1]
+    assert outcome.refused == sum(part.refused for part in parts.values())
+    assert outcome.refused_share == pytest.approx(1 - 1 / load, abs=0.06)
 
 
 def test_slots_that_share_a_machine_do_no_more_than_one_that_has_it_alone():
