@@ -72,6 +72,12 @@ def plan(
     ):
         if target is not None:
             _write(text, target)
+    if measured.format == 1:
+        print(
+            f"{file} does not say what a pause costs a slot and the event loop (format 1), so the "
+            "times are too hopeful: measure it again with `sid bench --curve`",
+            file=sys.stderr,
+        )
 
 
 def _shares(text: str) -> dict[Priority, float]:

@@ -11,7 +11,7 @@ settings and not by luck.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from service.bench.stats import percentile
@@ -20,7 +20,7 @@ from service.plan.arrivals import arrivals
 from service.plan.curve import LEVELS, Curve
 from service.plan.outcome import Outcome
 from service.plan.simulation import Gateway, simulate
-from service.plan.times import ServiceTimes
+from service.plan.times import gateway_times
 from service.priority import Priority
 
 _TRIAL = 6_000  # requests; sixty of them are the slowest hundredth
@@ -183,20 +183,16 @@ class _Trials:
     def __init__(self, curve: Curve, wish: Wish) -> None:
         self.curve = curve
         self.wish = wish
-        self.times = ServiceTimes(curve, curve.gateway.loop_ms)
+        self.times = gateway_times(curve)
         self._outcomes: dict[tuple[Gateway, int, int], Outcome] = {}
         settings = (self._gateway(k, b) for k in range(1, curve.slots + 1) for b in curve.batches)
         self.settings = sorted(settings, key=lambda one: -one.peak(self.times))
 
     def _gateway(self, concurrency: int, max_batch_size: int) -> Gateway:
         """Settings whose queue holds no more than is drawn in the time that is allowed."""
-        measured = self.curve.gateway
-        loop = measured.loop_ms / 1000
-        outside = max(measured.lone_ms - measured.loop_ms, 0) / 1000
-        endless = Gateway(concurrency, max_batch_size, _LARGEST_QUEUE, loop, outside)
+        endless = Gateway.measured(self.curve, concurrency, max_batch_size, _LARGEST_QUEUE)
         room = math.floor(endless.peak(self.times) * self.wish.p99)
-        queue = min(max(room, 1), _LARGEST_QUEUE)
-        return Gateway(concurrency, max_batch_size, queue, loop, outside)
+        return replace(endless, queue_size=min(max(room, 1), _LARGEST_QUEUE))
 
     def outcome(self, gateway: Gateway, replicas: int, count: int = _TRIAL) -> Outcome:
         """What one of so many gateways does, up to where it is plain that it is not enough."""
@@ -285,7 +281,7 @@ def _why_not(trials: _Trials, wish: Wish) -> str:
                 "allow more time, or fewer requests at once"
             )
     curve = trials.curve
-    alone = curve.cell(1, 1).milliseconds[LEVELS.index(99)] + curve.gateway.lone_ms
+    alone = curve.lone[LEVELS.index(99)] + curve.gateway.lone_ms
     who = f"{wish.most_urgent} " if is_mix else ""
     return (
         f"no number of machines answers 99 of 100 {who}requests in {wish.p99 * 1000:g} ms: "

@@ -2,7 +2,7 @@
 
 The batcher is the server's own, with its priorities, on a simulated clock (see `clock`). The event
 loop works on one request at a time, first come first served, half of its time when the request
-comes and half when the images go.
+comes and half when the images go. What it has to be woken for costs more.
 """
 
 import asyncio
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from random import Random
 
 from service.plan.clock import SimulatedLoop
+from service.plan.curve import Curve
 from service.plan.engine import SimulatedEngine
 from service.plan.outcome import Outcome, outcome_of, tallies
-from service.plan.times import ServiceTimes
+from service.plan.times import ServiceTimes, loop_costs
 from service.priority import Priority
 from service.serving.batching import Batcher, Reason
 from service.serving.exceptions import ClosedError, QueueFullError
@@ -29,7 +30,9 @@ class Gateway:
         max_batch_size: the largest batch.
         queue_size: images that may wait.
         loop_seconds: the event loop's time for each request.
+        wake_seconds: the event loop's time for being woken, when it had nothing to do.
         outside_seconds: what each request takes besides, in which nothing waits for anything.
+        beside_client: whether its clients run on the same machine, where they are woken late too.
     """
 
     concurrency: int
@@ -37,6 +40,24 @@ class Gateway:
     queue_size: int
     loop_seconds: float = 0.0
     outside_seconds: float = 0.0
+    wake_seconds: float = 0.0
+    beside_client: bool = False
+
+    @classmethod
+    def measured(
+        cls, curve: Curve, concurrency: int, max_batch_size: int, queue_size: int
+    ) -> "Gateway":
+        """One of a curve's machines, with these settings."""
+        request, wake = loop_costs(curve)
+        lone = request + 2 * wake
+        return cls(
+            concurrency,
+            max_batch_size,
+            queue_size,
+            request / 1000,
+            max(curve.gateway.lone_ms - lone, 0) / 1000,
+            wake / 1000,
+        )
 
     def peak(self, times: ServiceTimes) -> float:
         """Images per second at which all slots compute full batches, or the loop is full."""
@@ -104,7 +125,7 @@ class _Simulation:
         self._times = times
         self._random = random
         self._half = gateway.loop_seconds / 2
-        self._loop_busy_until = 0.0
+        self._loop_busy_until = -math.inf
         self._next = 0
         self._open = 0
         self._open_seen: list[int] = []
@@ -141,19 +162,36 @@ class _Simulation:
         self._busy_before = self._engine.busy_seconds()
 
     def _arrive(self) -> None:
-        """Have the loop begin with the request that is due now, and be woken for the next."""
+        """Have the request sent that is due now, and be woken for the next."""
         request = self._requests[self._next]
         self._next += 1
         if request.due >= self._counted_from:
             self._open_seen.append(self._open)
         self._open += 1
-        self._loop.at(self._loop_is_done(), self._admit, request)
+        if self._gateway.beside_client:
+            self._loop.at(self._loop.time() + self._late(), self._come, request)
+        else:
+            self._come(request)
         if self._next < len(self._requests):
             self._loop.at(self._requests[self._next].due, self._arrive)
 
+    def _come(self, request: _Request) -> None:
+        """Have the loop begin with a request that was sent, as soon as it is woken."""
+        now = self._loop.time()
+        if self._loop_busy_until < now:
+            self._loop_busy_until = now + self._late()
+            self._loop_busy_until += self._gateway.wake_seconds
+        self._loop.at(self._loop_is_done(), self._admit, request)
+
+    def _late(self) -> float:
+        return self._times.late(self._engine.busy, self._random)
+
     def _loop_is_done(self) -> float:
         """When the loop will have done half of a request's work, behind all that waits for it."""
-        self._loop_busy_until = max(self._loop_busy_until, self._loop.time()) + self._half
+        now = self._loop.time()
+        if self._loop_busy_until < now:  # that it is woken late is part of the engine's time
+            self._loop_busy_until = now + self._gateway.wake_seconds
+        self._loop_busy_until += self._half
         return self._loop_busy_until
 
     def _admit(self, request: _Request) -> None:
@@ -176,6 +214,8 @@ class _Simulation:
             self._end(request, math.inf)
             return
         seconds = self._loop_is_done() + self._gateway.outside_seconds - request.due
+        if self._gateway.beside_client:
+            seconds += self._late()
         self._end(request, seconds)
 
     def _end(self, request: _Request, seconds: float) -> None:
@@ -188,8 +228,8 @@ class _Simulation:
         if stops and not self._over.done():
             self._over.set_result(None)
 
-    async def _compute(self, batch: list[_Request], reason: Reason) -> list[_Request]:  # noqa: ARG002
+    async def _compute(self, batch: list[_Request], reason: Reason) -> list[_Request]:
         for request in batch:
             request.waited = self._loop.time() - request.submitted
-        await self._engine.compute(len(batch))
+        await self._engine.compute(len(batch), rested=reason == "idle")
         return batch

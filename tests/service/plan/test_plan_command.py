@@ -15,7 +15,7 @@ from service.plan.search import Part, Plan, Wish
 from service.priority import Priority
 from tests.bundles import write_bundle
 from tests.deploy.chart import Rendered, settings
-from tests.service.plan.curves import make_curve
+from tests.service.plan.curves import make_curve, with_pauses
 
 WISH = Wish(150, 0.1, "steady", 0.5)
 PLAN = Plan(
@@ -171,7 +171,13 @@ def edited(**changes):
         ("[]", "an object"),
         ("{}", "Field required"),
         ('{"reports": []}', "Field required"),
-        (edited(format=2), "format: Input should be 1"),
+        (edited(format=3), "format: Input should be 1 or 2"),
+        (edited(format=2), "format 2 has lone_loop_ms and lone_client_ms, each batch size once"),
+        (edited(rested=[{"batch": 1, "batches": 1, "milliseconds": [1] * 9}]), "format 1 has no"),
+        (
+            edited(woken=[{"busy": 0, "wakes": 1, "milliseconds": [1]}]),
+            "woken.0.milliseconds: 9 as",
+        ),
         (edited(levels=[50, 99]), "levels: "),
         (edited(milliseconds=[1, 2]), "cells.0.milliseconds: 9 ascending numbers are expected"),
         (edited(milliseconds=[2, *[1] * 8]), "cells.0.milliseconds: 9 ascending"),
@@ -203,10 +209,22 @@ def test_a_curve_file_that_is_not_there_is_one_line(tmp_path):
 
 
 def test_a_curve_is_read_as_it_was_written(tmp_path):
+    file = tmp_path / "curve.json"
     curve = make_curve(lambda busy, batch: busy + batch, slots=2, batches=(1, 2, 8))
-    write_curve(curve, tmp_path / "curve.json")
-    assert read_curve(tmp_path / "curve.json") == curve
-    assert (tmp_path / "curve.json").read_text().count('\n  {"busy"') == 6
+    for one, lines in ((curve, 6), (with_pauses(curve), 6 + 3 + 3)):
+        write_curve(one, file)
+        assert read_curve(file) == one
+        assert file.read_text().count("\n  {") == lines
+
+
+def test_a_curve_of_format_1_is_planned_for_and_called_too_hopeful(capsys, tmp_path):
+    file = tmp_path / "curve.json"
+    old = make_curve(lambda *_: 10.0)
+    for curve, hopeful in ((old, True), (with_pauses(old), False)):
+        write_curve(curve, file)
+        status, _, err = sid(capsys, "plan", file, "--rate", 50, "--p99", 100)
+        assert not status
+        assert ("(format 1), so the times are too hopeful" in err) == hopeful
 
 
 def test_a_curve_is_not_measured_where_it_cannot_be_written(capsys, tmp_path):
@@ -235,9 +253,12 @@ def test_a_curve_of_this_machine_makes_a_plan(tmp_path, monkeypatch):
     assert curve.bundle.startswith("tiny:1:")
     assert curve.engine.name == "onnxruntime"
     assert all(cell.batches >= 4 * cell.busy for cell in curve.cells)  # in each of four rounds
+    assert curve.format == 2
     assert curve.gateway.loop_ms > 0
-    lone = curve.cell(1, 1).milliseconds
+    assert curve.gateway.lone_loop_ms > 0
+    assert curve.gateway.lone_client_ms > 0
     made = [sys.executable, "-m", "service.cli", "plan", str(file), "--rate", "1", "--json", "-"]
-    wish = 2 * lone[-1] + 2 * curve.gateway.lone_ms
+    late = max(one.milliseconds[-1] for one in curve.woken)
+    wish = 2 * (curve.lone[-1] + late + curve.gateway.lone_ms)
     out = subprocess.run([*made, "--p99", str(wish)], check=True, stdout=subprocess.PIPE)
     assert json.loads(out.stdout)["plan"]["replicas"] == 1

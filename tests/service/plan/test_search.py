@@ -11,7 +11,7 @@ from service.plan.arrivals import SHAPES
 from service.plan.search import Wish, _Trials, make_plan
 from service.plan.simulation import Gateway
 from service.priority import Priority
-from tests.service.plan.curves import make_curve, two_cores
+from tests.service.plan.curves import make_curve, two_cores, with_pauses
 
 ALL = {Priority.INTERACTIVE: 1.0}
 MIX = {Priority.INTERACTIVE: 0.5, Priority.BULK: 0.3, Priority.BACKGROUND: 0.2}
@@ -51,6 +51,15 @@ def test_a_harder_wish_never_takes_fewer_machines():
     wished = replicas(2000, 0.04)
     assert replicas(2000, 0.2) <= wished <= replicas(2000, 0.015)
     assert 1 == replicas(10, 0.04) <= wished <= replicas(4000, 0.04)
+
+
+def test_pauses_that_cost_more_never_take_fewer_machines():
+    wish = Wish(300, 0.05)
+    curve = make_curve(lambda *_: 10.0, loop_ms=0.2)
+    worse = with_pauses(curve, longer=1.4, late=lambda busy: 0.1 + busy, lone_loop_ms=0.5)
+    assert make_plan(curve, wish).replicas <= make_plan(worse, wish).replicas
+    with pytest.raises(PlanError, match="one image alone takes up to 14 ms"):
+        make_plan(worse, Wish(300, 0.012))
 
 
 @pytest.mark.slow
