@@ -42,6 +42,7 @@ _ROUNDS = 4  # in which the cells take turns, so that a slow moment of the machi
 # Of a gateway that is measured: others would keep us out, or cost what is not asked about.
 _LEFT_OUT = ("SID_KEYS", "SID_RATE", "SID_METRICS_PORT", "SID_HOST", "SID_PORT")
 _BETWEEN_WAKES = 0.007  # seconds, on average
+_FIRST_WAKE = 0.0005  # so that the shortest of measurements has one
 _FIRST_LINE = "SiD Serve is ready on "
 
 
@@ -55,7 +56,7 @@ def measure_curve(settings: Settings, name: str | None, *, warmup: float, durati
         duration: seconds of each batch size and number of busy slots, and of each load.
 
     Raises:
-        PlanError: this is not Linux, or no gateway starts.
+        PlanError: this is not Linux, no gateway starts, or the duration is too short.
         BundleError, EngineError, UnknownModelError: the model cannot be opened.
     """
     if sys.platform != "linux":
@@ -107,7 +108,7 @@ async def _measure_engine(
                 end = time.perf_counter() + duration / _ROUNDS
                 await _draw_with_pauses(model, size, end, rested[size])
             with _noting_lateness(late[0]):
-                await asyncio.sleep(max(duration / _ROUNDS, 2 * _BETWEEN_WAKES))
+                await asyncio.sleep(duration / _ROUNDS)
         facts = MeasuredEngine(
             name=engine.name,
             version=engine.version,
@@ -119,6 +120,8 @@ async def _measure_engine(
             Rested(batch=size, batches=len(taken), milliseconds=_percentiles(taken))
             for size, taken in rested.items()
         ]
+        if not all(late):
+            raise PlanError("--duration: too short for the event loop to be woken even once")
         woken = [
             Woken(busy=busy, wakes=len(seconds), milliseconds=_percentiles(seconds))
             for busy, seconds in enumerate(late)
@@ -146,17 +149,16 @@ def _noting_lateness(late: list[float]) -> Iterator[None]:
     due = 0.0
 
     def ring() -> None:
-        now = time.perf_counter()
-        late.append(max(now - due, 1e-6))
-        sleep()
+        late.append(max(time.perf_counter() - due, 1e-6))
+        sleep(random.uniform(0.5, 1.5) * _BETWEEN_WAKES)
 
-    def sleep() -> None:
+    def sleep(seconds: float) -> None:
         nonlocal due
-        due = time.perf_counter() + random.uniform(0.5, 1.5) * _BETWEEN_WAKES
+        due = time.perf_counter() + seconds
         alarm.set(due)
 
     alarm = Alarm(asyncio.get_running_loop(), ring)
-    sleep()
+    sleep(_FIRST_WAKE)
     try:
         yield
     finally:
