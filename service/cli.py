@@ -371,7 +371,11 @@ def plan(
         float, typer.Option("--rate", "-r", help="Requests per second, one image each.")
     ],
     p99: Annotated[
-        float, typer.Option(help="Milliseconds in which 99 of 100 requests are answered.")
+        float,
+        typer.Option(
+            help="Milliseconds in which 99 of 100 requests are answered; of a mix, 99 of 100 of "
+            "its highest priority."
+        ),
     ],
     arrivals: Annotated[
         str,
@@ -379,6 +383,14 @@ def plan(
             help="poisson (as independent users send), steady, or bursts (ten requests at once)."
         ),
     ] = "poisson",
+    mix: Annotated[
+        str | None,
+        typer.Option(
+            help="Share of the requests that has each priority: interactive=0.7,bulk=0.3. Lower "
+            "ones may take any time, but of each 99 of 100 are answered. Left out: all are "
+            "interactive."
+        ),
+    ] = None,
     price: Annotated[
         float | None, typer.Option(help="What a machine costs for an hour, in any currency.")
     ] = None,
@@ -402,6 +414,7 @@ def plan(
         rate=rate,
         p99_ms=p99,
         shape=arrivals,
+        mix=mix,
         price=price,
         json_file=json_file,
         values_file=values,

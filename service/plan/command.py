@@ -1,6 +1,7 @@
 """What `sid plan` and `sid bench --curve` do: read, compute, write."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from service.plan.curve import read_curve, write_curve
 from service.plan.measure import measure_curve
 from service.plan.output import as_json, as_values, table
 from service.plan.search import Wish, make_plan
+from service.priority import PRIORITIES, PRIORITY_NAMES, Priority
 from service.settings import Settings
 
 STDOUT = Path("-")
@@ -46,6 +48,7 @@ def plan(
     rate: float,
     p99_ms: float,
     shape: str,
+    mix: str | None,
     price: float | None,
     json_file: Path | None,
     values_file: Path | None,
@@ -59,6 +62,8 @@ def plan(
         raise PlanError(f"--arrivals: {shape} is not one of {', '.join(SHAPES)}")
     measured = read_curve(file)
     wish = Wish(rate, p99_ms / 1000, shape, price)
+    if mix is not None:
+        wish = replace(wish, mix=_shares(mix))
     fewest = make_plan(measured, wish)
     Console(stderr=STDOUT in (json_file, values_file)).print(table(fewest, wish))
     for text, target in (
@@ -67,6 +72,30 @@ def plan(
     ):
         if target is not None:
             _write(text, target)
+    if measured.format == 1:
+        print(
+            f"{file} does not say what a pause costs a slot and the event loop (format 1), so the "
+            "times are too hopeful: measure it again with `sid bench --curve`",
+            file=sys.stderr,
+        )
+
+
+def _shares(text: str) -> dict[Priority, float]:
+    """The shares that `interactive=0.7,bulk=0.3` says, the highest priority first."""
+    shares: dict[Priority, float] = {}
+    for part in text.split(","):
+        name, _, number = part.partition("=")
+        priority = PRIORITIES.get(name.strip())
+        if priority is None:
+            raise PlanError(f"--mix: {name.strip()!r} is no priority; {PRIORITY_NAMES} is expected")
+        if priority in shares:
+            raise PlanError(f"--mix: {priority} is there twice")
+        try:
+            shares[priority] = float(number)
+        except ValueError:
+            expected = f"a share is expected, as in {priority}=0.7"
+            raise PlanError(f"--mix: {part.strip()!r}: {expected}") from None
+    return dict(sorted(shares.items()))
 
 
 def _write(text: str, file: Path) -> None:

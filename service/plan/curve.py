@@ -3,12 +3,21 @@
 A JSON file that `sid bench --curve` writes and `sid plan` reads.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from service.bundle import first_error
 from service.plan import PlanError
@@ -17,6 +26,15 @@ from service.plan import PlanError
 LEVELS = (0, 10, 25, 50, 75, 90, 95, 99, 100)
 
 Milliseconds = Annotated[float, Field(gt=0, le=3_600_000)]
+
+
+def _ascending(values: list[float]) -> list[float]:
+    if len(values) != len(LEVELS) or any(later < one for one, later in pairwise(values)):
+        raise ValueError(f"{len(LEVELS)} ascending numbers are expected")
+    return values
+
+
+Distribution = Annotated[list[Milliseconds], AfterValidator(_ascending)]
 
 
 class _Part(BaseModel):
@@ -49,16 +67,53 @@ class MeasuredEngine(_Part):
 class Gateway(_Part):
     """What HTTP costs, for each request with one image.
 
+    Under as much load as there can be a process is woken once for many requests, and by a lone
+    request twice: for it, and for its image. So the lone one costs far more.
+
     Attributes:
-        loop_ms: processor time of the event loop, which one core has to do for all requests.
+        loop_ms: processor time of the event loop, which one core has to do for all requests, under
+            as much load as there can be.
         lone_ms: what a lone request takes beside its engine time, seen from its client.
         client_ms: processor time of the client, which is taken from the engine where both share a
             machine, as in the measurement.
+        lone_loop_ms, lone_client_ms: processor time of both for a lone request; None in a curve of
+            format 1, which did not measure it.
     """
 
     loop_ms: float = Field(ge=0)
     lone_ms: float = Field(ge=0)
     client_ms: float = Field(ge=0)
+    lone_loop_ms: float | None = Field(default=None, ge=0)
+    lone_client_ms: float | None = Field(default=None, ge=0)
+
+
+class Rested(_Part):
+    """Lone batches of one size, each after a pause, in which processors and caches forget.
+
+    Attributes:
+        batch: images of each batch.
+        batches: how many were measured.
+        milliseconds: percentiles of a batch's time, by `LEVELS`.
+    """
+
+    batch: int = Field(ge=1, le=4096)
+    batches: int = Field(ge=1)
+    milliseconds: Distribution
+
+
+class Woken(_Part):
+    """How late an event loop is woken while so many slots compute beside it.
+
+    Attributes:
+        busy: the slots; 0: none.
+        wakes: how often it was measured.
+        milliseconds: percentiles of the lateness, by `LEVELS`: it waits for a processor, and for
+            the interpreter that the slots' threads use too.
+    """
+
+    busy: int = Field(ge=0, le=1024)
+    wakes: int = Field(ge=1)
+    milliseconds: Distribution
 
 
 class Cell(_Part):
@@ -76,14 +131,7 @@ class Cell(_Part):
     batch: int = Field(ge=1, le=4096)
     batches: int = Field(ge=1)
     cores: float = Field(ge=0)
-    milliseconds: list[Milliseconds]
-
-    @field_validator("milliseconds")
-    @classmethod
-    def _ascending(cls, values: list[float]) -> list[float]:
-        if len(values) != len(LEVELS) or any(later < one for one, later in pairwise(values)):
-            raise ValueError(f"{len(LEVELS)} ascending numbers are expected")
-        return values
+    milliseconds: Distribution
 
 
 class Curve(_Part):
@@ -94,9 +142,13 @@ class Curve(_Part):
         bundle: the tag of what was drawn, `name:version:digest:graph`.
         levels: the percentiles of which the cells hold the milliseconds.
         cells: every number of busy slots from 1, each with the same batch sizes, of which 1 is one.
+        rested: what a batch takes that comes after a pause, for the same batch sizes; empty in a
+            curve of format 1, which is read as one in which a pause makes no difference.
+        woken: how late an event loop is woken, for each number of busy slots from 0; empty in a
+            curve of format 1, which is read as one in which it is never late.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     date: datetime
     machine: Machine
     bundle: str
@@ -104,6 +156,8 @@ class Curve(_Part):
     gateway: Gateway
     levels: tuple[int, ...] = LEVELS
     cells: list[Cell] = Field(min_length=1)
+    rested: list[Rested] = Field(default_factory=list)
+    woken: list[Woken] = Field(default_factory=list)
 
     @field_validator("levels")
     @classmethod
@@ -121,6 +175,19 @@ class Curve(_Part):
                 "cells: each batch size from 1 is expected once for each number of busy slots "
                 "from 1"
             )
+        lone = self.gateway.lone_loop_ms, self.gateway.lone_client_ms
+        if self.format == 1:
+            if self.rested or self.woken or lone != (None, None):
+                raise ValueError("format 1 has no lone_loop_ms, lone_client_ms, rested and woken")
+        elif (
+            None in lone
+            or [one.batch for one in self.rested] != self.batches
+            or [one.busy for one in self.woken] != [*range(self.slots + 1)]
+        ):
+            raise ValueError(
+                "format 2 has lone_loop_ms and lone_client_ms, each batch size once in rested, and "
+                "each number of busy slots from 0 once in woken"
+            )
         return self
 
     @property
@@ -132,6 +199,11 @@ class Curve(_Part):
     def batches(self) -> list[int]:
         """The batch sizes that were measured, ascending."""
         return sorted({cell.batch for cell in self.cells})
+
+    @property
+    def lone(self) -> list[float]:
+        """Milliseconds that the engine takes for one image alone, by `LEVELS`."""
+        return self.rested[0].milliseconds if self.rested else self.cell(1, 1).milliseconds
 
     def cell(self, busy: int, batch: int) -> Cell:
         """The cell of so many busy slots and that batch size; KeyError when there is none."""
@@ -154,10 +226,16 @@ def read_curve(path: Path) -> Curve:
 
 def write_curve(curve: Curve, path: Path) -> None:
     """Write a curve, one cell a line; raises PlanError when the file cannot be written."""
-    head = curve.model_copy(update={"cells": []}).model_dump_json(indent=1)
-    cells = ",\n  ".join(cell.model_dump_json() for cell in curve.cells)
+    text = curve.model_copy(update={"cells": [], "rested": [], "woken": []}).model_dump_json(
+        indent=1
+    )
+    parts: dict[str, Sequence[_Part]]
+    parts = {"cells": curve.cells, "rested": curve.rested, "woken": curve.woken}
+    for name, lines in parts.items():
+        joined = ",\n  ".join(line.model_dump_json() for line in lines)
+        text = text.replace(f'"{name}": []', f'"{name}": [\n  {joined}\n ]')
     try:
-        path.write_text(head.replace('"cells": []', f'"cells": [\n  {cells}\n ]') + "\n", "utf-8")
+        path.write_text(text + "\n", "utf-8")
     except OSError as error:
         raise PlanError(f"{path}: {error.strerror}") from error
 

@@ -41,13 +41,19 @@ class SimulatedEngine:
         self._forecast = 0  # of which number the latest forecast of the next end is
         self._busy_seconds = 0.0
 
-    async def compute(self, size: int) -> None:
-        """Return when a batch of so many images has been computed."""
-        batch = _Batch(self._times.draw(size, self._random), self._loop.create_future())
+    async def compute(self, size: int, *, rested: bool = False) -> None:
+        """Return when a batch of so many images has been computed; see `ServiceTimes.draw`."""
+        seconds = self._times.draw(size, self._random, rested=rested)
+        batch = _Batch(seconds, self._loop.create_future())
         self._advance()
         self._running.append(batch)
         self._foresee()
         await batch.done
+
+    @property
+    def busy(self) -> int:
+        """How many slots work now."""
+        return len(self._running)
 
     def busy_seconds(self) -> float:
         """Seconds that slots have worked up to now, summed over the slots."""

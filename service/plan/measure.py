@@ -9,16 +9,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import uvloop
 
 from service.bench import Target, closed, generate_body
+from service.bench.alarm import Alarm
 from service.bulk.embedded import open_model
 from service.engines.threads import SWITCH_SECONDS
 from service.observability.tracing import BatchTrace
 from service.plan import PlanError
-from service.plan.curve import LEVELS, Cell, Curve, Gateway, Machine, MeasuredEngine, now
+from service.plan.curve import (
+    LEVELS,
+    Cell,
+    Curve,
+    Gateway,
+    Machine,
+    MeasuredEngine,
+    Rested,
+    Woken,
+    now,
+)
 from service.resources import available_cpus
 from service.serving.encoding import PNG
 from service.serving.jobs import resolve_jobs
@@ -29,6 +41,8 @@ from service.settings import Settings
 _ROUNDS = 4  # in which the cells take turns, so that a slow moment of the machine meets them all
 # Of a gateway that is measured: others would keep us out, or cost what is not asked about.
 _LEFT_OUT = ("SID_KEYS", "SID_RATE", "SID_METRICS_PORT", "SID_HOST", "SID_PORT")
+_BETWEEN_WAKES = 0.007  # seconds, on average
+_FIRST_WAKE = 0.0005  # so that the shortest of measurements has one
 _FIRST_LINE = "SiD Serve is ready on "
 
 
@@ -42,7 +56,8 @@ def measure_curve(settings: Settings, name: str | None, *, warmup: float, durati
         duration: seconds of each batch size and number of busy slots, and of each load.
 
     Raises:
-        PlanError: this is not Linux, there are several devices, or no gateway starts.
+        PlanError: this is not Linux, there are several devices, no gateway starts, or the duration
+            is too short.
         BundleError, EngineError, UnknownModelError: the model cannot be opened.
     """
     if sys.platform != "linux":
@@ -54,7 +69,7 @@ def measure_curve(settings: Settings, name: str | None, *, warmup: float, durati
         processor=_processor(), cores=available_cpus(), load=round(os.getloadavg()[0], 2)
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        engine, tag, cells = runner.run(_measure_engine(settings, name, duration))
+        engine, tag, cells, rested, woken = runner.run(_measure_engine(settings, name, duration))
     model, _, _ = tag.partition(":")
     most = 2 * max(cell.busy for cell in cells) * max(cell.batch for cell in cells)
     return Curve(
@@ -64,12 +79,14 @@ def measure_curve(settings: Settings, name: str | None, *, warmup: float, durati
         engine=engine,
         gateway=_measure_gateway(settings, model, most, warmup, duration),
         cells=cells,
+        rested=rested,
+        woken=woken,
     )
 
 
 async def _measure_engine(
     settings: Settings, name: str | None, duration: float
-) -> tuple[MeasuredEngine, str, list[Cell]]:
+) -> tuple[MeasuredEngine, str, list[Cell], list[Rested], list[Woken]]:
     async with open_model(settings, name) as model:
         engine = model.engine
         sizes = [1 << n for n in range(engine.max_batch_size.bit_length())]
@@ -77,6 +94,8 @@ async def _measure_engine(
         keys = [(k, size) for k in range(1, engine.concurrency + 1) for size in sizes]
         taken: dict[tuple[int, int], list[float]] = {key: [] for key in keys}
         cores: dict[tuple[int, int], list[float]] = {key: [] for key in keys}
+        rested: dict[int, list[float]] = {size: [] for size in sizes}
+        late: list[list[float]] = [[] for _ in range(engine.concurrency + 1)]
         for size in sizes:  # the first batch of a size is slow
             await asyncio.gather(*(_draw(model, size, 0) for _ in range(engine.concurrency)))
         for number in range(_ROUNDS):
@@ -84,9 +103,15 @@ async def _measure_engine(
                 cpu, began = time.process_time(), time.perf_counter()
                 end = began + duration / _ROUNDS
                 slots = (_draw_until(model, size, end, taken[busy, size]) for _ in range(busy))
-                await asyncio.gather(*slots)
+                with _noting_lateness(late[busy]):
+                    await asyncio.gather(*slots)
                 elapsed = time.perf_counter() - began
                 cores[busy, size].append((time.process_time() - cpu) / elapsed)
+            for size in sizes:
+                end = time.perf_counter() + duration / _ROUNDS
+                await _draw_with_pauses(model, size, end, rested[size])
+            with _noting_lateness(late[0]):
+                await asyncio.sleep(duration / _ROUNDS)
         facts = MeasuredEngine(
             name=engine.name,
             version=engine.version,
@@ -94,7 +119,17 @@ async def _measure_engine(
             threads=settings.threads,
         )
         cells = [_cell(*key, taken[key], cores[key]) for key in keys]
-        return facts, model.tag, cells
+        after_pauses = [
+            Rested(batch=size, batches=len(taken), milliseconds=_percentiles(taken))
+            for size, taken in rested.items()
+        ]
+        if not all(late):
+            raise PlanError("--duration: too short for the event loop to be woken even once")
+        woken = [
+            Woken(busy=busy, wakes=len(seconds), milliseconds=_percentiles(seconds))
+            for busy, seconds in enumerate(late)
+        ]
+        return facts, model.tag, cells, after_pauses, woken
 
 
 async def _draw_until(model: ServedModel, size: int, end: float, taken: list[float]) -> None:
@@ -110,6 +145,44 @@ async def _draw_until(model: ServedModel, size: int, end: float, taken: list[flo
             return
 
 
+@contextmanager
+def _noting_lateness(late: list[float]) -> Iterator[None]:
+    """Meanwhile have the event loop woken now and then; note how many seconds late it was."""
+    random = Random(len(late))
+    due = 0.0
+
+    def ring() -> None:
+        late.append(max(time.perf_counter() - due, 1e-6))
+        sleep(random.uniform(0.5, 1.5) * _BETWEEN_WAKES)
+
+    def sleep(seconds: float) -> None:
+        nonlocal due
+        due = time.perf_counter() + seconds
+        alarm.set(due)
+
+    alarm = Alarm(asyncio.get_running_loop(), ring)
+    sleep(_FIRST_WAKE)
+    try:
+        yield
+    finally:
+        alarm.close()
+
+
+async def _draw_with_pauses(model: ServedModel, size: int, end: float, taken: list[float]) -> None:
+    """Draw a batch now and then, so that a slot is idle two thirds of the time."""
+    random = Random(0)
+    seconds = 0.0
+    while True:
+        await asyncio.sleep(random.expovariate(1) * 2 * seconds)
+        began = time.perf_counter()
+        await _draw(model, size, len(taken) * size)
+        ended = time.perf_counter()
+        seconds = ended - began
+        taken.append(seconds)
+        if ended >= end:
+            return
+
+
 async def _draw(model: ServedModel, size: int, seed: int) -> None:
     manifest = model.bundle.manifest
     jobs = resolve_jobs(manifest, None, seed, size, PNG)
@@ -118,14 +191,18 @@ async def _draw(model: ServedModel, size: int, seed: int) -> None:
 
 
 def _cell(busy: int, batch: int, taken: list[float], cores: list[float]) -> Cell:
-    milliseconds = np.percentile(np.array(taken) * 1000, LEVELS)
     return Cell(
         busy=busy,
         batch=batch,
         batches=len(taken),
         cores=round(float(np.mean(cores)), 3),
-        milliseconds=[float(f"{value:.5g}") for value in milliseconds],
+        milliseconds=_percentiles(taken),
     )
+
+
+def _percentiles(taken: list[float]) -> list[float]:
+    """Milliseconds by `LEVELS`, of seconds."""
+    return [float(f"{value:.5g}") for value in np.percentile(np.array(taken) * 1000, LEVELS)]
 
 
 def _measure_gateway(
@@ -134,16 +211,22 @@ def _measure_gateway(
     """What HTTP costs a lone request, and the event loop under as much load as there can be."""
     with _gateway(settings, model, most) as (url, pid):
         target = Target(url, body=generate_body(model))
-        lone = closed(target, 1, warmup=warmup, duration=duration)
+        if warmup:
+            closed(target, 1, warmup=0, duration=warmup)
         before = _loop_seconds(pid)
+        lone = closed(target, 1, warmup=0, duration=duration)
+        between = _loop_seconds(pid)
         full = closed(target, most, warmup=0, duration=duration)
-        loop = (_loop_seconds(pid) - before) / full.requests
+        loop = (_loop_seconds(pid) - between) / full.requests
+        lone_loop = (between - before) / lone.requests
     assert lone.latency is not None, "closed() raises when nothing is answered"
     outside = lone.latency.mean - sum(lone.stages.values())
     return Gateway(
         loop_ms=round(loop * 1000, 4),
         lone_ms=round(max(outside, 0) * 1000, 4),
         client_ms=round(full.cpu_seconds_per_request * 1000, 4),
+        lone_loop_ms=round(lone_loop * 1000, 4),
+        lone_client_ms=round(lone.cpu_seconds_per_request * 1000, 4),
     )
 
 

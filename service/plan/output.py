@@ -9,6 +9,7 @@ from rich.table import Table
 
 from service.plan.curve import Curve
 from service.plan.search import Plan, Wish
+from service.priority import Priority
 from service.serving.engine_selection import ENGINES
 
 # What SID_ENGINE calls each engine.
@@ -22,17 +23,15 @@ def table(plan: Plan, wish: Wish) -> Table:
         "batches at a time": f"{plan.concurrency}",
         "largest batch": f"{plan.max_batch_size}",
         "queue": f"{plan.queue_size}",
-        "p50, p99": f"{plan.p50 * 1000:.1f} ms, {plan.p99 * 1000:.1f} ms",
-        "refused": f"{plan.refused:.2%}",
+        **_answers(plan),
         "slots busy": f"{plan.utilisation:.0%}",
         "of the peak": f"{plan.load:.0%} of {plan.replicas * plan.peak:,.0f} images/s",
         "under way in each": f"{plan.in_system:.1f} requests",
     }
     if plan.per_million is not None:
         rows["a million images"] = f"{plan.per_million:.4g}"
-    title = f"{wish.rate:g} requests/s, {wish.shape}, p99 {wish.p99 * 1000:g} ms"
     shown = Table(
-        title=title, title_justify="left", title_style="bold", box=None, show_header=False
+        title=_wished(wish), title_justify="left", title_style="bold", box=None, show_header=False
     )
     shown.add_column()
     shown.add_column(justify="right")
@@ -41,18 +40,47 @@ def table(plan: Plan, wish: Wish) -> Table:
     return shown
 
 
+def _answers(plan: Plan) -> dict[str, str]:
+    """The rows about times and refusals, with the priority before each where there are several."""
+    rows = {}
+    for priority, part in plan.parts.items():
+        of = f"{priority}: " if len(plan.parts) > 1 else ""
+        rows[f"{of}p50, p99"] = f"{part.p50 * 1000:.1f} ms, {part.p99 * 1000:.1f} ms"
+        rows[f"{of}refused"] = f"{part.refused:.2%}"
+        rows[f"{of}in the queue"] = f"{part.waited * 1000:.1f} ms"
+    return rows
+
+
+def _wished(wish: Wish) -> str:
+    """The wish in one line."""
+    mix = wish.mix
+    shares = "".join(f", {share:.4g} {priority}" for priority, share in mix.items())
+    several = len(mix) > 1
+    whose = f"{wish.most_urgent} " if several else ""
+    return (
+        f"{wish.rate:g} requests/s{shares if several else ''}, {wish.shape}, "
+        f"{whose}p99 {wish.p99 * 1000:g} ms"
+    )
+
+
 def as_json(plan: Plan, wish: Wish, curve: Curve) -> str:
     """The plan, what was wished and what it was made of; times are in seconds."""
     measured = curve.model_dump(mode="json", include={"date", "machine", "bundle", "engine"})
-    document = {"wish": asdict(wish), "plan": asdict(plan), "curve": measured}
-    return json.dumps(document, indent=1)
+    wished, planned = asdict(wish), asdict(plan)
+    wished["mix"] = _named(wish.mix)
+    planned["parts"] = _named(planned["parts"])
+    return json.dumps({"wish": wished, "plan": planned, "curve": measured}, indent=1)
+
+
+def _named(by_priority: Mapping[Priority, Any]) -> dict[str, Any]:
+    return {str(priority): value for priority, value in by_priority.items()}
 
 
 def as_values(plan: Plan, wish: Wish, curve: Curve) -> str:
     """Values for the chart in deploy/helm, to be given to helm by --values."""
     machine = curve.machine
     about = [
-        f"{wish.rate:g} requests/s, {wish.shape}, p99 {wish.p99 * 1000:g} ms, by `sid plan`;",
+        f"{_wished(wish)}, by `sid plan`;",
         f"measured on {machine.processor}, {machine.cores} cores, {curve.date:%Y-%m-%d}:",
         f"{curve.bundle} by {curve.engine.name} {curve.engine.version}.",
     ]

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -27,7 +28,7 @@ from service.bench.load import schedule  # noqa: E402
 from service.bench.stats import percentile  # noqa: E402
 from service.plan.curve import Curve, read_curve  # noqa: E402
 from service.plan.simulation import Gateway, simulate  # noqa: E402
-from service.plan.times import ServiceTimes  # noqa: E402
+from service.plan.times import ServiceTimes, gateway_times  # noqa: E402
 from tests.compare.over_triton import MODEL, gateway  # noqa: E402
 
 QUEUE = 128
@@ -73,10 +74,8 @@ def simulated(curve: Curve, due: Sequence[float], warmup: float) -> Figures:
 
 def as_measured(curve: Curve) -> tuple[ServiceTimes, Gateway]:
     """The gateway below, whose client takes its share of the processors."""
-    its = curve.gateway
-    times = ServiceTimes(curve, its.loop_ms + its.client_ms)
-    outside = max(its.lone_ms - its.loop_ms, 0) / 1000
-    return times, Gateway(curve.slots, curve.batches[-1], QUEUE, its.loop_ms / 1000, outside)
+    settings = Gateway.measured(curve, curve.slots, curve.batches[-1], QUEUE)
+    return gateway_times(curve, with_client=True), replace(settings, beside_client=True)
 
 
 def happened(url: str, rate: float, warmup: float, seconds: float) -> Figures:

@@ -4,7 +4,16 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from service.plan.curve import LEVELS, Cell, Curve, Gateway, Machine, MeasuredEngine
+from service.plan.curve import (
+    LEVELS,
+    Cell,
+    Curve,
+    Gateway,
+    Machine,
+    MeasuredEngine,
+    Rested,
+    Woken,
+)
 
 
 def make_curve(
@@ -17,7 +26,10 @@ def make_curve(
     engine: str = "onnxruntime",
     **gateway: float,
 ) -> Curve:
-    """A curve whose batches take `milliseconds(busy, batch)`, each percentile times its spread."""
+    """A curve whose batches take `milliseconds(busy, batch)`, each percentile times its spread.
+
+    It is of format 1; `with_pauses` makes it one of format 2.
+    """
     cells = [
         Cell(
             busy=busy,
@@ -31,6 +43,7 @@ def make_curve(
     ]
     costs: dict[str, Any] = {"loop_ms": 0, "lone_ms": 0, "client_ms": 0} | gateway
     return Curve(
+        format=1,
         date=datetime(2026, 1, 1, tzinfo=UTC),
         machine=Machine(processor="A processor", cores=cores, load=0),
         bundle="fashion:5:0123456789ab:float32",
@@ -38,6 +51,41 @@ def make_curve(
         gateway=Gateway(**costs),
         cells=cells,
     )
+
+
+def with_pauses(
+    curve: Curve,
+    *,
+    longer: float = 1.0,
+    late: Callable[[int], float] = lambda _: 1e-6,
+    lone_loop_ms: float | None = None,
+) -> Curve:
+    """The same where a batch after a pause takes so many times as long.
+
+    Its event loop is woken `late(busy)` milliseconds late, and a lone request costs it so much.
+    """
+    costs = curve.gateway
+    lone = costs.loop_ms if lone_loop_ms is None else lone_loop_ms
+    rested = [
+        Rested(
+            batch=batch,
+            batches=9,
+            milliseconds=[value * longer for value in curve.cell(1, batch).milliseconds],
+        )
+        for batch in curve.batches
+    ]
+    changes: dict[str, Any] = {
+        "format": 2,
+        "gateway": costs.model_copy(
+            update={"lone_loop_ms": lone, "lone_client_ms": costs.client_ms}
+        ),
+        "rested": rested,
+        "woken": [
+            Woken(busy=busy, wakes=9, milliseconds=[late(busy)] * len(LEVELS))
+            for busy in range(curve.slots + 1)
+        ],
+    }
+    return Curve.model_validate(curve.model_copy(update=changes).model_dump())
 
 
 SPREAD = (0.9, 0.95, 0.97, 1, 1.03, 1.1, 1.2, 1.6, 3)

@@ -12,16 +12,18 @@ from service.plan import PlanError
 from service.plan.curve import read_curve, write_curve
 from service.plan.measure import measure_curve
 from service.plan.output import as_values
-from service.plan.search import Plan, Wish
+from service.plan.search import Part, Plan, Wish
+from service.priority import Priority
 from service.settings import Settings
 from tests.bundles import write_bundle
 from tests.deploy.chart import Rendered, settings
-from tests.service.plan.curves import make_curve
+from tests.service.plan.curves import make_curve, with_pauses
 
 WISH = Wish(150, 0.1, "steady", 0.5)
 PLAN = Plan(
     replicas=12, concurrency=3, max_batch_size=8, queue_size=98, p50=0.02, p99=0.09, refused=0.0,
     utilisation=0.9, load=0.8, peak=900.0, in_system=20.0, per_million=0.03,
+    parts={Priority.INTERACTIVE: Part(share=1.0, p50=0.02, p99=0.09, refused=0.0, waited=0.001)},
 )  # fmt: skip
 
 
@@ -57,11 +59,37 @@ def test_a_plan_is_a_table_json_and_values(capsys, curve_file, tmp_path):
     assert plan["replicas"] == 2
     assert plan["p50"] <= plan["p99"] <= 0.1
     assert plan["per_million"] == pytest.approx(2 * 0.9 / (150 * 3600) * 1e6)
-    assert document["wish"] == {"rate": 150.0, "p99": 0.1, "shape": "poisson", "price": 0.9}
+    assert document["wish"] == {
+        "rate": 150.0, "p99": 0.1, "shape": "poisson", "price": 0.9, "mix": {"interactive": 1.0}
+    }  # fmt: skip
     assert document["curve"]["bundle"] == "fashion:5:0123456789ab:float32"
     assert "150 requests/s, poisson, p99 100 ms" in err
     assert "75% of 200 images/s" in err
     assert yaml.safe_load(values.read_text())["gateway"]["replicas"] == 2
+
+
+def test_a_mix_is_answered_by_priority(capsys, curve_file, tmp_path):
+    values = tmp_path / "values.yaml"
+    status, out, err = sid(
+        capsys, "plan", curve_file, "--rate", 150, "--p99", 100, "--mix",
+        "background=0.1,interactive=0.6,bulk=0.3", "--json", "-", "--values", values,
+    )  # fmt: skip
+    assert not status, err
+    document = json.loads(out)
+    shares = {"interactive": 0.6, "bulk": 0.3, "background": 0.1}
+    assert document["wish"]["mix"] == shares
+    parts = document["plan"]["parts"]
+    assert {name: part["share"] for name, part in parts.items()} == shares
+    assert document["plan"]["p99"] == parts["interactive"]["p99"] <= 0.1
+    waited = [parts[name]["waited"] for name in shares]
+    assert waited == sorted(waited)
+    shown = " ".join(err.split())
+    asked = "150 requests/s, 0.6 interactive, 0.3 bulk, 0.1 background, poisson, interactive p99"
+    assert asked in shown
+    assert asked in values.read_text()
+    for name in shares:
+        for what in ("p50, p99", "refused", "in the queue"):
+            assert f"{name}: {what} " in shown
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "onnxruntime-cuda", "triton"])
@@ -91,6 +119,27 @@ def test_the_values_are_the_charts(engine):
         (["--rate", "10", "--p99", "100", "--price", "-1"], "price: -1.0 is not"),
         (["--rate", "10", "--p99", "100", "--arrivals", "odd"], "odd is not one of poisson, "),
         (["--rate", "10", "--p99", "9"], "no number of machines answers 99 of 100"),
+        (["--rate", "9", "--p99", "99", "--mix", "slow=1"], "'slow' is no priority; interactive, "),
+        (["--rate", "9", "--p99", "99", "--mix", ""], "--mix: '' is no priority"),
+        (
+            ["--rate", "9", "--p99", "99", "--mix", "bulk"],
+            "'bulk': a share is expected, as in bulk=",
+        ),
+        (["--rate", "9", "--p99", "99", "--mix", "bulk=x"], "'bulk=x': a share is expected"),
+        (["--rate", "9", "--p99", "99", "--mix", "bulk=1,bulk=0"], "--mix: bulk is there twice"),
+        (["--rate", "9", "--p99", "99", "--mix", "bulk=nan"], "bulk has a share of nan; 0.01 to 1"),
+        (
+            ["--rate", "9", "--p99", "99", "--mix", "bulk=0.001,interactive=0.999"],
+            "bulk has a share of 0.001; 0.01 to 1 is expected",
+        ),
+        (
+            ["--rate", "9", "--p99", "99", "--mix", "bulk=0.3,interactive=0.6"],
+            "the shares add up to 0.9; 1 is expected",
+        ),
+        (
+            ["--rate", "9", "--p99", "9", "--mix", "bulk=0.3,interactive=0.7"],
+            "no number of machines answers 99 of 100 interactive requests in 9 ms",
+        ),
         (["--rate", "10", "--p99", "100", "--json", "/nowhere/plan.json"], "/nowhere/plan.json: "),
     ],
 )
@@ -124,7 +173,13 @@ def edited(**changes):
         ("[]", "an object"),
         ("{}", "Field required"),
         ('{"reports": []}', "Field required"),
-        (edited(format=2), "format: Input should be 1"),
+        (edited(format=3), "format: Input should be 1 or 2"),
+        (edited(format=2), "format 2 has lone_loop_ms and lone_client_ms, each batch size once"),
+        (edited(rested=[{"batch": 1, "batches": 1, "milliseconds": [1] * 9}]), "format 1 has no"),
+        (
+            edited(woken=[{"busy": 0, "wakes": 1, "milliseconds": [1]}]),
+            "woken.0.milliseconds: 9 as",
+        ),
         (edited(levels=[50, 99]), "levels: "),
         (edited(milliseconds=[1, 2]), "cells.0.milliseconds: 9 ascending numbers are expected"),
         (edited(milliseconds=[2, *[1] * 8]), "cells.0.milliseconds: 9 ascending"),
@@ -156,10 +211,22 @@ def test_a_curve_file_that_is_not_there_is_one_line(tmp_path):
 
 
 def test_a_curve_is_read_as_it_was_written(tmp_path):
+    file = tmp_path / "curve.json"
     curve = make_curve(lambda busy, batch: busy + batch, slots=2, batches=(1, 2, 8))
-    write_curve(curve, tmp_path / "curve.json")
-    assert read_curve(tmp_path / "curve.json") == curve
-    assert (tmp_path / "curve.json").read_text().count('\n  {"busy"') == 6
+    for one, lines in ((curve, 6), (with_pauses(curve), 6 + 3 + 3)):
+        write_curve(one, file)
+        assert read_curve(file) == one
+        assert file.read_text().count("\n  {") == lines
+
+
+def test_a_curve_of_format_1_is_planned_for_and_called_too_hopeful(capsys, tmp_path):
+    file = tmp_path / "curve.json"
+    old = make_curve(lambda *_: 10.0)
+    for curve, hopeful in ((old, True), (with_pauses(old), False)):
+        write_curve(curve, file)
+        status, _, err = sid(capsys, "plan", file, "--rate", 50, "--p99", 100)
+        assert not status
+        assert ("(format 1), so the times are too hopeful" in err) == hopeful
 
 
 def test_a_curve_is_of_one_engine():
@@ -193,9 +260,12 @@ def test_a_curve_of_this_machine_makes_a_plan(tmp_path, monkeypatch):
     assert curve.bundle.startswith("tiny:1:")
     assert curve.engine.name == "onnxruntime"
     assert all(cell.batches >= 4 * cell.busy for cell in curve.cells)  # in each of four rounds
+    assert curve.format == 2
     assert curve.gateway.loop_ms > 0
-    lone = curve.cell(1, 1).milliseconds
+    assert curve.gateway.lone_loop_ms > 0
+    assert curve.gateway.lone_client_ms > 0
     made = [sys.executable, "-m", "service.cli", "plan", str(file), "--rate", "1", "--json", "-"]
-    wish = 2 * lone[-1] + 2 * curve.gateway.lone_ms
+    late = max(one.milliseconds[-1] for one in curve.woken)
+    wish = 2 * (curve.lone[-1] + late + curve.gateway.lone_ms)
     out = subprocess.run([*made, "--p99", str(wish)], check=True, stdout=subprocess.PIPE)
     assert json.loads(out.stdout)["plan"]["replicas"] == 1

@@ -10,14 +10,20 @@ from service.plan import PlanError
 from service.plan.arrivals import SHAPES
 from service.plan.search import Wish, _Trials, make_plan
 from service.plan.simulation import Gateway
-from tests.service.plan.curves import make_curve, two_cores
+from service.priority import Priority
+from tests.service.plan.curves import make_curve, two_cores, with_pauses
+
+ALL = {Priority.INTERACTIVE: 1.0}
+MIX = {Priority.INTERACTIVE: 0.5, Priority.BULK: 0.3, Priority.BACKGROUND: 0.2}
 
 
+@pytest.mark.parametrize("mix", [ALL, MIX])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_more_machines_never_answer_later(shape):
-    trials = _Trials(two_cores(), Wish(5000, 0.1, shape))
+def test_more_machines_never_answer_later(shape, mix):
+    trials = _Trials(two_cores(), Wish(5000, 0.1, shape, mix=mix))
     gateway = Gateway(3, 8, 100, 0.00035, 0.0005)
-    p99 = [trials.outcome(gateway, replicas).percentile(99) for replicas in (5, 6, 8, 40)]
+    numbers = (5, 6, 8, 40)
+    p99 = [trials.outcome(gateway, number).most_urgent.percentile(99) for number in numbers]
     for fewer, more in pairwise(p99):
         assert more <= 1.03 * fewer
 
@@ -45,6 +51,65 @@ def test_a_harder_wish_never_takes_fewer_machines():
     wished = replicas(2000, 0.04)
     assert replicas(2000, 0.2) <= wished <= replicas(2000, 0.015)
     assert 1 == replicas(10, 0.04) <= wished <= replicas(4000, 0.04)
+
+
+def test_pauses_that_cost_more_never_take_fewer_machines():
+    wish = Wish(300, 0.05)
+    curve = make_curve(lambda *_: 10.0, loop_ms=0.2)
+    worse = with_pauses(curve, longer=1.4, late=lambda busy: 0.1 + busy, lone_loop_ms=0.5)
+    assert make_plan(curve, wish).replicas <= make_plan(worse, wish).replicas
+    with pytest.raises(PlanError, match="one image alone takes up to 14 ms"):
+        make_plan(worse, Wish(300, 0.012))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("priority", Priority)
+def test_a_mix_of_one_priority_is_no_mix(priority):
+    """To the last bit: where nobody goes before anybody, priorities change nothing."""
+    plain = make_plan(two_cores(), Wish(1500, 0.06))
+    mixed = make_plan(two_cores(), Wish(1500, 0.06, mix={priority: 1.0}))
+    (part,) = mixed.parts.values()
+    assert plain == dataclasses.replace(mixed, parts={Priority.INTERACTIVE: part})
+
+
+@pytest.mark.slow
+def test_of_a_mix_the_urgent_are_in_time_and_the_others_are_answered():
+    wish = Wish(3000, 0.06, mix=MIX)
+    plan = make_plan(two_cores(), wish)
+    assert list(plan.parts) == [*Priority]
+    urgent = plan.parts[Priority.INTERACTIVE]
+    assert (plan.p50, plan.p99) == (urgent.p50, urgent.p99)
+    assert urgent.p99 <= wish.p99
+    assert all(part.refused <= 0.01 for part in plan.parts.values())
+    waited = [part.waited for part in plan.parts.values()]
+    assert waited[0] < min(waited[1:])
+    # Whom nobody waits for needs no more machines than who all want their images soon.
+    assert plan.replicas <= make_plan(two_cores(), Wish(3000, 0.06)).replicas
+
+
+def test_a_mix_whose_lower_priority_finds_no_room_says_so():
+    """Bursts of ten to one gateway, whose queue is as short as the wish."""
+    mix = {Priority.INTERACTIVE: 0.1, Priority.BULK: 0.9}
+    curve = make_curve(lambda *_: 10.0)
+    with pytest.raises(PlanError) as raised:
+        make_plan(curve, Wish(0.5, 0.035, "bursts", mix=mix))
+    (line,) = str(raised.value).splitlines()
+    assert "no number of machines answers 99 of 100 bulk requests with a p99 of 35 ms" in line
+    assert "find no room in a queue for 3 images" in line
+
+
+@pytest.mark.parametrize(
+    ("mix", "words"),
+    [
+        ({}, "the shares add up to 0"),
+        ({Priority.BULK: 0.5}, "the shares add up to 0.5"),
+        ({Priority.BULK: math.nan}, "bulk has a share of nan"),
+        ({Priority.BULK: -1.0, Priority.INTERACTIVE: 2.0}, "bulk has a share of -1"),
+    ],
+)
+def test_a_mix_that_makes_no_sense_is_refused(mix, words):
+    with pytest.raises(PlanError, match=f"^mix: {words}"):
+        make_plan(two_cores(), Wish(10, 0.1, mix=mix))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -1,6 +1,7 @@
 """The simulated gateway obeys the laws of queues, and its parts do what they say."""
 
 import asyncio
+import dataclasses
 import math
 from random import Random
 
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from service.plan.arrivals import BURST, SHAPES, arrivals
 from service.plan.clock import SimulatedLoop
 from service.plan.simulation import Gateway, simulate
-from service.plan.times import ServiceTimes
-from tests.service.plan.curves import make_curve, two_cores
+from service.plan.times import ServiceTimes, gateway_times, loop_costs
+from service.priority import Priority
+from tests.service.plan.curves import make_curve, two_cores, with_pauses
 
 ENDLESS = 10**6  # a queue that nothing fills
 
@@ -100,6 +102,47 @@ def test_a_gateway_that_is_asked_too_much_draws_what_it_can_and_refuses_the_rest
     assert outcome.latencies[-1] < 1.2 * (64 + 2 * 24) / peak, "the queue limits the wait"
 
 
+def mixed(count):
+    """A priority for each of so many requests: half of them are interactive."""
+    return Random(2).choices([*Priority], [0.5, 0.3, 0.2], k=count)
+
+
+@pytest.mark.parametrize("load", [0.5, 0.9, 1.6])
+def test_lower_priorities_never_have_the_highest_answered_sooner(load):
+    """Beside those who yield to them, the same requests wait for what is under way already."""
+    curve = two_cores(spread=(1,) * 9)  # so that no luck of the engine's is in the comparison
+    times, gateway = ServiceTimes(curve, 0.35), Gateway(3, 4, 64, 0.00035)
+    due = arrivals("poisson", load * gateway.peak(times), 1, 20_000, Random(0))
+    priorities = mixed(len(due))
+    pairs = zip(due, priorities, strict=True)
+    urgent = [when for when, priority in pairs if priority is Priority.INTERACTIVE]
+    alone = simulate(gateway, times, urgent, random=Random(1))
+    beside = simulate(gateway, times, due, priorities=priorities, random=Random(1)).most_urgent
+    assert beside.refused >= alone.refused
+    for percent in (50, 90, 99):
+        assert beside.percentile(percent) >= 0.99 * alone.percentile(percent)
+    assert beside.waited >= alone.waited
+
+
+@pytest.mark.parametrize("load", [1.2, 1.7, 3])
+def test_of_too_much_the_lowest_priority_is_refused_first(load):
+    """What is shed to make room for others counts as refused, and everything is accounted for."""
+    curve = two_cores()
+    times, gateway = ServiceTimes(curve, 0.35), Gateway(3, 8, 64, 0.00035)
+    due = arrivals("poisson", load * gateway.peak(times), 1, 20_000, Random(0))
+    priorities = mixed(len(due))
+    outcome = simulate(gateway, times, due, priorities=priorities, random=Random(1))
+    parts = outcome.by_priority
+    assert list(parts) == [*Priority]
+    for priority, part in parts.items():
+        assert len(part.latencies) + part.refused == priorities.count(priority)
+    refused = [part.refused_share for part in parts.values()]
+    assert refused == sorted(refused)
+    assert refused[0] < refused[-1]
+    assert outcome.refused == sum(part.refused for part in parts.values())
+    assert outcome.refused_share == pytest.approx(1 - 1 / load, abs=0.06)
+
+
 def test_slots_that_share_a_machine_do_no_more_than_one_that_has_it_alone():
     """Two slots, each half as fast while both work: what one computes, two compute."""
     curve = make_curve(lambda busy, _: 10.0 * busy, slots=2)
@@ -116,6 +159,53 @@ def test_a_slow_event_loop_is_the_limit_of_a_fast_engine():
     assert busy.latencies
     assert not busy.refused
     assert busy.percentile(50) > 2 * run(gateway, curve, 10, beside=1.0).percentile(50)
+
+
+SECONDS_APART = [float(n) for n in range(200)]
+
+
+def test_a_batch_after_a_pause_takes_longer_and_one_that_follows_another_does_not():
+    curve = with_pauses(make_curve(lambda _, batch: 10.0 * batch, batches=(1, 4)), longer=1.5)
+    times, gateway = gateway_times(curve), Gateway.measured(curve, 1, 4, ENDLESS)
+    lone = simulate(gateway, times, SECONDS_APART, random=Random(1))
+    assert lone.latencies == pytest.approx([0.015] * 200, rel=1e-3)
+    at_once = simulate(gateway, times, [0.0] * 400, random=Random(1))
+    assert at_once.latencies[-1] == pytest.approx(400 * 0.010, rel=0.02)
+
+
+def test_being_woken_costs_the_loop_what_a_lone_request_costs_more_than_one_of_many():
+    curve = make_curve(lambda *_: 10.0, batches=(1, 8), loop_ms=0.2, lone_ms=0.7)
+    curve = with_pauses(curve, lone_loop_ms=0.55)
+    request, wake = loop_costs(curve)
+    assert request + 2 * wake == pytest.approx(0.55)  # for itself, and for its image
+    assert request + 2 * wake / 8 == pytest.approx(0.2)  # eight at a time, both ways
+    times, gateway = gateway_times(curve), Gateway.measured(curve, 1, 8, ENDLESS)
+    lone = simulate(gateway, times, SECONDS_APART, random=Random(1))
+    assert lone.latencies == pytest.approx([0.0107] * 200, rel=1e-3), "as was measured"
+
+
+def test_an_event_loop_is_woken_late_and_so_is_a_client_beside_it():
+    curve = with_pauses(make_curve(lambda *_: 10.0), late=lambda busy: 2.0 + 3 * busy)
+    times, gateway = gateway_times(curve), Gateway.measured(curve, 1, 1, ENDLESS)
+    far = simulate(gateway, times, SECONDS_APART, random=Random(1))
+    assert far.latencies == pytest.approx([0.012] * 200)
+    beside = dataclasses.replace(gateway, beside_client=True)
+    near = simulate(beside, times, SECONDS_APART, random=Random(1))
+    assert near.latencies == pytest.approx([0.016] * 200), "to send, to take it in, to hear"
+    # The second of two comes while the slot is busy, and does not delay the first.
+    pairs = sorted([*SECONDS_APART, *(when + 0.005 for when in SECONDS_APART)])
+    assert simulate(gateway, times, pairs, random=Random(1)).latencies[0] == pytest.approx(0.012)
+
+
+def test_a_curve_where_pauses_make_no_difference_is_as_one_that_does_not_know_them():
+    curve = two_cores()
+    due = arrivals("poisson", 400.0, 1, 5_000, Random(0))
+    before, after = (
+        simulate(Gateway.measured(one, 3, 8, 99), gateway_times(one), due, random=Random(1))
+        for one in (curve, with_pauses(curve))
+    )
+    for percent in (50, 99):
+        assert after.percentile(percent) == pytest.approx(before.percentile(percent), rel=0.1)
 
 
 def test_the_event_loop_takes_the_engines_time_where_no_processor_is_idle():
