@@ -52,7 +52,7 @@ class LightDecoderLayout(BaseModel):
 
 
 def usual_blocks(factor: int) -> tuple[int, ...]:
-    """The blocks of each level of a light decoder, for images of `factor` times the latents' size."""
+    """The blocks of each level, for images of `factor` times the latents' size."""
     return (*[_BLOCKS] * (factor.bit_length() - 1), _LAST_BLOCKS)
 
 
