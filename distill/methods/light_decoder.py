@@ -2,7 +2,7 @@
 
 It needs no data: a generator draws the latents, with every class as often, and the other decoder
 makes the images to learn. The loss is the mean absolute error of the pixels and of the differences
-between neighbours: in trials the two together came closer than the first alone (5.5 levels, not
+between neighbours: in a trial the two together came closer than the first alone (5.5 levels, not
 6.1), and halved images beside it did not. No network of others judges the images.
 """
 
