@@ -1,4 +1,8 @@
-"""Files of autoencoders: those that `sid-distill import` wrote, and released ones as they are."""
+"""Files of autoencoders and of the light decoders that imitate theirs.
+
+Autoencoders are those that `sid-distill import` or `autoencoder` wrote, and released ones as they
+are; light decoders those of `sid-distill decoder`.
+"""
 
 import hashlib
 import json
@@ -7,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
-from distill.errors import UserError
+from distill.errors import UserError, first_line
+from distill.file_kinds import is_light_decoder
 from distill.importing.autoencoder import Autoencoder, read_autoencoder
 from distill.networks import NetworkLayout
 from distill.networks.autoencoder import AutoencoderLayout
-from distill.networks.latent_space import LatentDecoder, LatentSpace
+from distill.networks.latent_space import AnyDecoder, LatentDecoder, LatentSpace
+from distill.networks.light_decoder import LightDecoder, LightDecoderLayout
 from service.bundle import first_error, write_atomically
 
 
@@ -50,19 +58,73 @@ def load_autoencoder(path: Path) -> tuple[Autoencoder, dict[str, Any]]:
     return read_autoencoder(path, groups), metadata
 
 
+def save_light_decoder(path: Path, decoder: LightDecoder, metadata: Mapping[str, Any]) -> None:
+    """Write a light decoder, with its layout and `metadata` in the header.
+
+    Args:
+        path: the file.
+        decoder: what to write.
+        metadata: with `latent_space`, the SHA-256 of what it imitates (`latent_space_of`).
+    """
+    header = {
+        "light_decoder": decoder.layout.model_dump_json(),
+        "facts": json.dumps(dict(metadata)),
+    }
+    weights = {name: tensor.contiguous() for name, tensor in decoder.state_dict().items()}
+    content = safetensors.torch.save(weights, header)
+    write_atomically(path, lambda file: file.write_bytes(content))
+
+
+def load_light_decoder(path: Path) -> tuple[LightDecoder, dict[str, Any]]:
+    """Read a light decoder, in eval mode, and the metadata saved with it.
+
+    Raises:
+        UserError: the file is damaged, or no light decoder.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            layout = LightDecoderLayout.model_validate_json(header["light_decoder"])
+            metadata = json.loads(header["facts"])
+            if not isinstance(metadata, dict) or not isinstance(metadata["latent_space"], str):
+                raise ValueError("its header does not say whose latents it takes")
+            with torch.device("meta"):  # the shapes first: they take no memory
+                expected = LightDecoder(layout).state_dict()
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            if shapes != {name: tuple(tensor.shape) for name, tensor in expected.items()}:
+                raise ValueError("its tensors are not those of its layout")
+            weights = {name: file.get_tensor(name).float() for name in expected}
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged: its layout: {first_error(error)}") from None
+    except KeyError as error:
+        raise UserError(f"{path} is damaged: its header lacks {error}") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {first_line(error)}") from None
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise UserError(f"{path} is damaged: it holds NaN or infinity")
+    decoder = LightDecoder(layout).eval()
+    decoder.load_state_dict(weights)
+    return decoder, metadata
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """SHA-256 of a network's weights by their names, wherever they lie."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def latent_space_of(autoencoder: Autoencoder, metadata: Mapping[str, Any]) -> str:
     """SHA-256 by which two files are known to speak of the same latents.
 
     That of the decoder's weights, so that a released file and what `import` made of it are the
-    same; or what the file states, for a decoder that was made for another one's latents.
+    same; or what the file states, for one that was made for another one's latents.
     """
     if stated := metadata.get("latent_space"):
         return str(stated)
-    digest = hashlib.sha256()
-    for name, tensor in sorted(autoencoder.decoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return weights_sha256(autoencoder.decoder)
 
 
 def stated_space(file: Path, metadata: Mapping[str, Any]) -> LatentSpace | None:
@@ -117,25 +179,36 @@ def load_decoder(
 def open_decoder(
     path: Path, space: LatentSpace, network: NetworkLayout, whose: str
 ) -> tuple[LatentDecoder, dict[str, Any]]:
-    """Read the decoder of an autoencoder for latents of a space; see `load_decoder`.
+    """Read the decoder of an autoencoder, or a light one, for latents of a space.
+
+    See `load_decoder`.
 
     Args:
-        path: the autoencoder's file.
+        path: the decoder's file.
         space: the latents.
         network: the layout of what draws them.
         whose: these latents, for messages.
     """
-    autoencoder, about = load_autoencoder(path)
-    if space.sha256 not in (None, sha256 := latent_space_of(autoencoder, about)):
+    decoder, sha256, about = _read_decoder(path)
+    if space.sha256 not in (None, sha256):
         raise UserError(
             f"{whose} are of another autoencoder ({space.autoencoder}) than {path}: name that one "
             "with --autoencoder"
         )
-    channels = autoencoder.decoder.layout.latent_channels
+    channels = decoder.layout.latent_channels
     if not channels == network.img_channels == len(space.scale):
         raise UserError(
             f"the autoencoder {path} has latents of {channels} channels, the network has "
             f"{network.img_channels}: both need the same"
         )
     known = space.model_copy(update={"sha256": sha256, "file": str(path.resolve())})
-    return LatentDecoder(autoencoder.decoder, known).eval(), about
+    return LatentDecoder(decoder, known).eval(), about
+
+
+def _read_decoder(path: Path) -> tuple[AnyDecoder, str, dict[str, Any]]:
+    """A decoder of either kind, its latent space, and its metadata."""
+    if is_light_decoder(path):
+        light, about = load_light_decoder(path)
+        return light, about["latent_space"], about
+    autoencoder, about = load_autoencoder(path)
+    return autoencoder.decoder, latent_space_of(autoencoder, about), about

@@ -9,6 +9,7 @@ import typer
 from distill.commands.analyze import analyze
 from distill.commands.autoencoder import autoencoder
 from distill.commands.avatars import avatars
+from distill.commands.decoder import decoder
 from distill.commands.evaluate import evaluate
 from distill.commands.export import export
 from distill.commands.features import features
@@ -50,7 +51,7 @@ def _options(
 
 training = (teacher, regress, run)
 data = (avatars, autoencoder, latents)
-afterwards = (evaluate, analyze, features, reference, export, publish)
+afterwards = (decoder, evaluate, analyze, features, reference, export, publish)
 for command in data + training + afterwards:
     app.command()(command)
 app.command("import")(import_)

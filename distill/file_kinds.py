@@ -13,6 +13,7 @@ from typing import Any
 
 FEATURE_EXTRACTOR = "a feature extractor of 'sid-distill features'"
 AUTOENCODER = "an autoencoder"
+LIGHT_DECODER = "a light decoder of 'sid-distill decoder', which has no encoder"
 
 # Of a kind that says nothing more about itself; each with what its file begins with.
 _SIGNATURES = (
@@ -119,6 +120,16 @@ def is_autoencoder(path: Path) -> bool:
     return path.is_file() and _names_of_autoencoder(_header(path))
 
 
+def is_light_decoder(path: Path) -> bool:
+    """Whether a file is a light decoder that sid-distill wrote, as far as its header says."""
+    return path.is_file() and _is_light(_header(path))
+
+
+def _is_light(header: dict[str, Any]) -> bool:
+    metadata = header.get("__metadata__")
+    return isinstance(metadata, dict) and "light_decoder" in metadata
+
+
 def _names_of_autoencoder(header: dict[str, Any]) -> bool:
     # A text encoder's names begin otherwise, and a whole pipeline's have something before them.
     return any(name.startswith(("decoder.mid_block.", "decoder.up_blocks.")) for name in header)
@@ -131,6 +142,8 @@ def _safetensors(path: Path) -> str | None:
         return None
     if "reference.mu" in header:
         return FEATURE_EXTRACTOR
+    if _is_light(header):
+        return LIGHT_DECODER
     if _names_of_autoencoder(header):
         return AUTOENCODER
     first = next((name for name in header if name != "__metadata__"), None)

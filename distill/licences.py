@@ -67,3 +67,15 @@ def licence_of_both(teacher: str | None, start: str | None) -> str | None:
     """
     forbids = start is not None and is_non_commercial(start)
     return start if forbids and not (teacher and is_non_commercial(teacher)) else teacher
+
+
+def licence_of_light_decoder(autoencoder: str | None, generator: str | None) -> str | None:
+    """The licence of a decoder that imitates one on what a generator draws; None: not known.
+
+    That of what it imitates, unless the generator's alone forbids commercial use. Of one that
+    forbids it that is known, whatever the other says.
+    """
+    licence = licence_of_both(autoencoder, generator)
+    if licence is not None and is_non_commercial(licence):
+        return licence
+    return None if generator is None else licence

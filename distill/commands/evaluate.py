@@ -110,7 +110,7 @@ def evaluate(
     the classes, and the metrics asked for; and writes them beside the network as .quality.json,
     where 'publish' finds them. Started by torchrun, every process draws its share.
     """
-    from distill.autoencoders import load_decoder
+    from distill.autoencoders import load_decoder, weights_sha256
     from distill.checkpoints import load_network
     from distill.evaluation.evaluate import (
         collect_feature_stats,
@@ -156,6 +156,8 @@ def evaluate(
         "first_seed": first_seed,
         "evaluations": generator_steps if metadata["role"] == "generator" else evaluations,
     }
+    if decoder is not None:
+        shared["decoder_sha256"] = weights_sha256(decoder.decoder)
     if metadata["role"] == "teacher":
         shared["sampler"] = sampler_name or "heun"
     extractors = _extractors(features or [], shape, metadata["classes"])

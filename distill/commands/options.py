@@ -49,8 +49,8 @@ AutoencoderOption = Annotated[
     Path | None,
     typer.Option(
         help="The autoencoder of a network of latents: a .safetensors file that 'sid-distill "
-        "import' or 'sid-distill autoencoder' wrote, or diffusers'. Left out: the recipe's, or the "
-        "one that the network's file names.",
+        "import' or 'sid-distill autoencoder' wrote, or diffusers'; or a light decoder of "
+        "'sid-distill decoder'. Left out: the recipe's, or the one that the network's file names.",
         show_default=False,
     ),
 ]

@@ -109,7 +109,7 @@ def publish(
     """Export a generator, validate its graphs against torch, write its bundle to models/NAME/."""
     from distill.export.publish import publish as publish_bundle
     from distill.export.triton import TritonOptions
-    from service.bundle import PLAN, SIGNATURE_NAME, describe_signature, load_manifest
+    from service.bundle import FAR, PLAN, SIGNATURE_NAME, describe_signature, load_manifest
 
     was_signed = (models / name / SIGNATURE_NAME).exists()
     folder = publish_bundle(
@@ -163,6 +163,19 @@ def publish(
             f"batch by {measured.batch_difference}"
             + ("" if change is None else f"; distance {change:+.2%}")
         )
+        if imitation := measured.imitation:
+            change = imitation.distance_change
+            typer.echo(
+                f"{file}: the light decoder differs from the one that it imitates by "
+                f"{imitation.mean_difference:.1f} levels on average, and in "
+                f"{imitation.far_share:.2%} of the values by more than {FAR}"
+                + ("" if change is None else f"; distance {change:+.2%}")
+            )
+        elif "light_decoder" in manifest.training:
+            typer.echo(
+                f"{file}: the decoder that the light one imitates is not at hand: they were not "
+                "compared"
+            )
     inherited = manifest.training.get("licence", manifest.licence)
     note = "" if inherited == manifest.licence else f", as told; its own file says {inherited}"
     typer.echo(f"licence: {manifest.licence}{note}")

@@ -25,6 +25,8 @@ class Measurement(BaseModel):
         protocol: one of `distill.evaluation.protocol`.
         images, first_seed: which images were drawn, in the first trial.
         evaluations: network evaluations an image.
+        decoder_sha256: of the decoder's weights that made the pixels of latents; None of a network
+            of pixels, and where it is not noted: then the autoencoder's own.
         sampler: of a teacher; None where it is not noted, and then Heun's.
         distance: Fréchet distance to the reference.
         accuracy: share of images taken for the class asked for; None without classes.
@@ -50,6 +52,7 @@ class Measurement(BaseModel):
     images: int
     first_seed: int
     evaluations: int
+    decoder_sha256: str | None = None
     sampler: Literal["heun", "euler"] | None = None
     distance: float
     distance_std: float | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,17 @@ from distill.evaluation.frechet import frechet_distance, statistics
 from distill.evaluation.reference import bundled_reference
 from distill.export.cuda_twin import expand_nodes
 from distill.export.one_step import PixelGenerator
+from distill.methods.light_decoder import pixel_error
+from distill.networks.latent_space import LatentDecoder
 from service.bundle import (
     CLASS_LABELS,
     CUDA,
+    FAR,
     FILENAMES,
     LATENTS,
     TOLERANCES,
     Graph,
+    Imitation,
     Measured,
     Precision,
     Tolerance,
@@ -45,6 +50,8 @@ _LARGEST_BATCH, _ALONE = 32, 8  # both ends of the dynamic batch
 # Of large images fewer: each takes seconds, and memory for maps of its size.
 _PIXELS_COMPARED, _FEWEST_COMPARED = 2**18, 8
 _PIXELS_PER_BATCH, _SMALLEST_BATCH = 2**17, 2
+# What a light decoder's images may be off: softer than those that it imitates, but the same images.
+_IMITATION_MEAN, _IMITATION_FAR = 12, 0.1  # levels; share of values that are off by more than FAR
 
 
 @dataclass(frozen=True)
@@ -56,19 +63,39 @@ class ReferenceImages:
         pixels: uint8 [N, H, W, C].
         extractor: the feature extractor for the distance; None: it is not measured.
         batch: so many are drawn together.
+        imitated: the same images by the decoder that a light one imitates; None: there is none.
     """
 
     inputs: dict[str, NDArray[Any]]
     pixels: Pixels
     extractor: FeatureExtractor | None
     batch: int = _LARGEST_BATCH
+    imitated: Pixels | None = None
+
+    @cached_property
+    def distance(self) -> float | None:
+        """Of float32 torch's images; None: it is not measured."""
+        return _distance(self.pixels, self.extractor)
+
+    @cached_property
+    def imitated_distance(self) -> float | None:
+        """The same of the images that are imitated."""
+        return None if self.imitated is None else _distance(self.imitated, self.extractor)
 
 
 @torch.no_grad()
 def draw_reference_images(
-    module: PixelGenerator, extractor: FeatureExtractor | None
+    module: PixelGenerator,
+    extractor: FeatureExtractor | None,
+    imitated: LatentDecoder | None = None,
 ) -> ReferenceImages:
-    """Draw what graphs are measured against; raises UserError if the network is not finite."""
+    """Draw what graphs are measured against; raises UserError if the network is not finite.
+
+    Args:
+        module: the generator with its pixels.
+        extractor: see `ReferenceImages`.
+        imitated: the decoder that the module's light one imitates, where it is at hand.
+    """
     config = module.generator.config
     _, height, width = module.image_shape
     compared = max(_FEWEST_COMPARED, _PIXELS_COMPARED // (height * width))
@@ -82,12 +109,20 @@ def draw_reference_images(
         inputs[CLASS_LABELS] = np.arange(count, dtype=np.int64) % config.label_dim
     if not all(parameter.isfinite().all() for parameter in module.parameters()):
         raise UserError("the generator's weights are not finite: it cannot draw images")
-    parts = []
+    parts, of_imitated = [], []
     for start in range(0, count, batch):
         stop = start + batch
-        rows = [torch.from_numpy(value[start:stop]) for value in inputs.values()]
-        parts.append(module(*rows).numpy())
-    return ReferenceImages(inputs, np.concatenate(parts), extractor if by_distance else None, batch)
+        drawn = module.images(*(torch.from_numpy(rows[start:stop]) for rows in inputs.values()))
+        parts.append(module.pixels(drawn).numpy())
+        if imitated is not None:
+            of_imitated.append(imitated(drawn).numpy())
+    return ReferenceImages(
+        inputs,
+        np.concatenate(parts),
+        extractor if by_distance else None,
+        batch,
+        np.concatenate(of_imitated) if of_imitated else None,
+    )
 
 
 def validate(path: Path, expected: ReferenceImages) -> tuple[Graph, Pixels]:
@@ -118,6 +153,13 @@ def validate(path: Path, expected: ReferenceImages) -> tuple[Graph, Pixels]:
     canary = _levels(alone[0], expected.pixels[0])
     if not (_is_within(measured, bounds) and bounds.allow(canary)):
         raise UserError(f"{path.name} is refused: {_describe(measured, bounds, precision)}")
+    if (imitation := measured.imitation) and not _is_close(imitation):
+        raise UserError(
+            f"{path.name} is refused: its light decoder differs from the one that it imitates by "
+            f"{imitation.mean_difference:.1f} levels on average, and in {imitation.far_share:.1%} "
+            f"of the values by more than {FAR} (allowed: {_IMITATION_MEAN} and "
+            f"{_IMITATION_FAR:.0%}): train it with more --images"
+        )
     return Graph(precision=precision, bounds=bounds, measured=measured), pixels
 
 
@@ -140,8 +182,21 @@ def measure(engine: str, pixels: Pixels, alone: Pixels, expected: ReferenceImage
         mean_difference=float(np.quantile(means, _USUAL, method="higher")),
         worst_mean_difference=float(means.max()),
         batch_difference=int(_levels(alone, pixels[: len(alone)]).max()),
-        distance_change=_distance_change(pixels, expected),
+        distance_change=_change(pixels, expected.extractor, expected.distance),
+        imitation=_imitation(pixels, expected),
     )
+
+
+def _imitation(pixels: Pixels, expected: ReferenceImages) -> Imitation | None:
+    if expected.imitated is None:
+        return None
+    error = pixel_error(torch.from_numpy(pixels), torch.from_numpy(expected.imitated))
+    change = _change(pixels, expected.extractor, expected.imitated_distance)
+    return Imitation(mean_difference=error.mean, far_share=error.far, distance_change=change)
+
+
+def _is_close(imitation: Imitation) -> bool:
+    return imitation.mean_difference <= _IMITATION_MEAN and imitation.far_share <= _IMITATION_FAR
 
 
 def _is_within(measured: Measured, tolerance: Tolerance) -> bool:
@@ -191,16 +246,20 @@ def _levels(a: Pixels, b: Pixels) -> NDArray[np.int16]:
     return np.abs(a.astype(np.int16) - b.astype(np.int16))
 
 
-def _distance_change(pixels: Pixels, expected: ReferenceImages) -> float | None:
-    extractor = expected.extractor
+def _distance(images: Pixels, extractor: FeatureExtractor | None) -> float | None:
     if extractor is None or (reference := bundled_reference(extractor)) is None:
         return None
+    features, _ = extractor.embed(torch.from_numpy(images).permute(0, 3, 1, 2))
+    return frechet_distance(statistics(features), reference.statistics)
 
-    def distance(images: Pixels) -> float:
-        features, _ = extractor.embed(torch.from_numpy(images).permute(0, 3, 1, 2))
-        return frechet_distance(statistics(features), reference.statistics)
 
-    return distance(pixels) / distance(expected.pixels) - 1
+def _change(
+    pixels: Pixels, extractor: FeatureExtractor | None, before: float | None
+) -> float | None:
+    """Relative change of the distance, from that of other images."""
+    if before is None or (distance := _distance(pixels, extractor)) is None:
+        return None
+    return distance / before - 1
 
 
 def _onnxruntime(path: Path) -> tuple[str, Draw]:

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill.autoencoders import load_decoder
+from distill.autoencoders import latent_space_of, load_autoencoder, load_decoder
 from distill.checkpoints import load_network
 from distill.errors import UserError
 from distill.export.one_step import PixelGenerator
 from distill.licences import licence_of_both
 from distill.networks import Denoiser
 from distill.networks.latent_space import LatentDecoder
+from distill.networks.light_decoder import LightDecoder
 
 
 class Generator(NamedTuple):
@@ -19,14 +20,20 @@ class Generator(NamedTuple):
         network: what draws.
         metadata: its header's; of one of latents with the decoder that stands behind it.
         decoder: of a generator of latents.
-        decoder_licence: under which the decoder may be passed on; None: not known, or there is no
-            decoder.
+        decoder_metadata: its header's; empty without a decoder, or of a released one.
+        imitated: where the autoencoder may lie that a light decoder imitates.
     """
 
     network: Denoiser
     metadata: dict[str, Any]
     decoder: LatentDecoder | None
-    decoder_licence: str | None
+    decoder_metadata: dict[str, Any]
+    imitated: tuple[Path, ...] = ()
+
+    @property
+    def decoder_licence(self) -> str | None:
+        """Under which the decoder may be passed on; None: not known, or there is no decoder."""
+        return self.decoder_metadata.get("licence")
 
     @property
     def licence(self) -> str | None:
@@ -36,6 +43,19 @@ class Generator(NamedTuple):
             return stated
         both = stated is not None and self.decoder_licence is not None
         return licence_of_both(stated, self.decoder_licence) if both else None
+
+    def imitated_decoder(self) -> LatentDecoder | None:
+        """The decoder that a light one imitates, if its file is at hand; None for another one."""
+        if self.decoder is None:
+            return None
+        for path in self.imitated:
+            try:
+                autoencoder, about = load_autoencoder(path)
+            except UserError:  # something else lies there now
+                continue
+            if latent_space_of(autoencoder, about) == self.decoder.space.sha256:
+                return LatentDecoder(autoencoder.decoder, self.decoder.space).eval()
+        return None
 
     def module(self) -> PixelGenerator:
         """The generator with its pixels."""
@@ -64,6 +84,11 @@ def load_generator(file: Path, autoencoder: Path | None = None) -> Generator:
             "with --renoise same"
         )
     decoder, about = load_decoder(file, network.config, metadata, autoencoder)
+    imitated: tuple[Path, ...] = ()
     if decoder is not None:
+        if isinstance(decoder.decoder, LightDecoder):
+            named = about.get("autoencoder_file"), metadata["latents"].get("file")
+            imitated = tuple(Path(path) for path in named if isinstance(path, str))
+            metadata["light_decoder"] = f"width {decoder.decoder.layout.width}"
         metadata["latents"] = decoder.space.model_dump(exclude={"file"}, exclude_none=True)
-    return Generator(network, metadata, decoder, about.get("licence"))
+    return Generator(network, metadata, decoder, about, imitated)

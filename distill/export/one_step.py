@@ -47,7 +47,11 @@ class PixelGenerator(nn.Module):
 
     def forward(self, latents: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Map float32 [N, C, H, W] and int64 [N] to uint8 [N, H, W, C]."""
-        return (self.decoder or to_pixels)(self.images(latents, class_labels))
+        return self.pixels(self.images(latents, class_labels))
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Map what `images` returns to uint8 [N, H, W, C]."""
+        return (self.decoder or to_pixels)(images)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """From a generator's weights to models/<name>/: graph, configuration, manifest."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from distill.autoencoders import weights_sha256
 from distill.errors import UserError
 from distill.evaluation.feature_extractor import FeatureExtractor
 from distill.evaluation.features import matching_extractor
@@ -21,6 +23,7 @@ from distill.export.tensorrt import require_group_norms_that_tensorrt_computes
 from distill.export.triton import DEFAULT_OPTIONS, TritonOptions, triton_config
 from distill.export.variety import check_variety
 from distill.licences import checked_licence, licence_of_both
+from distill.networks.latent_space import LatentDecoder
 from distill.training.precision import full_float32
 from service.bundle import (
     BASELINE,
@@ -101,7 +104,8 @@ def publish(
     Raises:
         UserError: a file or the key is missing or of the wrong kind, the licence is not known or
             does not fit, the generator draws the same whatever it is asked for, the graph draws
-            other images, or TensorRT is to compute what it cannot.
+            other images, a light decoder others than the one that it imitates, or TensorRT is to
+            compute what it cannot.
     """
     _check_triton(triton)
     try:
@@ -119,7 +123,9 @@ def publish(
     else:
         stated = metadata.get("licence", metadata.get("teacher_licence"))
         licence = checked_licence(licence, licence_of_both(stated, generator.decoder_licence))
-    quality = None if teacher_file is None else _quality(generator_file, teacher_file)
+    quality = None
+    if teacher_file is not None:
+        quality = _quality(generator_file, teacher_file, generator.decoder)
     folder = models / name
     models.mkdir(parents=True, exist_ok=True)
     _recover(folder)
@@ -133,7 +139,9 @@ def publish(
         _export_all(module, inside, {*precisions, triton.precision})
         if triton.tensorrt or triton.plan:
             require_group_norms_that_tensorrt_computes(inside / triton.source)
-        expected = draw_reference_images(module, _extractor(module, metadata["classes"]))
+        expected = draw_reference_images(
+            module, _extractor(module, metadata["classes"]), generator.imitated_decoder()
+        )
         check_variety(module, metadata["classes"])
         validated = {path.name: validate(path, expected) for path in sorted(inside.iterdir())}
         if report is not None:
@@ -302,9 +310,17 @@ def _training_metadata(metadata: Mapping[str, Any]) -> dict[str, str | int | flo
     }
 
 
-def _quality(generator_file: Path, teacher_file: Path) -> Quality:
+def _quality(generator_file: Path, teacher_file: Path, decoder: LatentDecoder | None) -> Quality:
     one_step = load_measurement(generator_file, "generator")
     teacher = load_measurement(teacher_file, "teacher")
+    if decoder is not None:
+        published = weights_sha256(decoder.decoder)
+        if (one_step.decoder_sha256 or decoder.space.sha256) != published:
+            command = ["sid-distill", "evaluate", str(generator_file), "--autoencoder"]
+            raise UserError(
+                f"{generator_file} was measured with another decoder than the one to publish: run "
+                f"{shlex.join([*command, str(decoder.space.file)])}, or leave --teacher out"
+            )
     if not one_step.is_comparable(teacher):
         raise UserError(
             "generator and teacher were measured differently: evaluate both over the same "

@@ -89,7 +89,7 @@ def train_autoencoder(
     steps, errors = -(-config.images // config.batch), []
     for step in tqdm(range(steps), unit="step", desc="autoencoder", disable=not progress):
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * _rate_share(step, steps)
+            group["lr"] = config.lr * rate_share(step, steps)
         picked = torch.randint(len(dataset), (config.batch,))
         images = dataset.images[picked].to(device).float() / 255
         moments = encoder(images)
@@ -113,6 +113,6 @@ def train_autoencoder(
     return kept, sum(recent) / len(recent)
 
 
-def _rate_share(step: int, steps: int) -> float:
+def rate_share(step: int, steps: int) -> float:
     """A rise over the first steps, then half a cosine down to 0."""
     return min(1.0, (step + 1) / _WARMUP) * (1 + math.cos(math.pi * step / steps)) / 2

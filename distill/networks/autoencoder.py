@@ -105,6 +105,16 @@ class Decoder(nn.Module):
         images: Tensor = self.decoder(self.post_quant_conv(raw))
         return images
 
+    @torch.no_grad()
+    def take_scaled(self, latents: LatentScale) -> None:
+        """Take a network's latents from now on, in the place of the autoencoder's own."""
+        first = self.post_quant_conv
+        assert first.bias is not None
+        scale, bias = (torch.tensor(numbers).to(first.weight) for numbers in latents)
+        weight = first.weight / scale.view(1, -1, 1, 1)
+        first.bias -= weight[:, :, 0, 0] @ bias
+        first.weight.copy_(weight)
+
 
 class Encoder(nn.Module):
     """From images to latents, each the mean and deviation of a normal distribution."""

@@ -9,8 +9,12 @@ from torch import Tensor, nn
 
 from distill.networks.autoencoder import Decoder, LatentScale
 from distill.networks.family import NetworkLayout
+from distill.networks.light_decoder import LightDecoder
 
 _PIXELS_PER_CALL = 2**20  # the decoder's widest maps have so many, times a hundred channels
+
+
+AnyDecoder = Decoder | LightDecoder
 
 
 class LatentSpace(BaseModel):
@@ -48,11 +52,11 @@ class LatentDecoder(nn.Module):
     """From a network's latents to pixels.
 
     Args:
-        decoder: of the autoencoder.
+        decoder: of the autoencoder, or a light one that imitates it.
         space: how the network's latents stand to the decoder's.
     """
 
-    def __init__(self, decoder: Decoder, space: LatentSpace) -> None:
+    def __init__(self, decoder: AnyDecoder, space: LatentSpace) -> None:
         super().__init__()
         self.decoder, self.space = decoder, space
 
@@ -61,25 +65,26 @@ class LatentDecoder(nn.Module):
         images: Tensor = self.decoder(self.space.latent_scale.to_raw(latents)) * 255
         return images
 
-    def folded(self) -> Decoder:
+    def folded(self) -> AnyDecoder:
         """A copy of the decoder that takes the network's own latents: float32 on the CPU."""
         decoder = copy.deepcopy(self.decoder).cpu().float().eval()
-        scale, bias = (torch.tensor(numbers) for numbers in self.space.latent_scale)
-        first = decoder.post_quant_conv
-        with torch.no_grad():
-            weight = first.weight / scale.view(1, -1, 1, 1)
-            assert first.bias is not None
-            first.bias -= weight[:, :, 0, 0] @ bias
-            first.weight.copy_(weight)
+        decoder.take_scaled(self.space.latent_scale)
         return decoder
+
+    @torch.no_grad()
+    def levels_in_parts(self, latents: Tensor) -> Tensor:
+        """`levels`, of a few images at a time: the decoder's maps are large."""
+        return torch.cat([self.levels(part) for part in self._parts(latents)])
 
     @torch.no_grad()
     def forward(self, latents: Tensor) -> Tensor:
         """Map float32 [N, c, h, w] to uint8 [N, H, W, C], truncating as EDM2 does."""
-        pixels = latents[0, 0].numel() * self.decoder.layout.factor**2
-        parts = latents.split(max(1, _PIXELS_PER_CALL // pixels))
-        levels = (self.levels(part).clamp(0, 255) for part in parts)
+        levels = (self.levels(part).clamp(0, 255) for part in self._parts(latents))
         return torch.cat([part.to(torch.uint8).permute(0, 2, 3, 1) for part in levels])
+
+    def _parts(self, latents: Tensor) -> tuple[Tensor, ...]:
+        pixels = latents[0, 0].numel() * self.decoder.layout.factor**2
+        return latents.split(max(1, _PIXELS_PER_CALL // pixels))
 
 
 def image_shape(network: NetworkLayout, decoder: LatentDecoder | None) -> tuple[int, int, int]:

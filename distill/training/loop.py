@@ -256,7 +256,7 @@ def _train(
     with (
         _events(folder if context.is_main else None, seen) as events,
         bar,
-        _stop_requested(insists=context.size == 1) as stop,
+        stop_requested(insists=context.size == 1) as stop,
     ):
         began, began_at = time.monotonic(), seen
         shown: dict[str, Tally] = {}
@@ -430,7 +430,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _stop_requested(insists: bool) -> Iterator[Callable[[], bool]]:
+def stop_requested(insists: bool) -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether SIGINT or SIGTERM came.
 
     If `insists`, the first is answered at once on standard error, for a step can take long, and a

@@ -102,6 +102,24 @@ TOLERANCES: dict[Precision, Tolerance] = {
 }
 
 
+# A value of an image that a light decoder has so many levels off is another colour to the eye.
+FAR = 32
+
+
+class Imitation(ManifestPart):
+    """How far a light decoder's images are from those of the decoder that it imitates."""
+
+    mean_difference: float = Field(
+        ge=0, le=255, description="Mean absolute difference, in levels of 255."
+    )
+    far_share: float = Field(
+        ge=0, le=1, description=f"Share of values that differ by more than {FAR} levels."
+    )
+    distance_change: float | None = Field(
+        default=None, description="Relative change of the Fréchet distance; null: not measured."
+    )
+
+
 class Measured(ManifestPart):
     """How far they were when the graph was published."""
 
@@ -127,6 +145,11 @@ class Measured(ManifestPart):
     )
     distance_change: float | None = Field(
         default=None, description="Relative change of the Fréchet distance; null: not measured."
+    )
+    imitation: Imitation | None = Field(
+        default=None,
+        description="Of a graph with a light decoder: its images beside those of the decoder that "
+        "it imitates; null where there is none, or the other one was not at hand.",
     )
 
 

@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from distill.autoencoders import save_light_decoder, weights_sha256
 from distill.checkpoints import load_network, load_state
 from distill.cli import app
 from distill.errors import UserError
+from distill.networks.light_decoder import LightDecoder, LightDecoderLayout
 from service.bundle import load_bundle
 from tests.distill.tiny_recipe import tiny_recipe
 from tests.latents import NETWORK, write_autoencoder, write_latent_generator
@@ -103,8 +105,19 @@ def test_from_images_to_a_bundle(data, tmp_path):
         "evaluate", student, *eye, "--data", data / "images", "--images", 256, "--device", "cpu"
     )
     assert '"evaluations": 1' in measured
+    space = load_network(student)[1]["latents"]["sha256"]
+    assert f'"decoder_sha256": "{space}"' in measured
     report = ("--images", 4, "--pictures", 2, "--device", "cpu")
     assert "report.html" in sid_distill("analyze", tmp_path / "s", *eye, *report)
+    decoder, light = LightDecoder(LightDecoderLayout(width=8)), tmp_path / "light.safetensors"
+    save_light_decoder(light, decoder, {"latent_space": space})
+    by_light = ("--autoencoder", light)
+    measured = sid_distill(
+        "evaluate", student, *eye, "--data", data / "images", "--images", 256, "--device", "cpu",
+        *by_light,
+    )  # fmt: skip
+    assert f'"decoder_sha256": "{weights_sha256(decoder)}"' in measured
+    assert "report.html" in sid_distill("analyze", tmp_path / "s", *eye, *report, *by_light)
 
     models = tmp_path / "models"
     sid_distill("publish", student, "--name", "small", "--models", models)

@@ -18,8 +18,8 @@ ANSWER = "stopping after this step"
 # A step that lasts longer than anybody waits for it.
 LONG_STEP = """
 import sys, time
-from distill.training.loop import _stop_requested
-with _stop_requested(insists=sys.argv[1] == "alone"):
+from distill.training.loop import stop_requested
+with stop_requested(insists=sys.argv[1] == "alone"):
     print("stepping", flush=True)
     time.sleep(600)
 """
