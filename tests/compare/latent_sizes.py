@@ -1,11 +1,12 @@
-"""What an image of 512x512 pixels costs on processors: of the network, of the decoder, in memory.
+"""What an image of 512x512 pixels costs on processors: of the network, of decoders, in memory.
 
     .venv/bin/python -m tests.compare.latent_sizes
 
 EDM2's smallest network (xs) and the decoder of Stable Diffusion's autoencoder, in the released
-sizes with random weights, as the graphs that a bundle would hold: the network alone and with its
-decoder. Each engine computes each graph in a process of its own, one image at a time in as many
-threads as there are processors, in turn; the smaller --size tiny is there to try this program.
+sizes with random weights, as the graphs that a bundle would hold: the network alone, with that
+decoder, and with the light decoder that 'sid-distill decoder' would make of it. Each engine
+computes each graph in a process of its own, one image at a time in as many threads as there are
+processors, in turn. --size tiny says nothing and is over in seconds: to try this program.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def main() -> None:
     """Export, have processes measure in turn, and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="xs")
-    parser.add_argument("--rounds", type=int, default=3, help="each a process of every row")
+    parser.add_argument("--rounds", type=int, default=2, help="each a process of every row")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--draw", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -79,12 +80,19 @@ def export(size: str, folder: Path) -> dict[str, Path]:
     from distill.networks import Denoiser, read_config
     from distill.networks.autoencoder import EDM2_SCALE, AutoencoderLayout, Decoder
     from distill.networks.latent_space import LatentDecoder, LatentSpace
+    from distill.networks.light_decoder import LightDecoder, LightDecoderLayout, usual_blocks
 
     config, layout = SIZES[size][0], AutoencoderLayout(**SIZES[size][1])
     torch.manual_seed(0)
     network, decoder = Denoiser(read_config(config)).eval(), Decoder(layout).eval()
     space = LatentSpace(autoencoder="random", scale=EDM2_SCALE.scale, bias=EDM2_SCALE.bias)
-    behind = {"network": None, "network and decoder": LatentDecoder(decoder, space)}
+    width = max(8, layout.widths[0] // 16 * 8)  # as the command chooses it
+    light = LightDecoder(LightDecoderLayout(width=width, blocks=usual_blocks(layout.factor))).eval()
+    behind = {
+        "network": None,
+        "network and decoder": LatentDecoder(decoder, space),
+        "network and light decoder": LatentDecoder(light, space),
+    }
     graphs = {}
     for number, (name, last) in enumerate(behind.items()):
         graphs[name] = folder / f"{number}.onnx"
@@ -93,7 +101,7 @@ def export(size: str, folder: Path) -> dict[str, Path]:
 
 
 def draw(engine: str, graph: str, side: str) -> tuple[float, int]:
-    """Seconds of an image, the median of five, and the process's largest size in KiB."""
+    """Seconds of an image, the median of three, and the process's largest size in KiB."""
     engine_openers.THREADS = available_cpus()
     random = np.random.default_rng(0)
     latents = random.normal(size=(1, 4, int(side), int(side))).astype(np.float32)
@@ -101,7 +109,7 @@ def draw(engine: str, graph: str, side: str) -> tuple[float, int]:
     once = ENGINES[engine](graph)
     once(feed)
     seconds = []
-    for _ in range(5):
+    for _ in range(3):
         began = time.perf_counter()
         once(feed)
         seconds.append(time.perf_counter() - began)
