@@ -91,7 +91,7 @@ def simulate(
     """
     loop = SimulatedLoop()  # type: ignore[abstract]
     given = priorities or [Priority.INTERACTIVE] * len(arrivals)
-    requests = [_Request(due, own) for due, own in zip(arrivals, given, strict=True)]
+    requests = [_Request(due, priority) for due, priority in zip(arrivals, given, strict=True)]
     simulation = _Simulation(loop, gateway, times, requests, counted_from, patience, random)
     return loop.run(simulation.run())
 
