@@ -76,6 +76,7 @@ TOY = [
     (r"nginx_cache\.py .*", "nginx_cache.py --rounds 1 --seconds 0.3 --skews 1 --connections 4"),
     (r"plan_replay\.py .*", "plan_replay.py --rounds 1 --loads 0.3 1.2 --warmup 0.1 --seconds 0.5 "
      "--cell 0.02"),
+    (r"overload\.py .*", "overload.py --rounds 1 --warmup 0.1 --duration 0.5 --times 1"),
     (r"--curve docs/\S+", "--curve runs/curve.json"),
     # An older checkout is not at hand: this one takes both places.
     (r"git worktree add .*", "true"),
@@ -83,6 +84,7 @@ TOY = [
     # One row beside the teacher: each further one takes as long again.
     (r"compare\.methods .*", "compare.methods --data runs/fashion --rows dmd --images 32 --seeds 0 "
      "--evaluate-images 256"),
+    (r"compare\.latent_sizes.*", "compare.latent_sizes --size tiny --rounds 1"),
     (r"compare\.steps_cost .*", r"\g<0> --rounds 1 --batches 1"),
     (r"training_speed\.py --network.*", "training_speed.py --batch 2 --rounds 1 --steps 1"),
     (r"waiting\.py.*", "waiting.py --beside 1 --ways PASSIVE --rounds 1 --seconds 0 --batch 2"),
