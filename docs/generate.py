@@ -38,7 +38,7 @@ WISHES = [
 ]
 # Settings that the chart gives by other values or by itself, so that nobody gives them twice.
 CHART_DECIDES = {
-    *("host", "port", "metrics_port", "models", "keys", "triton"),
+    *("host", "port", "metrics_port", "models", "keys", "trusted_keys", "triton"),
     *("drain_seconds", "grace_seconds"),
 }
 ORIGIN = "<!-- Written by `make docs` from {source}; edit that. -->\n\n"

@@ -52,6 +52,7 @@ WAYS: dict[str, list[str | dict[str, Any]]] = {
                     "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
                 },
                 "keysSecret": "keys",
+                "trustedKeysConfigMap": "publishers",
                 "nodeSelector": {"disk": "fast"},
                 "tolerations": [{"key": "images", "operator": "Exists"}],
             },
