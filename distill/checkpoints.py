@@ -129,7 +129,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read a training state (`distill.training.loop`) onto the CPU, executing nothing in it.
+    """Read a training state (`distill.training.resume`) onto the CPU, executing nothing in it.
 
     Raises:
         UserError: the file is damaged, cannot be read, or is no such state; the message names it

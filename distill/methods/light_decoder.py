@@ -20,8 +20,8 @@ from distill.errors import UserError
 from distill.methods.reconstruction import rate_share
 from distill.networks.latent_space import AnyDecoder, LatentDecoder
 from distill.networks.light_decoder import LightDecoder, LightDecoderLayout
-from distill.training.loop import stop_requested
 from distill.training.precision import compute_dtype, full_float32
+from distill.training.stop_signals import stop_requested
 from service.bundle import FAR, latents
 
 _EMA = 0.999  # of the weights, from step to step

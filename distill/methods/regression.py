@@ -27,7 +27,7 @@ from distill.training_config import RegressionConfig
 
 
 class RegressionTraining(SingleNetworkTraining):
-    """A generator learning its teacher's pairs; see `distill.training.loop.Training`.
+    """A generator learning its teacher's pairs; see `distill.training.protocol.Training`.
 
     Args:
         teacher: whose weights the generator starts from.

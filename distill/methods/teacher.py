@@ -23,7 +23,7 @@ from distill.training_config import TeacherConfig
 
 
 class TeacherTraining(SingleNetworkTraining):
-    """A denoiser learning the images of a data set; see `distill.training.loop.Training`."""
+    """A denoiser learning the images of a data set; see `distill.training.protocol.Training`."""
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ FAKE_SCORE_PHASE, GENERATOR_PHASE = 0, 1
 
 
 class Distillation:
-    """The distillation of one teacher; see `distill.training.loop.Training`.
+    """The distillation of one teacher; see `distill.training.protocol.Training`.
 
     Args:
         method: whose losses they learn, and how: `method.config`.

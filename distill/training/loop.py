@@ -1,29 +1,22 @@
 """The loop around every training: resume, step, log, evaluate, checkpoint, stop cleanly."""
 
-import errno
-import fcntl
 import json
 import math
-import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from distill.checkpoints import load_state, save_network, save_state
+from distill.checkpoints import save_network, save_state
 from distill.data.images import save_grid, to_pixels
-from distill.errors import UserError, first_line
+from distill.errors import UserError
 from distill.networks import Denoiser
 from distill.networks.latent_space import LatentDecoder
-from distill.training.distributed import DistributedContext
 from distill.training.divergence import (
     Tally,
     diagnose_images,
@@ -32,58 +25,18 @@ from distill.training.divergence import (
     tallies,
 )
 from distill.training.early_end import EarlyEnd
-from distill.training.learner import Learner, full_state_dict
-from distill.training_config import LoopConfig, current_precision
+from distill.training.folder_lock import locked
+from distill.training.learner import full_state_dict
+from distill.training.protocol import Training
+from distill.training.resume import resume, shared_settings
+from distill.training.stop_signals import stop_requested
+from distill.training_config import LoopConfig
 from service.bundle import write_atomically
 
 LOG_EVERY = 50  # steps between two points of the TensorBoard curves
 MARKS = 500 * math.sqrt(2) ** np.arange(64)  # images seen at which a run is measured
 
-
-class Training(Protocol):
-    """What the loop drives: a teacher's training or a distillation."""
-
-    ema: Denoiser
-    context: DistributedContext
-    end: int  # images after which it ends: `config.total_images`, or fewer by an EarlyEnd
-
-    @property
-    def config(self) -> LoopConfig:
-        """How long, how fast, in what batches."""
-
-    @property
-    def learners(self) -> dict[str, Learner]:
-        """The networks that learn, by what people call them."""
-
-    def identity(self) -> dict[str, Any]:
-        """Return what a resumed run must share besides its configuration, as JSON values."""
-
-    def step(self, images_seen: int) -> dict[str, Tensor]:
-        """Take one optimiser step; return scalars to log, of this process's share."""
-
-    def state(self) -> dict[str, Any]:
-        """Return all that a later `load_state` needs to go on to the bit."""
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
-
-    def samples(self, count: int | None = None) -> Tensor:
-        """Draw a fixed grid of images with the averaged weights, or the first of it.
-
-        Returns:
-            float32 [rows*cols, C, H, W] in [-1, 1].
-        """
-
-
 Evaluate = Callable[[Denoiser], dict[str, Any]]
-
-# What flock answers where another holds the lock, and on file systems that know no locks: NFS
-# without its lock daemon, some of FUSE, Lustre without -o flock.
-_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-
-# Settings that a state holds and that a resumed run may change, for it may be given another end.
-_END_RULES = {"stop_gain"}
 
 DECODED_SAMPLES = 100  # of a sheet: to decode one takes longer than to draw it
 IMAGES_CHECKED = 16  # before a checkpoint: of several seeds, and of two classes where there are
@@ -135,7 +88,7 @@ def train(
     if not training.context.is_main:
         return _train(training, folder, metadata, evaluate, False, None, early, decoder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         try:
             return _train(training, folder, metadata, evaluate, progress, origin, early, decoder)
         except OSError as error:
@@ -155,8 +108,8 @@ def _train(
     decoder: LatentDecoder | None,
 ) -> int:
     config, context = training.config, training.context
-    settings = _settings(training)
-    seen = kept = _resume(training, folder, settings, early)
+    settings = shared_settings(training)
+    seen = kept = resume(training, folder, settings, early)
     measured_at = None
     if origin is not None:
         text = json.dumps(origin, indent=2) + "\n"
@@ -304,63 +257,6 @@ def _rates(config: LoopConfig) -> str:
     return f"--lr than {config.lr:g}{second}"
 
 
-def _settings(training: Training) -> dict[str, Any]:
-    """What a resumed run must share."""
-    free = {"total_images", "cooldown", "checkpoint_every"}
-    return training.config.model_dump(mode="json", exclude=free) | training.identity()
-
-
-def _resume(
-    training: Training, folder: Path, settings: dict[str, Any], early: EarlyEnd | None
-) -> int:
-    """Load the folder's state, if it holds one; return the images seen."""
-    state_file = folder / "state.pt"
-    seen = 0
-    if state_file.exists():
-        state = load_state(state_file)
-        before = _defaults(training.config, settings) | json.loads(state["settings"])
-        before["precision"] = current_precision(before["precision"])
-        _check_same_run(folder, before, settings)
-        try:
-            training.load_state(state["training"])
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise UserError(
-                f"{state_file} is of another version of sid-distill ({first_line(error)}): delete "
-                "it to start anew"
-            ) from None
-        seen = state["images_seen"]
-        _resume_end(training, state, before, settings, early)
-    if seen != training.context.broadcast_from_main(seen):
-        raise UserError(
-            f"process {training.context.rank} does not see the {state_file} of process 0: all "
-            "nodes need the same --out, on a file system that they share"
-        )
-    return seen
-
-
-def _resume_end(
-    training: Training,
-    state: dict[str, Any],
-    before: dict[str, Any],
-    settings: dict[str, Any],
-    early: EarlyEnd | None,
-) -> None:
-    """Keep the early end that a state holds, unless the run is now to end by another rule."""
-    decided = state.get("early_end")
-    if decided is None or decided["since"] is None:
-        return
-    if early is not None and all(before.get(name) == settings.get(name) for name in _END_RULES):
-        early.load_state(decided)
-        training.end = early.end(training.config.total_images)
-    elif training.context.is_main:
-        print(
-            f"note: this run was to end early, since {decided['since']} images ({decided['why']}); "
-            "it is given another rule now, and its learning rates go back to their full values "
-            "where no cooldown has begun",
-            file=sys.stderr,
-        )
-
-
 @contextmanager
 def _events(folder: Path | None, seen: int) -> Iterator["SummaryWriter | _NoEvents"]:
     """TensorBoard's curves in a folder, going on after `seen` images; nothing without one."""
@@ -378,86 +274,5 @@ class _NoEvents:
         """Do nothing."""
 
 
-def _defaults(config: LoopConfig, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a run of today's `settings` had that began before one of them existed."""
-    fields = type(config).model_fields
-    return {
-        name: fields[name].default
-        for name in settings
-        if name in fields and not fields[name].is_required()
-    }
-
-
-def _check_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to go on with a run under other settings, naming those that differ."""
-    compared = sorted((before | now).keys() - _END_RULES)
-    differing = [name for name in compared if before.get(name) != now.get(name)]
-    if not differing:
-        return
-    another = f"with another {', '.join(differing)}"
-    methods = [settings.get("method") for settings in (before, now)]
-    if "method" in differing and all(methods):  # whose settings differ too, as they must
-        another = "by the method {}, not {}".format(*methods)
-    raise UserError(
-        f"{folder} holds a run {another}: resume it with its own, or name another folder with --out"
-    )
-
-
 def _crosses(before: int, after: int, marks: np.ndarray) -> bool:
     return bool(((marks > before) & (marks <= after)).any())
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; the lock dies with the process, however it ends."""
-    with (folder / ".lock").open("a") as file:  # "a": a refused run changes no file's time
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _HELD:
-                raise UserError(
-                    f"another process trains in {folder}: wait for it or stop it, or name another "
-                    "folder with --out"
-                ) from None
-            if error.errno not in _NO_LOCKS:
-                raise UserError(f"{file.name} cannot be locked: {error.strerror}") from None
-            print(
-                f"note: the file system of {folder} has no locks ({error.strerror}): see to it "
-                "yourself that no other process trains there",
-                file=sys.stderr,
-            )
-        yield
-
-
-@contextmanager
-def stop_requested(insists: bool) -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether SIGINT or SIGTERM came.
-
-    If `insists`, the first is answered at once on standard error, for a step can take long, and a
-    second one kills. Not under torchrun, which passes on what the terminal has already sent to
-    every process.
-    """
-    received: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def note(number: int, _frame: object) -> None:
-        received.append(number)
-        if insists:
-            # First, for a second one may come while the first is answered. What ignored it, such as
-            # a shell in whose background this runs, does not make a second one harmless.
-            before = previous[number]
-            signal.signal(number, signal.SIG_DFL if before is signal.SIG_IGN else before)
-            if len(received) == 1:
-                # Not by print: the signal may have come while the progress bar was being written.
-                with suppress(OSError):
-                    # On a terminal in the bar's place, which is drawn anew below it.
-                    begin = b"\r\x1b[K" if os.isatty(2) else b"\n"
-                    os.write(2, begin + b"stopping after this step; once more: at once, unsaved\n")
-
-    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-        previous[number] = signal.signal(number, note)
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -21,7 +21,7 @@ from distill.training_config import SingleNetworkConfig
 
 
 class SingleNetworkTraining(ABC):
-    """One network learns, by the `loss` of a subclass; see `distill.training.loop.Training`.
+    """One network learns, by the `loss` of a subclass; see `distill.training.protocol.Training`.
 
     Args:
         name: what people call the network.

@@ -18,7 +18,7 @@ ANSWER = "stopping after this step"
 # A step that lasts longer than anybody waits for it.
 LONG_STEP = """
 import sys, time
-from distill.training.loop import stop_requested
+from distill.training.stop_signals import stop_requested
 with stop_requested(insists=sys.argv[1] == "alone"):
     print("stepping", flush=True)
     time.sleep(600)
