@@ -40,7 +40,11 @@ TOY = [
     # Data: few avatars, and a folder that stands in for Debian's Fashion-MNIST.
     (r"(sid-distill avatars .*?)(\s#.*)?$", r"\1 --count 26"),  # a covariance needs 256 images
     (r"(sid-distill (?:features|teacher|reference)(?!.* --data ).*)", r"\1 --data runs/fashion"),
-    (r"sid-distill publish", "sid-distill publish --licence MIT"),
+    # A light decoder that has learned nothing is refused: tests/distill/test_light_decoder.py.
+    (r"sid-distill decoder .*", "sid-distill decoder --help"),
+    (r"sid-distill publish .*light.*", "sid-distill publish --help"),
+    (r"(sid-distill autoencoder .*?)--images \d+", r"\1--images 32"),
+    (r"sid-distill publish (?!.*--licence)(?!--help)", "sid-distill publish --licence MIT "),
     # The shipped feature extractors stay, for they are what the pages measure with.
     (r"--out distill/evaluation/assets/", "--out runs/"),
     # Networks: the recipes of the tree are made small, below.
@@ -88,6 +92,7 @@ TOY = [
     (r"compare\.steps_cost .*", r"\g<0> --rounds 1 --batches 1"),
     (r"training_speed\.py --network.*", "training_speed.py --batch 2 --rounds 1 --steps 1"),
     (r"waiting\.py.*", "waiting.py --beside 1 --ways PASSIVE --rounds 1 --seconds 0 --batch 2"),
+    (r"(compare\.reconstruction .*)", r"\1 --images 100"),
     (r"(colour_spread\.py)", r"\1 --images-per-class 2"),
     (r"halved_colours\.py(.*)--images \d+", r"halved_colours.py\1--images 100"),
 ]  # fmt: skip
@@ -200,7 +205,7 @@ def shell(tmp_path_factory) -> Shell:
     unwanted = shutil.ignore_patterns(".*", "runs", "*.egg-info", "__pycache__", "node_modules")
     shutil.copytree(ROOT, tree, ignore=unwanted)
     (tree / ".venv").symlink_to(sys.prefix)
-    for name in ("fashion", "avatars"):
+    for name in ("fashion", "avatars", "avatars-latents"):
         recipe = tree / "distill" / "recipes" / f"{name}.toml"
         text = recipe.read_text()
         for pattern, toy in RECIPE:

@@ -67,7 +67,7 @@ def test_no_probe_waits_for_an_image_that_takes_long(bundles, monkeypatch):
         monkeypatch.setattr(Supervisor, "check", takes_long)
         monkeypatch.setattr(catalogue, "_PROBE_SECONDS", 0.01)
         assert client.get("/readyz").status_code == 200
-        app.state.catalogue.models["large"].supervisor.down = "it hangs"
+        app.state.catalogue.models["large"].pool.supervisors[0].down = "it hangs"
         answer = client.get("/readyz")
         assert answer.status_code == 503
         assert answer.json()["models"] == {"large": "it hangs"}
