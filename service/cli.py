@@ -405,7 +405,7 @@ def plan(
     """Plan machines and settings: the fewest that answer so many requests so fast.
 
     It simulates the server's own batcher with the times of a measured curve.
-    Its p99 has been too hopeful by half so far (docs/results/planning.md): wish for less time.
+    Near the peak its p99 is too hopeful by half (docs/results/planning.md): wish for less time.
     """
     from service.plan import command
 
