@@ -70,18 +70,21 @@ class Recipe(Section):
         return self.description if self.data in (None, data) else None
 
 
-def nearest_recipe(network: AnyNetwork, source: str) -> tuple[str, Recipe]:
+def nearest_recipe(network: AnyNetwork, source: str, *, latents: bool) -> tuple[str, Recipe]:
     """The shipped recipe for networks that are most alike to one, by its name.
 
     Args:
         network: what is to be distilled.
         source: the name of its file: of two recipes that are as near the one that it speaks of.
+        latents: whether it draws an autoencoder's latents, and not pixels.
     """
 
     def distance(file: Path) -> tuple[float, ...]:
-        meant = load_recipe(file.stem).network
+        recipe = load_recipe(file.stem)
+        meant = recipe.network
         family = re.split(r"[\d-]", file.stem)[0]  # "cifar10-cond" is for CIFAR-10
         return (
+            (recipe.autoencoder is not None) != latents,
             abs(math.log(meant.img_resolution / network.img_resolution)),
             bool(meant.label_dim) != bool(network.label_dim),
             abs(meant.img_channels - network.img_channels),

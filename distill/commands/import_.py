@@ -140,13 +140,12 @@ def _say_how_to_distil(network: Path, name: str, released: "Released") -> None:
     from distill.recipe import fits, nearest_recipe
 
     config = released.network.config
-    recipe, shipped = nearest_recipe(config, str(released.metadata["source"]))
+    latents = "latents" in released.metadata
+    recipe, shipped = nearest_recipe(config, str(released.metadata["source"]), latents=latents)
     command = ["sid-distill", "run", "--recipe", recipe]
     if shipped.features:  # which was trained on the images that the recipe is for
         command += ["--features", "none"]
     entries = shipped.methods[shipped.method]  # of the method that the command leaves out
-    if "latents" in released.metadata and shipped.autoencoder is None:
-        command += ["--autoencoder", "FILE"]
     if config.augment_dim != shipped.network.augment_dim and "augment" in entries:
         command += ["--augment", "0"]
     command += ["--teacher", str(network), "--out", f"runs/{name}"]

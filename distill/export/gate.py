@@ -19,6 +19,7 @@ from distill.evaluation.frechet import frechet_distance, statistics
 from distill.evaluation.reference import bundled_reference
 from distill.export.cuda_twin import expand_nodes
 from distill.export.one_step import PixelGenerator
+from distill.export.overflow import LARGEST_FLOAT16, Peak, watched_peaks
 from distill.methods.light_decoder import pixel_error
 from distill.networks.latent_space import LatentDecoder
 from service.bundle import (
@@ -64,6 +65,7 @@ class ReferenceImages:
         extractor: the feature extractor for the distance; None: it is not measured.
         batch: so many are drawn together.
         imitated: the same images by the decoder that a light one imitates; None: there is none.
+        overflow: the first number beyond float16's range on the way to the first of them, if any.
     """
 
     inputs: dict[str, NDArray[Any]]
@@ -71,6 +73,7 @@ class ReferenceImages:
     extractor: FeatureExtractor | None
     batch: int = _LARGEST_BATCH
     imitated: Pixels | None = None
+    overflow: Peak | None = None
 
     @cached_property
     def distance(self) -> float | None:
@@ -110,6 +113,8 @@ def draw_reference_images(
     if not all(parameter.isfinite().all() for parameter in module.parameters()):
         raise UserError("the generator's weights are not finite: it cannot draw images")
     parts, of_imitated = [], []
+    with watched_peaks(module) as peaks:
+        module(*(torch.from_numpy(rows[:_SMALLEST_BATCH]) for rows in inputs.values()))
     for start in range(0, count, batch):
         stop = start + batch
         drawn = module.images(*(torch.from_numpy(rows[start:stop]) for rows in inputs.values()))
@@ -122,6 +127,7 @@ def draw_reference_images(
         extractor if by_distance else None,
         batch,
         np.concatenate(of_imitated) if of_imitated else None,
+        next((peak for peak in peaks if peak.overflows), None),
     )
 
 
@@ -152,6 +158,12 @@ def validate(path: Path, expected: ReferenceImages) -> tuple[Graph, Pixels]:
     bounds = TOLERANCES[precision]
     canary = _levels(alone[0], expected.pixels[0])
     if not (_is_within(measured, bounds) and bounds.allow(canary)):
+        if precision == "float16" and expected.overflow is not None:
+            layer, size = expected.overflow
+            raise UserError(
+                f"{path.name} is refused: float16 ends at {LARGEST_FLOAT16:,.0f}, and {layer} "
+                f"reaches {size:.3g}: leave float16 out, or take another autoencoder or snapshot"
+            )
         raise UserError(f"{path.name} is refused: {_describe(measured, bounds, precision)}")
     if (imitation := measured.imitation) and not _is_close(imitation):
         raise UserError(

@@ -4,6 +4,7 @@ import onnx
 import pytest
 import torch
 
+from distill.errors import UserError
 from distill.export.gate import draw_reference_images, validate
 from distill.export.generator import load_generator
 from distill.export.one_step import FoldedGenerator
@@ -53,3 +54,18 @@ def test_its_graphs_pass_the_gate(generator, tmp_path, name):
         [size.dim_value for size in one.type.tensor_type.shape.dim][1:] for one in (latents, images)
     ]
     assert shapes == [[4, 8, 8], [64, 64, 3]]
+
+
+@pytest.mark.slow
+def test_a_decoder_beyond_float16_is_refused_by_the_name_of_its_layer(tmp_path):
+    """In float32 it draws as before, for a normalisation follows the layer."""
+    file = write_autoencoder(tmp_path / "autoencoder.safetensors", licence="MIT")
+    generator = load_generator(write_latent_generator(tmp_path / "g.safetensors", file))
+    first = generator.decoder.decoder.decoder.conv_in
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.mul_(1e6)
+    path, form = tmp_path / "model.float16.onnx", {"decoder": generator.decoder}
+    export_onnx(generator.network, 2.5, path, "float16", **form)
+    with pytest.raises(UserError, match=r"float16 ends at 65,504, and .*conv_in reaches \d"):
+        validate(path, draw_reference_images(generator.module(), None))
