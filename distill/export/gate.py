@@ -112,18 +112,20 @@ def draw_reference_images(
         inputs[CLASS_LABELS] = np.arange(count, dtype=np.int64) % config.label_dim
     if not all(parameter.isfinite().all() for parameter in module.parameters()):
         raise UserError("the generator's weights are not finite: it cannot draw images")
-    parts, of_imitated = [], []
-    with watched_peaks(module) as peaks:
-        module(*(torch.from_numpy(rows[:_SMALLEST_BATCH]) for rows in inputs.values()))
-    for start in range(0, count, batch):
+
+    def draw(start: int) -> tuple[Pixels, Pixels | None]:
         stop = start + batch
         drawn = module.images(*(torch.from_numpy(rows[start:stop]) for rows in inputs.values()))
-        parts.append(module.pixels(drawn).numpy())
-        if imitated is not None:
-            of_imitated.append(imitated(drawn).numpy())
+        pixels = module.pixels(drawn).numpy()
+        return pixels, None if imitated is None else imitated(drawn).numpy()
+
+    with watched_peaks(module) as peaks:
+        first = draw(0)
+    parts = [first, *(draw(start) for start in range(batch, count, batch))]
+    of_imitated = [copy for _, copy in parts if copy is not None]
     return ReferenceImages(
         inputs,
-        np.concatenate(parts),
+        np.concatenate([pixels for pixels, _ in parts]),
         extractor if by_distance else None,
         batch,
         np.concatenate(of_imitated) if of_imitated else None,

@@ -41,7 +41,7 @@ def table(plan: Plan, wish: Wish) -> Table:
 
 
 def _answers(plan: Plan) -> dict[str, str]:
-    """The rows about times and refusals, with the priority before each where there are several."""
+    """The rows about times and rejections, with the priority before each of several."""
     rows = {}
     for priority, part in plan.parts.items():
         of = f"{priority}: " if len(plan.parts) > 1 else ""

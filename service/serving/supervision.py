@@ -141,7 +141,7 @@ class Supervisor:
 
     @property
     def suspect(self) -> bool:
-        """Whether it is being looked into, or mended."""
+        """Whether it is being looked into, or recovers."""
         return self._recovery is not None
 
     def require_up(self) -> None:

@@ -3,16 +3,15 @@
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 from distill.checkpoints import load_network
-from distill.cli import app
 from distill.errors import UserError
 from distill.export.gate import draw_reference_images, validate
 from distill.export.one_step import PixelGenerator
 from distill.export.onnx import export_onnx
 from distill.networks import Denoiser, read_config
 from service.bundle import BASELINE, CUDA, load_bundle
+from tests.distill.command_line import sid_distill
 from tests.distill.tiny_recipe import tiny_recipe
 from tests.latents import write_autoencoder
 from tests.reference_numbers import FIXTURES
@@ -24,19 +23,7 @@ SHAPE = {
 STEPS = {"total_images": 32, "batch": 16}
 
 
-@pytest.fixture(autouse=True)
-def memory_stays_as_it_is(monkeypatch):
-    """The commands would rule all of this process, and other tests look at memory."""
-    for command in ("run", "teacher", "regress"):
-        monkeypatch.setattr(f"distill.commands.{command}.keep_freed_memory", lambda: None)
-
-
-def sid_distill(*arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if isinstance(result.exception, UserError):
-        raise result.exception
-    assert result.exit_code == 0, result.exception or result.output
-    return result.output
+pytestmark = pytest.mark.usefixtures("memory_stays_as_it_is")
 
 
 @pytest.mark.slow

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 from distill.checkpoints import load_network, save_network
-from distill.cli import app
 from distill.data.datasets import Dataset
 from distill.data.images import from_pixels
 from distill.errors import UserError
@@ -25,6 +23,7 @@ from distill.training_config import TeacherConfig
 from service.bundle import latents, load_bundle
 from service.engines.onnx import OnnxEngine
 from tests.bundles import compute
+from tests.distill.command_line import sid_distill
 from tests.distill.tiny_recipe import NETWORK, tiny_recipe
 
 CPU = DistributedContext(torch.device("cpu"))
@@ -48,14 +47,6 @@ def awake(config, seed=0):
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return network
-
-
-def sid_distill(*arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if isinstance(result.exception, UserError):
-        raise result.exception
-    assert result.exit_code == 0, result.exception or result.output
-    return result.output
 
 
 def watched(network):

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 from distill.autoencoders import save_light_decoder, weights_sha256
 from distill.checkpoints import load_network, load_state
-from distill.cli import app
 from distill.errors import UserError
 from distill.networks.light_decoder import LightDecoder, LightDecoderLayout
 from service.bundle import load_bundle
+from tests.distill.command_line import sid_distill
 from tests.distill.tiny_recipe import tiny_recipe
 from tests.latents import NETWORK, write_autoencoder, write_latent_generator
 
@@ -21,19 +20,7 @@ SMALL = NETWORK | {"img_resolution": 4, "attn_resolutions": [], "logvar_channels
 LOOP = {"total_images": 32, "batch": 16, "microbatch": 8}
 
 
-@pytest.fixture(autouse=True)
-def memory_stays_as_it_is(monkeypatch):
-    """The commands would rule all of this process, and other tests look at memory."""
-    for command in ("run", "teacher", "regress"):
-        monkeypatch.setattr(f"distill.commands.{command}.keep_freed_memory", lambda: None)
-
-
-def sid_distill(*arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if isinstance(result.exception, UserError):
-        raise result.exception
-    assert result.exit_code == 0, result.exception or result.output
-    return result.output
+pytestmark = pytest.mark.usefixtures("memory_stays_as_it_is")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import signal
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from distill.autoencoders import (
     load_autoencoder,
@@ -16,7 +15,6 @@ from distill.autoencoders import (
     weights_sha256,
 )
 from distill.checkpoints import load_network, save_network
-from distill.cli import app
 from distill.errors import UserError
 from distill.evaluation.measurement import Measurement, save_measurement
 from distill.export.gate import draw_reference_images, validate
@@ -28,18 +26,11 @@ from distill.methods import light_decoder as training
 from distill.networks.autoencoder import LatentScale
 from distill.networks.light_decoder import LightDecoder, LightDecoderLayout
 from service.bundle import BASELINE, CUDA, load_bundle, sha256_file
+from tests.distill.command_line import sid_distill
 from tests.latents import write_autoencoder, write_latent_generator
 
 STEPS = ("--batch", 4, "--lr", 1e-2, "--width", 8, "--device", "cpu")
 TINY = LightDecoderLayout(width=8, blocks=(1, 1))
-
-
-def sid_distill(*arguments, exit_code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if isinstance(result.exception, UserError):
-        raise result.exception
-    assert result.exit_code == exit_code, result.exception or result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")

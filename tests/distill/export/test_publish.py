@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 from typer.main import get_command
-from typer.testing import CliRunner
 
 import distill
 from distill.checkpoints import load_network, save_network
@@ -24,6 +23,7 @@ from service.app import create_app
 from service.bundle import BundleError, load_bundle
 from service.bundle.signature import fingerprint
 from service.settings import Settings
+from tests.distill.command_line import sid_distill
 from tests.distill.tiny_recipe import tiny_recipe
 from tests.latents import write_autoencoder
 from tests.reference_numbers import FIXTURES
@@ -32,15 +32,6 @@ from tests.service.client import Client
 RELEASED = "CC-BY-NC-SA-4.0"
 PRETRAINED = Path(distill.__file__).parent / "pretrained"
 SMALL_RUN = ("--images", 2, "--batch", 2, "--precision", "float32", "--features", "none")
-
-
-def sid_distill(*arguments):
-    """Run a command in this process; raise the UserError that it would end with."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if isinstance(result.exception, UserError):
-        raise result.exception
-    assert result.exit_code == 0, result.exception or result.output
-    return result.output
 
 
 def toy():

@@ -10,10 +10,8 @@ from PIL import Image
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
-from typer.testing import CliRunner
 
 from distill.checkpoints import load_network, save_network
-from distill.cli import app
 from distill.errors import UserError
 from distill.methods.sid import Sid, SidConfig
 from distill.networks import Denoiser, NetworkLayout, RawNetwork, registry
@@ -21,6 +19,7 @@ from distill.recipe import load_recipe
 from distill.training.distillation import Distillation
 from distill.training.distributed import DistributedContext
 from service.bundle import load_bundle
+from tests.distill.command_line import sid_distill
 
 
 class ToyConfig(NetworkLayout):
@@ -97,17 +96,9 @@ def recipe(tmp_path):
     return file
 
 
-def sid_distill(*arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.exception or result.output
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("toy")
-def test_it_is_trained_distilled_and_published_by_the_commands(tmp_path, recipe, monkeypatch):
-    # It would rule all of this process, and other tests look at memory.
-    monkeypatch.setattr("distill.commands.run.keep_freed_memory", lambda: None)
-    monkeypatch.setattr("distill.commands.teacher.keep_freed_memory", lambda: None)
+@pytest.mark.usefixtures("toy", "memory_stays_as_it_is")
+def test_it_is_trained_distilled_and_published_by_the_commands(tmp_path, recipe):
     for number, name in enumerate(("dark", "light")):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(4):
@@ -133,7 +124,7 @@ def test_it_is_trained_distilled_and_published_by_the_commands(tmp_path, recipe,
     assert manifest.graphs.keys() == graphs, "all passed the gate"
 
 
-@pytest.mark.usefixtures("toy")
+@pytest.mark.usefixtures("toy", "memory_stays_as_it_is")
 def test_it_is_sharded_by_its_blocks():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:

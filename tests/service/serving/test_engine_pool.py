@@ -202,7 +202,7 @@ def test_an_engine_that_hangs_unnoticed_keeps_no_probe_waiting_and_is_asked_once
     asyncio.run(scenario())
 
 
-def test_an_engine_that_was_mended_takes_what_it_had_lost_before(bundle):
+def test_an_engine_that_recovered_takes_what_it_had_lost_before(bundle):
     async def scenario():
         async with Pool(bundle) as pool:
             expected = await pool.draw()
@@ -407,6 +407,6 @@ def test_when_all_engines_are_down_the_model_is(application, devices):
         assert (red.status_code, red.json()["models"]) == (503, {"tiny": "out of order"})
         assert again.status_code == 200
         assert client.get("/readyz").status_code == 200
-        refusals = MODEL | {"reason": "engine_down", "priority": "interactive"}
+        rejections = MODEL | {"reason": "engine_down", "priority": "interactive"}
         registry = client.app.state.metrics.registry
-        assert registry.get_sample_value("sid_rejections_total", refusals) == 1
+        assert registry.get_sample_value("sid_rejections_total", rejections) == 1
