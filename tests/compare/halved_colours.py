@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from distill.data.datasets import Dataset, load_dataset
+from distill.evaluation.feature_extractor import FeatureExtractor, Floats
 from distill.evaluation.features import load_extractor
 from distill.evaluation.frechet import frechet_distance, statistics
 from distill.evaluation.precision_recall import precision_recall
@@ -41,6 +42,14 @@ def some(dataset: Dataset, count: int) -> Dataset:
     return Dataset(dataset.name, dataset.images[drawn], dataset.labels[drawn], dataset.classes)
 
 
+def print_row(name: str, images: Tensor, extractor: FeatureExtractor, real: Floats) -> None:
+    """Print distance, precision and recall of images against features of held-out ones."""
+    drawn = extractor.extract(images).features
+    distance = frechet_distance(statistics(drawn.astype(float)), statistics(real.astype(float)))
+    precision, recall = precision_recall(drawn, real)
+    print(f"{name:<22} distance {distance:.4f}  precision {precision:.3f}  recall {recall:.3f}")
+
+
 def main() -> None:
     """Print distance, precision and recall of both against the held-out images."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -57,11 +66,8 @@ def main() -> None:
     test = some(load_dataset(options.test, resolution=side), options.images)
     real = extractor.extract(test.images).features
     whole, half = halves(train, lambda images: images[::2]), halves(train, one_side)
-    for name, images in (("all colours", whole), ("half of the colours", half)):
-        drawn = extractor.extract(images).features
-        distance = frechet_distance(statistics(drawn.astype(float)), statistics(real.astype(float)))
-        precision, recall = precision_recall(drawn, real)
-        print(f"{name:<22} distance {distance:.4f}  precision {precision:.3f}  recall {recall:.3f}")
+    print_row("all colours", whole, extractor, real)
+    print_row("half of the colours", half, extractor, real)
 
 
 if __name__ == "__main__":

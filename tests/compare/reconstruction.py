@@ -17,11 +17,9 @@ from torch import Tensor
 from distill.autoencoders import load_autoencoder
 from distill.data.datasets import load_dataset
 from distill.evaluation.features import load_extractor
-from distill.evaluation.frechet import frechet_distance, statistics
-from distill.evaluation.precision_recall import precision_recall
 from distill.importing.autoencoder import Autoencoder
 from distill.networks.autoencoder import decoded_pixels
-from tests.compare.halved_colours import some
+from tests.compare.halved_colours import print_row, some
 
 BATCH = 32
 
@@ -53,11 +51,8 @@ def main() -> None:
     error = (after.int() - before.int()).abs().float().mean()
     print(f"pixels come back {error:.2f} levels of 255 off on average")
     real = extractor.extract(load_dataset(options.test, resolution=side).images).features
-    for name, images in (("untouched", before), ("brought back", after)):
-        drawn = extractor.extract(images).features
-        distance = frechet_distance(statistics(drawn.astype(float)), statistics(real.astype(float)))
-        precision, recall = precision_recall(drawn, real)
-        print(f"{name:<14} distance {distance:.4f}  precision {precision:.3f}  recall {recall:.3f}")
+    print_row("untouched", before, extractor, real)
+    print_row("brought back", after, extractor, real)
 
 
 if __name__ == "__main__":
