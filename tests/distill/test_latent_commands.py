@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from distill.autoencoders import save_light_decoder, weights_sha256
-from distill.checkpoints import load_network, load_state
+from distill.checkpoints import load_network, load_state, save_network
 from distill.errors import UserError
 from distill.networks.light_decoder import LightDecoder, LightDecoderLayout
 from service.bundle import load_bundle
@@ -171,6 +171,12 @@ def test_what_does_not_fit_is_refused_in_one_line(data, tmp_path):
     teach = ("run", "--recipe", recipe, "--out", tmp_path / "r", "--teacher")
     with pytest.raises(UserError, match="is a generator: --teacher takes a teacher"):
         sid_distill(*teach, generator)
+    network, header = load_network(generator)
+    scales = header["latents"] | {"scale": [1.0] * 4}
+    teacher = tmp_path / "t.safetensors"
+    save_network(teacher, network, header | {"role": "teacher", "latents": scales})
+    with pytest.raises(UserError, match="draws latents of another scale than the teacher"):
+        sid_distill(*teach, teacher, "--generator", generator)
 
 
 def test_a_bundle_goes_under_the_licence_of_both_its_networks(tmp_path):
