@@ -147,7 +147,8 @@ async def _drive(embedded: str, over_triton: str) -> Counter[str]:
             asyncio.create_task(leave()),
         ]
         await asyncio.sleep(0.05)
-        await asyncio.gather(*first, *(post(embedded, STUCK) for _ in range(24)))
+        # More than the engine and the queue hold together, even where the first two have ended.
+        await asyncio.gather(*first, *(post(embedded, STUCK) for _ in range(48)))
         fine = {"model": "stuck", "class_label": 1}
         async with asyncio.timeout(60):  # it is restarted
             while await post(embedded, fine) != 200:  # noqa: ASYNC110 it has no event

@@ -453,9 +453,16 @@ def test_what_waits_too_long_in_triton_s_queue_is_429_and_the_canary_may_wait_to
                 await asyncio.sleep(0.03)
             return await asyncio.gather(*answers), await asyncio.gather(*probes)
 
-        answers, probes = client.run(overload())
-        assert {answer.status_code for answer in answers} == {200, 429}
-        assert {probe.status_code for probe in probes} == {200}
+        seen = set()
+
+        def both_were_seen() -> bool:
+            answers, probes = client.run(overload())
+            assert {probe.status_code for probe in probes} == {200}
+            seen.update(answer.status_code for answer in answers)
+            return len(seen) > 1  # on a busy machine all may come when the first two are done
+
+        until(both_were_seen)
+        assert seen == {200, 429}
         assert (
             client.get("/metrics").text.count('sid_engine_up{device="triton",model="slow"} 1.0')
             == 1
