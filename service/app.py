@@ -12,7 +12,6 @@ from service.engines.threads import run_aside
 from service.http import problems
 from service.http.cors import CrossOrigin
 from service.http.fast_route import FastRoute, FastRoutes
-from service.http.full_queue import FullQueue
 from service.http.middleware import ApiKeys, BodyLimit, RequestMetrics
 from service.http.routes import client, generate, health, models, openai, playground, tags
 from service.http.security import TokenBuckets, load_keys
@@ -85,12 +84,9 @@ class _Application(FastAPI):
         stack = BodyLimit(stack, max_bytes=self.state.settings.max_body_bytes)
         if self.state.keys is not None:
             stack = ApiKeys(stack, keys=self.state.keys)
-        allowed = origins(self.state.settings.cors_origins)
-        if allowed:
+        if allowed := origins(self.state.settings.cors_origins):
             stack = CrossOrigin(stack, allowed)
-        stack = RequestMetrics(stack, metrics=self.state.metrics, tracing=self.state.tracing)
-        state = self.state
-        return FullQueue(stack, state.catalogue, state.keys, frozenset(allowed), state.metrics)
+        return RequestMetrics(stack, metrics=self.state.metrics, tracing=self.state.tracing)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection, without what FastAPI looks up for its own telemetry."""

@@ -21,6 +21,8 @@ from service.bundle import BundleError, KeyFileError
 from service.engines import EngineError
 from service.engines.threads import SWITCH_SECONDS, left_behind
 from service.http.connections import FileWatch, Room, make_room
+from service.http.door import with_door
+from service.http.full_queue import FullQueue
 from service.http.metrics_port import serving_metrics
 from service.http.protocol import bounded
 from service.http.security import Keys, KeysError, load_keys
@@ -92,15 +94,18 @@ async def _serve(
         metrics: Metrics = app.state.metrics
         room = Room(make_room(settings.max_connections), metrics.connections_refused.inc)
         metrics.connections_limit.set(room.limit)
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        if "metrics" in addresses:
+            scraped = serving_metrics(addresses["metrics"], metrics, settings)
+            await stack.enter_async_context(scraped)
+        catalogue: Catalogue = app.state.catalogue
+        allowed = origins(settings.cors_origins)
+        protocol = bounded(
+            settings.body_seconds, settings.max_head_bytes, room, metrics.count_refusal, allowed
+        )
         config = uvicorn.Config(
             app,
-            http=bounded(
-                settings.body_seconds,
-                settings.max_head_bytes,
-                room,
-                metrics.count_refusal,
-                origins(settings.cors_origins),
-            ),
+            http=with_door(protocol, FullQueue(catalogue, app.state.keys, allowed, metrics)),
             timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]  # or a float
             callback_notify=FileWatch().look,
             timeout_notify=1,
@@ -113,11 +118,6 @@ async def _serve(
             # Beyond our own grace, which ends requests with an answer; uvicorn's cuts them off.
             timeout_graceful_shutdown=math.ceil(settings.grace_seconds) + 2,
         )
-        await stack.enter_async_context(app.router.lifespan_context(app))
-        if "metrics" in addresses:
-            scraped = serving_metrics(addresses["metrics"], metrics, settings)
-            await stack.enter_async_context(scraped)
-        catalogue: Catalogue = app.state.catalogue
 
         def ready() -> None:
             urls = {name: address_of(one) for name, one in addresses.items()}

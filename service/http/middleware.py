@@ -22,6 +22,9 @@ from service.http.security import Keys
 from service.observability.metrics import Metrics
 from service.observability.tracing import UNTRACED, Tracing
 
+Fields = list[tuple[bytes, bytes]]
+"""A request's headers, their names in lower case."""
+
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 # What needs no key: probes, the playground's own files, which ask their user for one, and the
 # client, which pip fetches without one.
@@ -63,7 +66,7 @@ class RequestMetrics:
             await self._app(scope, receive, send)
             return
         started = perf_counter()
-        request_id = sent_request_id(scope) or new_request_id()
+        request_id = sent_request_id(scope["headers"]) or new_request_id()
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         traced = scope["path"] not in PROBES
@@ -150,7 +153,7 @@ class ApiKeys:
         if scope["type"] == "lifespan" or (scope["type"] == "http" and _is_open(scope["path"])):
             await self._app(scope, receive, send)
         elif scope["type"] == "http":  # nothing here speaks anything else
-            if (key := sent_key(scope)) is None:
+            if (key := sent_key(scope["headers"])) is None:
                 detail = (
                     "this server asks for an API key, and the request brought none: send yours, as "
                     "`Authorization: Bearer KEY` or `X-API-Key: KEY`"
@@ -245,17 +248,17 @@ def _ids(state: dict[str, Any]) -> dict[str, str]:
     return ids
 
 
-def sent_request_id(scope: Scope) -> str | None:
-    """The id that the request brought, if it may be one."""
-    for name, value in scope["headers"]:
+def sent_request_id(headers: Fields) -> str | None:
+    """The id that a request with these headers brought, if it may be one."""
+    for name, value in headers:
         if name == b"x-request-id":
             return value.decode("ascii") if _REQUEST_ID.fullmatch(value) else None
     return None
 
 
-def sent_key(scope: Scope) -> bytes | None:
-    """The API key that the request brought, if any."""
-    for name, value in scope["headers"]:
+def sent_key(headers: Fields) -> bytes | None:
+    """The API key that a request with these headers brought, if any."""
+    for name, value in headers:
         if name == b"authorization":
             scheme, _, key = value.partition(b" ")
             if scheme.lower() == b"bearer" and key.strip():

@@ -188,6 +188,10 @@ class BoundedProtocol(HttpToolsProtocol):
             raise ValueError("refused")  # stops the parser; data_received answers
         if self.parser.should_upgrade():
             return  # `_parse` reads it once more, without the offer
+        self._begin_request()
+
+    def _begin_request(self) -> None:
+        """Have the application begin with the request whose head was read."""
         self._unset_keepalive_if_required()  # an answer before it may have set it since
         if self.parser.get_http_version() == "1.0":
             self.expect_100_continue = False  # its clients do not know what that is
@@ -211,13 +215,21 @@ class BoundedProtocol(HttpToolsProtocol):
         """End the body's phase."""
         if self.parser.should_upgrade():
             return  # the end of its head; see on_headers_complete
-        self._begun = False
         self._restore_keep_alive()
         super().on_message_complete()
         if self._phase is _REST:
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self._idle()
+        self._end_request()
+
+    def _idle(self) -> None:
+        """Close the connection if no further request comes in time."""
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def _end_request(self) -> None:
+        """Note that all of a request was read."""
+        self._begun = False
         self._phase, self._due = _NOTHING, inf
 
     def on_response_complete(self) -> None:

@@ -76,7 +76,8 @@ class Metrics:
             self.requests.labels(route, "", str(status))
         self.request_seconds = Histogram(
             "sid_request_seconds",
-            "Time from the request's headers to the end of its answer.",
+            "Time from the request's headers to the end of its answer. "
+            "What a full queue refuses at once is not among it.",
             ["route"],
             buckets=_SECONDS,
             registry=registry,

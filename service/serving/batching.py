@@ -96,9 +96,12 @@ class Batcher(Generic[Item, Result]):
             batches -= -items // self._max_batch_size
         return self._batch_seconds * -(-batches // self._concurrency)
 
-    def full_for(self, priority: Priority) -> float | None:
-        """As long as `submit` would refuse a single item for want of room: seconds, else None."""
-        full = not self._closed and self._is_full(self._missing(1, priority), priority)
+    def full_for(self, priority: Priority, ahead: int = 0) -> float | None:
+        """As long as `submit` would refuse a single item for want of room: seconds, else None.
+
+        `ahead` is how many others are about to be submitted before it.
+        """
+        full = not self._closed and self._is_full(self._missing(ahead + 1, priority), priority)
         return self.expected_seconds(0, priority) if full else None
 
     def _admit(self, count: int, deadline: float | None, priority: Priority) -> None:

@@ -156,12 +156,13 @@ class ServedModel:
         """Have what waits under a key go first for the most urgent of those who wait for it."""
         self._batcher.promote(shared, priority)
 
-    def full_for(self, priority: Priority) -> float | None:
+    def full_for(self, priority: Priority, ahead: int = 0) -> float | None:
         """Seconds until the queue has room again, if it has none for a single image; else None.
 
-        None also while all engines are down: then that is what a request is refused for.
+        None also while all engines are down: then that is what a request is refused for. `ahead`
+        is how many images are about to be queued before it.
         """
-        return self._batcher.full_for(priority) if self.pool.down is None else None
+        return self._batcher.full_for(priority, ahead) if self.pool.down is None else None
 
     async def _observed(
         self,

@@ -3,6 +3,7 @@
 import asyncio
 from time import monotonic
 
+import httpx
 import pytest
 
 from service.app import create_app
@@ -14,7 +15,7 @@ from service.http.security import new_key
 from service.priority import PRIORITIES
 from service.serving import supervision
 from tests.service.client import Client
-from tests.service.waiting import happens
+from tests.service.waiting import happens, turns
 
 PAGE = "https://page.example"  # of another origin, which may call the API
 BODY = {"class_label": 0, "seed": 1}
@@ -367,16 +368,24 @@ def test_each_key_has_its_rate_and_what_it_exceeds_is_counted(settings, tmp_path
         assert sample(client, "sid_rejections_total", **reasons) == 1
 
 
-async def refused_both_ways(client: Client, monkeypatch, *requests) -> list[tuple]:
-    """What each request is answered at the door and, with the door taken away, at the queue."""
+def a_door(client: Client) -> FullQueue:
+    state = client.app.state
+    return FullQueue(state.catalogue, state.keys, frozenset({PAGE}), state.metrics)
 
-    async def ask():
-        return [await client.http.request(method, url, **more) for method, url, more in requests]
 
-    at_the_door = await ask()
-    with monkeypatch.context() as patch:
-        patch.setattr(FullQueue, "_meant", lambda *_: None)
-        return list(zip(at_the_door, await ask(), strict=True))
+def at_the_door(
+    client: Client, method: str, url: str, door: FullQueue | None = None, **more
+) -> httpx.Response | None:
+    """What a request is answered at the door; None: it goes the usual way."""
+    door = door or a_door(client)
+    request = client.http.build_request(method, url, **more)
+    headers = [(name.lower(), value) for name, value in request.headers.raw]
+    answer = door.refusal(method.encode(), request.url.query, headers, request.read())
+    if answer is None:
+        return None
+    head, _, body = answer.partition(b"\r\n\r\n")
+    fields = [tuple(line.split(b": ", 1)) for line in head.split(b"\r\n")]
+    return httpx.Response(429, headers=fields, content=body)
 
 
 REFUSED = [
@@ -392,39 +401,58 @@ REFUSED = [
 ]
 
 
-def test_the_door_answers_as_the_queue_does(client, tap, monkeypatch):
+def test_the_door_answers_and_counts_as_the_queue_does(client, tap):
     def counted() -> list[float]:
+        rejections = {"model": "tiny", "reason": "queue_full"}
         return [
-            sum(
-                sample(
-                    client,
-                    "sid_rejections_total",
-                    model="tiny",
-                    reason="queue_full",
-                    priority=priority,
-                )
-                for priority in PRIORITIES
-            ),
+            *(sample(client, "sid_rejections_total", **rejections, priority=p) for p in PRIORITIES),
             sample(client, "sid_requests_total", route="/generate", model="tiny", status="429"),
-            sample(client, "sid_request_seconds_count", route="/generate"),
         ]
 
     async def scenario():
         accepted = await fill(client, tap, waiting=2)
-        pairs = await refused_both_ways(client, monkeypatch, *REFUSED)
-        counts = counted()
+        door = [at_the_door(client, method, url, **more) for method, url, more in REFUSED]
+        once = counted()
+        queue = [await client.http.request(method, url, **more) for method, url, more in REFUSED]
+        twice = counted()
         tap.flow.set()
         await asyncio.gather(*accepted)
-        return pairs, counts
+        return door, queue, once, twice
 
-    pairs, counts = client.run(scenario())
-    for at_the_door, at_the_queue in pairs:
-        assert at_the_door.status_code == at_the_queue.status_code == 429
-        assert at_the_door.content == at_the_queue.content
-        ids = [answer.headers.pop("x-request-id") for answer in (at_the_door, at_the_queue)]
-        assert at_the_door.headers == at_the_queue.headers
+    door, queue, once, twice = client.run(scenario())
+    for at_door, at_queue in zip(door, queue, strict=True):
+        assert at_door.status_code == at_queue.status_code == 429
+        assert at_door.content == at_queue.content
+        ids = [answer.headers.pop("x-request-id") for answer in (at_door, at_queue)]
+        assert at_door.headers == at_queue.headers
         assert ids[0] == ids[1] == "mine" or ids[0] != ids[1]
-    assert counts == [2 * len(REFUSED)] * 3
+    assert sum(once) == 2 * len(REFUSED)
+    assert twice == [2 * count for count in once]
+
+
+def test_of_many_that_come_at_once_as_many_pass_the_door_as_there_is_room_for(client, tap):
+    def one(door: FullQueue) -> bool:
+        passes = not door.may_refuse()
+        return passes or at_the_door(client, "POST", "/generate", door, json=BODY) is None
+
+    async def scenario():
+        accepted = await fill(client, tap, waiting=1)
+        door = a_door(client)
+        first = [one(door) for _ in range(3)]  # none has queued its image yet
+        await turns()
+        second = [one(door) for _ in range(3)]  # those before never did
+        accepted.append(asyncio.create_task(post(client)))
+        await happens(lambda: sample(client, "sid_queue_depth", model="tiny") == 2)
+        third = one(door)
+        tap.flow.set()
+        await asyncio.gather(*accepted)
+        await turns()
+        return first, second, third, [one(door) for _ in range(5)]
+
+    first, second, third, last = client.run(scenario())
+    assert first == second == [True, False, False]
+    assert not third
+    assert last == [True, True, True, False, False], "one at once, and two that wait"
 
 
 NOT_REFUSED_AT_THE_DOOR = {
@@ -433,8 +461,8 @@ NOT_REFUSED_AT_THE_DOOR = {
     "no priority": ("POST", "/generate", {"headers": {"X-Priority": "soon"}}, 400),
     "models named twice": ("POST", "/generate", {"content": b'{"model":"tiny","model":"x"}'}, 404),
     "a name with an escape": ("POST", "/generate", {"content": rb'{"mod\u0065l": "none"}'}, 404),
-    "another path": ("GET", "/models", {}, 200),
     "another method": ("PUT", "/generate", {}, 405),
+    "no body wanted": ("HEAD", "/generate?seed=1", {}, 429),
 }
 
 
@@ -446,12 +474,15 @@ def test_what_the_queue_does_not_decide_is_answered_as_ever(client, tap, case):
 
     async def scenario():
         accepted = await fill(client, tap, waiting=2)
+        door = at_the_door(client, method, url, **more)
         answer = await client.http.request(method, url, **more)
         tap.flow.set()
         await asyncio.gather(*accepted)
-        return answer
+        return door, answer
 
-    assert client.run(scenario()).status_code == status
+    door, answer = client.run(scenario())
+    assert door is None
+    assert answer.status_code == status
 
 
 def test_a_copy_that_is_still_right_is_confirmed_while_the_queue_is_full(client, tap):
@@ -461,7 +492,9 @@ def test_a_copy_that_is_still_right_is_confirmed_while_the_queue_is_full(client,
         tap.flow.clear()
         tap.batches.clear()
         accepted = await fill(client, tap, waiting=2)
-        answer = await client.http.get("/generate?seed=1", headers={"If-None-Match": tag})
+        copy = {"headers": {"If-None-Match": tag}}
+        assert at_the_door(client, "GET", "/generate?seed=1", **copy) is None
+        answer = await client.http.get("/generate?seed=1", **copy)
         tap.flow.set()
         await asyncio.gather(*accepted)
         return answer
@@ -475,6 +508,7 @@ def test_an_engine_that_is_down_is_what_a_request_is_refused_for(client, tap):
     async def scenario():
         accepted = await fill(client, tap, waiting=2)
         model.pool.supervisors[0].down = "taken out by the test"
+        assert at_the_door(client, "POST", "/generate", json=BODY) is None
         answer = await post(client)
         model.pool.supervisors[0].down = None
         tap.flow.set()
@@ -496,13 +530,13 @@ def test_who_brings_no_known_key_is_told_so_while_the_queue_is_full(settings, ta
         tap.batches.clear()
         tap.flow.clear()
         accepted = await fill(client, tap, waiting=1)
-        known = await post(client)
-        unknown = await client.http.post("/generate", headers={"X-API-Key": "sid_wrong"})
+        keys = [{"X-API-Key": key.secret}, {"X-API-Key": "sid_wrong"}, {}]
         del client.http.headers["X-API-Key"]
-        missing = await post(client)
+        door = [at_the_door(client, "POST", "/generate", headers=one) for one in keys]
+        answers = [await client.http.post("/generate", headers=one) for one in keys]
         tap.flow.set()
         await asyncio.gather(*accepted)
-        return [answer.status_code for answer in (known, unknown, missing)]
+        return [one and one.status_code for one in (*door, *answers)]
 
     with Client(create_app(settings.model_copy(update=small))) as client:
-        assert client.run(scenario(client)) == [429, 403, 401]
+        assert client.run(scenario(client)) == [429, None, None, 429, 403, 401]
