@@ -36,6 +36,8 @@ from service.signals import ENDING, EarlySignals, handling, starting, terminal_i
 
 log = structlog.get_logger(__name__)
 
+_LONG_SECONDS = 10.0  # that a reload takes before the log says that it is still under way
+
 
 def run(settings: Settings, announce: Callable[[str, Catalogue], None]) -> None:
     """Serve on an event loop of this process; see `serve`."""
@@ -214,6 +216,8 @@ class _Server(uvicorn.Server):
             stated = contents.default
             return contents
 
+        loop = asyncio.get_running_loop()
+        long = loop.call_later(_LONG_SECONDS, self._say_that_it_takes_long)
         try:
             served = await self._catalogue.reload(load)
         except (BundleError, DefaultModelError, EngineError, KeyFileError, KeysError) as error:
@@ -230,6 +234,15 @@ class _Server(uvicorn.Server):
                     "the default is only remembered: SID_DEFAULT_MODEL keeps it over a restart",
                     default=default,
                 )
+        finally:
+            long.cancel()
+
+    def _say_that_it_takes_long(self) -> None:
+        log.warning(
+            "the reload takes long, all is served as before: can the models and keys be read?",
+            seconds=_LONG_SECONDS,
+            models=str(self._settings.models),
+        )
 
     def _stop(self, loop: asyncio.AbstractEventLoop, because: str) -> None:
         if self._stopping:  # asked twice: do not wait for anything

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 import time
@@ -200,6 +201,25 @@ def test_over_triton_both_versions_are_served_while_gateways_go_over(models, tmp
 
         asyncio.run(draw_while(url, work, found))
     assert set(found) == {(200, old), (200, tags["new"])}
+
+
+def test_a_reload_that_hangs_is_said_and_stops_nothing(models, tmp_path):
+    """A named pipe in place of a manifest is read as a file of a dead network drive is."""
+    log = tmp_path / "log"
+    with serving(models, log=log, SID_LOG_FORMAT="json") as (process, url):
+        manifest = models / "tiny" / "manifest.json"
+        kept = manifest.read_bytes()
+        manifest.unlink()
+        os.mkfifo(manifest)
+        hang_up(
+            process,
+            log,
+            "the reload takes long, all is served as before: can the models and keys be read?",
+        )
+        assert httpx.post(f"{url}/generate", json={"seed": 1}).status_code == 200
+        assert not logged(log, "reloaded")
+        manifest.write_bytes(kept)  # whoever waits at the other end reads it
+        until(lambda: logged(log, "reloaded"))
 
 
 def test_reloads_in_a_hurry_and_a_sigterm_in_the_middle_of_one_end_in_order(models, tmp_path):
