@@ -1,13 +1,14 @@
 """/generate: a class and a seed in, images out. POST draws; GET is the same, and cacheable."""
 
 import asyncio
+from collections import Counter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
 
 from service.http.disconnect import CancelOnDisconnect
 from service.http.fast_route import FastRoute
-from service.http.problems import responses
+from service.http.problems import InvalidRequestError, responses
 from service.http.routes import tags
 from service.http.routes.handlers import charge_client, deadline_of, draw, priority_of, resolve
 from service.http.routes.requests import GenerateQuery, GenerateRequest
@@ -82,6 +83,7 @@ async def generate_cacheable(
     `name:version:digest:graph`; If-None-Match answers 304 without drawing, and requests for the
     same images at the same time draw them once, with the highest priority of any of them.
     """
+    _refuse_repeats(request)
     deadline, priority = deadline_of(request), priority_of(request)
     form = choose_form(request, query.n)
     model, jobs = resolve(request, query, file_media_type(form))
@@ -103,6 +105,15 @@ async def generate_cacheable(
     response = await answer(model, images, form)
     response.headers.update(caching)
     return response
+
+
+def _refuse_repeats(request: Request) -> None:
+    """Which of two seeds is meant, nobody knows; raises InvalidRequestError for such a query."""
+    times = Counter(name for name, _ in request.query_params.multi_items())
+    for name, count in times.items():
+        if count > 1:
+            detail = f"{name}: given {count} times: give it once"
+            raise InvalidRequestError(detail, errors={name: detail.partition(": ")[2]})
 
 
 async def _share(

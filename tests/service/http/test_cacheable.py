@@ -170,6 +170,7 @@ def test_with_api_keys_only_the_client_s_own_cache_may_keep_it(settings, tmp_pat
         ("?seed=18446744073709551616", "0 to 18446744073709551615"),
         ("?seed=1&class_label=3", "0 to 2 (T-shirt/top, Trouser, Dress)"),
         ("?seed=1&n=0", "n: "),
+        ("?seed=7&seed=8", "seed: given 2 times: give it once"),
         (
             "?seed=1&sead=2",
             "sead: no such field, perhaps seed; the fields are model, class_label, seed, n, "
