@@ -134,6 +134,29 @@ class Cell(_Part):
     milliseconds: Distribution
 
 
+class Course(_Part):
+    """Batches in succession, of the largest size and with all slots busy: which were slow?
+
+    A machine has slow moments, which several batches share. Drawn each by itself, slow batches
+    would lie evenly among the others, and the queue behind them would never grow.
+
+    Attributes:
+        began: when each batch began, in seconds since the first, ascending.
+        ranks: which share of all of these batches took less time than it.
+        seconds: how long that was measured.
+    """
+
+    began: list[Annotated[float, Field(ge=0)]] = Field(min_length=1)
+    ranks: list[Annotated[float, Field(ge=0, lt=1)]] = Field(min_length=1)
+    seconds: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Self:
+        if len(self.began) != len(self.ranks) or self.began != sorted(self.began):
+            raise ValueError("as many ranks as times are expected, and those ascend")
+        return self
+
+
 class Curve(_Part):
     """A service curve.
 
@@ -146,6 +169,8 @@ class Curve(_Part):
             curve of format 1, which is read as one in which a pause makes no difference.
         woken: how late an event loop is woken, for each number of busy slots from 0; empty in a
             curve of format 1, which is read as one in which it is never late.
+        course: which of many batches in succession were slow; None in a curve of before
+            2026-11-29, which is read as one in which slow batches come singly.
     """
 
     format: Literal[1, 2] = 2
@@ -158,6 +183,7 @@ class Curve(_Part):
     cells: list[Cell] = Field(min_length=1)
     rested: list[Rested] = Field(default_factory=list)
     woken: list[Woken] = Field(default_factory=list)
+    course: Course | None = None
 
     @field_validator("levels")
     @classmethod
@@ -226,9 +252,10 @@ def read_curve(path: Path) -> Curve:
 
 def write_curve(curve: Curve, path: Path) -> None:
     """Write a curve, one cell a line; raises PlanError when the file cannot be written."""
-    text = curve.model_copy(update={"cells": [], "rested": [], "woken": []}).model_dump_json(
-        indent=1
-    )
+    bare = curve.model_copy(update={"cells": [], "rested": [], "woken": [], "course": None})
+    text = bare.model_dump_json(indent=1)
+    if curve.course is not None:
+        text = text.replace('"course": null', f'"course": {curve.course.model_dump_json()}')
     parts: dict[str, Sequence[_Part]]
     parts = {"cells": curve.cells, "rested": curve.rested, "woken": curve.woken}
     for name, lines in parts.items():

@@ -29,13 +29,13 @@ class SimulatedEngine:
     Args:
         loop: whose clock it goes by.
         times: how long batches take.
-        random: which of the measured times each batch takes.
+        random: which of the measured times the batches take.
     """
 
     def __init__(self, loop: SimulatedLoop, times: ServiceTimes, random: Random) -> None:
         self._loop = loop
         self._times = times
-        self._random = random
+        self._rank = times.ranks(random)
         self._running: list[_Batch] = []
         self._since = 0.0
         self._forecast = 0  # of which number the latest forecast of the next end is
@@ -43,7 +43,7 @@ class SimulatedEngine:
 
     async def compute(self, size: int, *, rested: bool = False) -> None:
         """Return when a batch of so many images has been computed; see `ServiceTimes.draw`."""
-        seconds = self._times.draw(size, self._random, rested=rested)
+        seconds = self._times.draw(size, self._rank(self._loop.time()), rested=rested)
         batch = _Batch(seconds, self._loop.create_future())
         self._advance()
         self._running.append(batch)

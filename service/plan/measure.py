@@ -23,6 +23,7 @@ from service.plan import PlanError
 from service.plan.curve import (
     LEVELS,
     Cell,
+    Course,
     Curve,
     Gateway,
     Machine,
@@ -69,7 +70,8 @@ def measure_curve(settings: Settings, name: str | None, *, warmup: float, durati
         processor=_processor(), cores=available_cpus(), load=round(os.getloadavg()[0], 2)
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        engine, tag, cells, rested, woken = runner.run(_measure_engine(settings, name, duration))
+        measured = runner.run(_measure_engine(settings, name, duration))
+    engine, tag, cells, rested, woken, course = measured
     model, _, _ = tag.partition(":")
     most = 2 * max(cell.busy for cell in cells) * max(cell.batch for cell in cells)
     return Curve(
@@ -81,12 +83,13 @@ def measure_curve(settings: Settings, name: str | None, *, warmup: float, durati
         cells=cells,
         rested=rested,
         woken=woken,
+        course=course,
     )
 
 
 async def _measure_engine(
     settings: Settings, name: str | None, duration: float
-) -> tuple[MeasuredEngine, str, list[Cell], list[Rested], list[Woken]]:
+) -> tuple[MeasuredEngine, str, list[Cell], list[Rested], list[Woken], Course]:
     async with open_model(settings, name) as model:
         engine = model.engine
         sizes = [1 << n for n in range(engine.max_batch_size.bit_length())]
@@ -112,6 +115,7 @@ async def _measure_engine(
                 await _draw_with_pauses(model, size, end, rested[size])
             with _noting_lateness(late[0]):
                 await asyncio.sleep(duration / _ROUNDS)
+        course = await _measure_course(model, engine.concurrency, sizes[-1], duration * _ROUNDS)
         facts = MeasuredEngine(
             name=engine.name,
             version=engine.version,
@@ -129,7 +133,7 @@ async def _measure_engine(
             Woken(busy=busy, wakes=len(seconds), milliseconds=_percentiles(seconds))
             for busy, seconds in enumerate(late)
         ]
-        return facts, model.tag, cells, after_pauses, woken
+        return facts, model.tag, cells, after_pauses, woken, course
 
 
 async def _draw_until(model: ServedModel, size: int, end: float, taken: list[float]) -> None:
@@ -143,6 +147,27 @@ async def _draw_until(model: ServedModel, size: int, end: float, taken: list[flo
         seed += size
         if ended >= end:
             return
+
+
+async def _measure_course(model: ServedModel, slots: int, size: int, seconds: float) -> Course:
+    """Keep all slots busy without a break, and note which batches were slow."""
+    batches: list[tuple[float, float]] = []  # when it began, and the seconds that it took
+    start = time.perf_counter()
+
+    async def keep_busy() -> None:
+        while (began := time.perf_counter() - start) < seconds:
+            await _draw(model, size, len(batches) * size)
+            batches.append((began, time.perf_counter() - start - began))
+
+    await asyncio.gather(*(keep_busy() for _ in range(slots)))
+    batches.sort()
+    taken = np.array([one for _, one in batches])
+    ranks = np.searchsorted(np.sort(taken), taken) / len(taken)
+    return Course(
+        began=[round(began - batches[0][0], 4) for began, _ in batches],
+        ranks=[round(float(rank), 3) for rank in ranks],
+        seconds=seconds,
+    )
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """How long batches take, of any size and beside any number of others, from a service curve."""
 
+from bisect import bisect
+from collections.abc import Callable
 from random import Random
 
 import numpy as np
@@ -38,6 +40,7 @@ class ServiceTimes:
                 measured.append(np.interp(levels, LEVELS, cell.milliseconds) + extra)
             for point, column in enumerate(np.array(measured).T):
                 table[:, point, busy - 1] = np.interp(sizes, curve.batches, column) / 1000
+        self._course = curve.course
         self._means = table.mean(axis=1)
         self._table: list[list[list[float]]] = table.tolist()
         self._late: list[list[float]] = [
@@ -57,16 +60,32 @@ class ServiceTimes:
             # No sooner than the soonest: percentiles of few batches may lie the other way round.
             self._rested = np.maximum(after_pause, table.min(axis=1, keepdims=True)).tolist()
 
-    def draw(self, size: int, random: Random, *, rested: bool = False) -> list[float]:
+    def draw(self, size: int, rank: float, *, rested: bool = False) -> list[float]:
         """One batch's seconds, by how many slots are busy from 1: a point of the distribution.
 
         Args:
             size: images of the batch.
-            random: which point.
+            rank: which point: the share of batches that take less time, below 1.
             rested: whether its slot was idle before it.
         """
         table = self._rested if rested else self._table
-        return table[size - 1][int(random.random() * _POINTS)]
+        return table[size - 1][int(rank * _POINTS)]
+
+    def ranks(self, random: Random) -> Callable[[float], float]:
+        """The rank of a batch that begins at a time (seconds), as the measured ones followed.
+
+        Args:
+            random: where in what was measured it begins; of a curve without a course, each rank.
+        """
+        if (course := self._course) is None:
+            return lambda _: random.random()
+        offset = random.random() * course.seconds
+
+        def rank(at: float) -> float:
+            index = bisect(course.began, (at + offset) % course.seconds) - 1
+            return course.ranks[index]  # the first begins at 0
+
+        return rank
 
     def late(self, busy: int, random: Random) -> float:
         """How many seconds late an event loop is woken, with so many slots busy."""

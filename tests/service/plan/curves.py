@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from random import Random
 from typing import Any
 
 from service.plan.curve import (
     LEVELS,
     Cell,
+    Course,
     Curve,
     Gateway,
     Machine,
@@ -51,6 +53,22 @@ def make_curve(
         gateway=Gateway(**costs),
         cells=cells,
     )
+
+
+def with_course(curve: Curve, *, spell: float, seconds: float = 60.0) -> Curve:
+    """The same, with slow spells and fast ones in turn, of so many seconds each on average.
+
+    Each rank comes as often as any other: which are slow by themselves is unchanged.
+    """
+    random, began, ranks, at, slow = Random(0), [], [], 0.0, False
+    until = random.expovariate(1 / spell)
+    while at < seconds:
+        if at >= until:
+            slow, until = not slow, at + random.expovariate(1 / spell)
+        began.append(at)
+        ranks.append((random.random() + slow) / 2)
+        at += 0.005
+    return curve.model_copy(update={"course": Course(began=began, ranks=ranks, seconds=seconds)})
 
 
 def with_pauses(

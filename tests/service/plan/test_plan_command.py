@@ -17,7 +17,7 @@ from service.priority import Priority
 from service.settings import Settings
 from tests.bundles import write_bundle
 from tests.deploy.chart import Rendered, settings
-from tests.service.plan.curves import make_curve, with_pauses
+from tests.service.plan.curves import make_curve, with_course, with_pauses
 
 WISH = Wish(150, 0.1, "steady", 0.5)
 PLAN = Plan(
@@ -189,6 +189,14 @@ def edited(**changes):
         (edited(cells=slice(1, None)), "cells: each batch size from 1 is expected once"),
         (edited(cells=slice(0, 3)), "cells: each batch size from 1 is expected once"),
         (edited(batch=2), "cells: each batch size from 1 is expected once"),
+        (
+            edited(course={"began": [0, 1], "ranks": [0.5], "seconds": 2}),
+            "course: as many ranks as times are expected, and those ascend",
+        ),
+        (
+            edited(course={"began": [0], "ranks": [1.5], "seconds": 2}),
+            "course.ranks.0: Input should be less than 1",
+        ),
         (edited(busy=10**9), "cells.0.busy: Input should be less than or equal to 1024"),
     ],
 )
@@ -213,7 +221,8 @@ def test_a_curve_file_that_is_not_there_is_one_line(tmp_path):
 def test_a_curve_is_read_as_it_was_written(tmp_path):
     file = tmp_path / "curve.json"
     curve = make_curve(lambda busy, batch: busy + batch, slots=2, batches=(1, 2, 8))
-    for one, lines in ((curve, 6), (with_pauses(curve), 6 + 3 + 3)):
+    later = with_course(with_pauses(curve), spell=0.1, seconds=1)
+    for one, lines in ((curve, 6), (with_pauses(curve), 6 + 3 + 3), (later, 6 + 3 + 3)):
         write_curve(one, file)
         assert read_curve(file) == one
         assert file.read_text().count("\n  {") == lines
@@ -264,6 +273,8 @@ def test_a_curve_of_this_machine_makes_a_plan(tmp_path, monkeypatch):
     assert curve.gateway.loop_ms > 0
     assert curve.gateway.lone_loop_ms > 0
     assert curve.gateway.lone_client_ms > 0
+    assert 0 == curve.course.began[0] <= curve.course.began[-1] < curve.course.seconds
+    assert min(curve.course.ranks) == 0 < max(curve.course.ranks)
     made = [sys.executable, "-m", "service.cli", "plan", str(file), "--rate", "1", "--json", "-"]
     late = max(one.milliseconds[-1] for one in curve.woken)
     wish = 2 * (curve.lone[-1] + late + curve.gateway.lone_ms)

@@ -14,7 +14,7 @@ from service.plan.clock import SimulatedLoop
 from service.plan.simulation import Gateway, simulate
 from service.plan.times import ServiceTimes, gateway_times, loop_costs
 from service.priority import Priority
-from tests.service.plan.curves import make_curve, two_cores, with_pauses
+from tests.service.plan.curves import make_curve, two_cores, with_course, with_pauses
 
 ENDLESS = 10**6  # a queue that nothing fills
 
@@ -208,6 +208,17 @@ def test_a_curve_where_pauses_make_no_difference_is_as_one_that_does_not_know_th
         assert after.percentile(percent) == pytest.approx(before.percentile(percent), rel=0.1)
 
 
+def test_slow_batches_that_come_together_make_the_latest_later_and_no_batch_slower():
+    singly = make_curve(lambda *_: 10.0, spread=(0.5, 0.6, 0.75, 1, 1.25, 1.4, 1.5, 1.7, 2))
+    gateway = Gateway(1, 1, ENDLESS)
+    outcomes = {spell: run(gateway, with_course(singly, spell=spell), 70) for spell in (0.001, 0.5)}
+    alone = run(gateway, singly, 70)
+    for spell, outcome in outcomes.items():
+        assert outcome.utilisation == pytest.approx(alone.utilisation, rel=0.05), spell
+    assert outcomes[0.001].percentile(99) == pytest.approx(alone.percentile(99), rel=0.15)
+    assert outcomes[0.5].percentile(99) > 1.5 * alone.percentile(99)
+
+
 def test_the_event_loop_takes_the_engines_time_where_no_processor_is_idle():
     curve = make_curve(lambda _, batch: 10.0 * batch, slots=3, batches=(1, 4), cores=2)
     times = ServiceTimes(curve, 0.5)
@@ -220,7 +231,7 @@ def test_the_event_loop_takes_the_engines_time_where_no_processor_is_idle():
 def test_batches_take_as_long_as_was_measured_from_the_fastest_to_the_slowest():
     times = ServiceTimes(two_cores(), 0)
     random = Random(0)
-    drawn = sorted(times.draw(1, random)[0] for _ in range(20_000))
+    drawn = sorted(times.draw(1, random.random())[0] for _ in range(20_000))
     measured = two_cores().cells[0].milliseconds
     for percent, milliseconds in ((10, measured[1]), (50, measured[3]), (90, measured[5])):
         assert drawn[len(drawn) * percent // 100] == pytest.approx(milliseconds / 1000, rel=0.02)
