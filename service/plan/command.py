@@ -8,7 +8,7 @@ from rich.console import Console
 
 from service.plan import PlanError
 from service.plan.arrivals import SHAPES
-from service.plan.curve import read_curve, write_curve
+from service.plan.curve import Curve, read_curve, write_curve
 from service.plan.measure import measure_curve
 from service.plan.output import as_json, as_values, table
 from service.plan.search import Wish, make_plan
@@ -72,12 +72,19 @@ def plan(
     ):
         if target is not None:
             _write(text, target)
-    if measured.format == 1:
+    if lacking := _lacking(measured):
         print(
-            f"{file} does not say what a pause costs a slot and the event loop (format 1), so the "
-            "times are too hopeful: measure it again with `sid bench --curve`",
+            f"{file} does not say {lacking}, so the times are too hopeful: measure it again with "
+            "`sid bench --curve`",
             file=sys.stderr,
         )
+
+
+def _lacking(curve: Curve) -> str:
+    """What an older curve says nothing of; "" of one that is complete."""
+    if curve.format == 1:
+        return "what a pause costs a slot and the event loop (format 1)"
+    return "" if curve.course else "whether slow batches come together (no course)"
 
 
 def _shares(text: str) -> dict[Priority, float]:

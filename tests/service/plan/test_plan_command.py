@@ -228,14 +228,19 @@ def test_a_curve_is_read_as_it_was_written(tmp_path):
         assert file.read_text().count("\n  {") == lines
 
 
-def test_a_curve_of_format_1_is_planned_for_and_called_too_hopeful(capsys, tmp_path):
+def test_an_older_curve_is_planned_for_and_called_too_hopeful(capsys, tmp_path):
     file = tmp_path / "curve.json"
-    old = make_curve(lambda *_: 10.0)
-    for curve, hopeful in ((old, True), (with_pauses(old), False)):
+    first = make_curve(lambda *_: 10.0)
+    second = with_pauses(first)
+    for curve, lacks in (
+        (first, "(format 1)"),
+        (second, "(no course)"),
+        (with_course(second, spell=0.1), ""),
+    ):
         write_curve(curve, file)
         status, _, err = sid(capsys, "plan", file, "--rate", 50, "--p99", 100)
         assert not status
-        assert ("(format 1), so the times are too hopeful" in err) == hopeful
+        assert (f"{lacks}, so the times are too hopeful" in err) == bool(lacks)
 
 
 def test_a_curve_is_of_one_engine():
