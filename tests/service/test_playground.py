@@ -136,7 +136,7 @@ def test_the_images_of_a_network_of_latents_are_shown_as_its_decoder_makes_them(
         opened(page, url, "?model=latent")
         expect(page.locator("#tiles img")).to_have_count(24)
         assert_staged(page, drawn(url, model="latent", seed=OPENING_SEED))
-        assert page.locator("#stage-image").evaluate("image => image.naturalWidth") == 64
+        assert page.locator("#stage-image").evaluate("image => image.naturalWidth") == 16
 
 
 def test_class_seed_and_model_are_picked_and_stand_in_the_address(page, url):
