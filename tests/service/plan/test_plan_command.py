@@ -219,6 +219,7 @@ def test_a_curve_is_read_as_it_was_written(tmp_path):
         assert file.read_text().count("\n  {") == lines
 
 
+@pytest.mark.usefixtures("short_trials")
 def test_a_curve_of_format_1_is_planned_for_and_called_too_hopeful(capsys, tmp_path):
     file = tmp_path / "curve.json"
     old = make_curve(lambda *_: 10.0)
