@@ -143,6 +143,7 @@ def test_the_values_are_the_charts(engine):
         (["--rate", "10", "--p99", "100", "--json", "/nowhere/plan.json"], "/nowhere/plan.json: "),
     ],
 )
+@pytest.mark.usefixtures("short_trials")
 def test_what_cannot_be_planned_is_one_line(capsys, curve_file, arguments, words):
     status, _, err = sid(capsys, "plan", curve_file, *arguments)
     assert status == 2
