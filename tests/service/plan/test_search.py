@@ -47,7 +47,7 @@ def test_a_plan_meets_the_wish_and_one_machine_fewer_does_not(shape):
 
 @pytest.mark.slow
 def test_a_harder_wish_never_takes_fewer_machines():
-    curve = two_cores(batches=(1, 4))
+    curve = two_cores(slots=1, batches=(1, 4))
 
     def replicas(rate, p99):
         return make_plan(curve, Wish(rate, p99)).replicas
