@@ -1,5 +1,7 @@
 """Shared by all tests."""
 
+import fcntl
+import os
 from functools import cache
 from pathlib import Path
 
@@ -13,13 +15,23 @@ settings.load_profile("no clock")
 
 @pytest.fixture(scope="session")
 def latent_models(tmp_path_factory) -> Path:
-    """A folder of one model, `latent`: latents 4x8x8, images 64x64x3. Nobody changes it.
+    """A folder of one model, `latent`: latents 4x8x8, images 16x16x3. Nobody changes it.
 
-    It is a random network with a random decoder behind it, by the real exporter.
+    It is a random network with a random decoder behind it, by the real exporter, which takes many
+    seconds: it is written once for all processes of pytest-xdist.
     """
-    from tests.latents import write_latent_bundle  # here: most tests need no torch
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder /= "latent"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "models" / "latent").is_dir():  # it is there as a whole or not at all
+            from tests.latents import write_latent_bundle  # here: most tests need no torch
 
-    return write_latent_bundle(tmp_path_factory.mktemp("latent")).parent
+            write_latent_bundle(folder, factor=2, channel_mult=[1], attn_resolutions=[])
+    return folder / "models"
 
 
 def pytest_collection_modifyitems(items):

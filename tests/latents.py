@@ -68,12 +68,14 @@ def write_latent_generator(path: Path, autoencoder: Path, **network: Any) -> Pat
     return path
 
 
-def write_latent_bundle(folder: Path, **network: Any) -> Path:
+def write_latent_bundle(folder: Path, *, factor: int = 8, **network: Any) -> Path:
     """Publish a random network of latents with its decoder as folder/models/latent; return that.
 
-    Its latents are 4x8x8, its images 64x64x3, and 8 times the `img_resolution` in `network`.
+    Its latents are 4x8x8, or as wide as the `img_resolution` in `network`; its images are in
+    colour, and `factor` times as wide.
     """
-    autoencoder = write_autoencoder(folder / "autoencoder.safetensors", licence="MIT")
+    autoencoder = folder / "autoencoder.safetensors"
+    write_autoencoder(autoencoder, factor=factor, licence="MIT")
     generator = write_latent_generator(folder / "generator.safetensors", autoencoder, **network)
     models = folder / "models"
     return publish(generator, None, "latent", "Random, for tests.", None, models)

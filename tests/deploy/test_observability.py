@@ -82,7 +82,15 @@ def test_prometheus_accepts_the_configuration():
 
 @pytest.mark.slow
 @needs_prometheus
-@pytest.mark.parametrize("path", RULE_TESTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path, id=path.stem, marks=[pytest.mark.long] if path.stem == "slo-days" else []
+        )
+        for path in RULE_TESTS
+    ],
+)
 def test_alerts_fire_when_they_should_and_only_then(path):
     promtool("test", "rules", str(path))
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import httpx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -183,6 +183,7 @@ def test_a_class_has_a_folder_of_its_name_if_all_can(classes, folders):
     assert list(class_folders(classes)) == folders
 
 
+@settings(max_examples=40)
 @given(st.lists(st.text(min_size=1).filter(str.strip), max_size=12))
 def test_folders_are_below_the_output_and_one_for_each_class(classes):
     folders = class_folders(classes)
@@ -290,7 +291,14 @@ def test_killed_and_begun_again_it_is_the_run_that_was_not_killed(sid, place, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
+    ("place", "number", "status"),
+    [
+        pytest.param("here", signal.SIGINT, 130, id="here-int"),
+        pytest.param("server", signal.SIGTERM, 143, id="server-term"),
+        pytest.param("here", signal.SIGTERM, 143, id="here-term", marks=pytest.mark.long),
+        pytest.param("server", signal.SIGINT, 130, id="server-int", marks=pytest.mark.long),
+    ],
+    indirect=["place"],
 )
 def test_a_signal_stops_it_and_it_says_what_is_there(place, tmp_path, number, status):
     process = start(*place, "--seeds", "0-99999", "-o", tmp_path / "out")
@@ -417,6 +425,9 @@ def test_a_server_has_its_own_models_and_may_be_away(sid, server):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "place", ["server", pytest.param("here", marks=pytest.mark.long)], indirect=True
+)
 def test_a_disk_that_takes_no_more_is_one_line_and_it_goes_on_later(sid, place, tmp_path):
     """A limit of the size of a file stands in for a full disk: the record fits, no image does."""
     asked = [*place, "--seeds", "0-9", "--form", "jpeg", "-o"]
@@ -492,7 +503,8 @@ def test_a_key_with_a_rate_and_a_small_burst_gets_all_its_images(models, tmp_pat
     """413 by the burst, then 429 after 429: it asks for less, and waits as it is told to."""
     made = new_key("alice")
     (tmp_path / "keys").write_text(made.line)
-    limits = {"SID_KEYS": str(tmp_path / "keys"), "SID_RATE": "20", "SID_BURST": "10"}
+    # So slow a rate that drawing the first ten takes less time than waiting for the others.
+    limits = {"SID_KEYS": str(tmp_path / "keys"), "SID_RATE": "5", "SID_BURST": "10"}
     with serving(models, log=tmp_path / "log", **limits) as (_, url):
         environment = os.environ | {"SID_KEY": made.secret}
         process = start("--url", url, "--seeds", "0-19", "-o", tmp_path / "out", env=environment)
@@ -506,19 +518,19 @@ def test_a_key_with_a_rate_and_a_small_burst_gets_all_its_images(models, tmp_pat
 
 @pytest.mark.slow
 def test_it_is_as_fast_as_a_plain_loop_and_others_are_served_meanwhile(tmp_path):
-    """On models/fashion: 1200 images by eight loops, then by a bulk run beside a client."""
+    """On models/fashion: 600 images by eight loops, then by a bulk run beside a client."""
 
     async def plainly(url: str) -> float:
         async with AsyncClient(url) as client:
-            firsts = iter(range(0, 1200, 16))
+            firsts = iter(range(0, 600, 15))
 
             async def loop() -> None:
                 for first in firsts:
-                    await client.batch(first, 16)
+                    await client.batch(first, 15)
 
             started = time.monotonic()
             await asyncio.gather(*(loop() for _ in range(8)))
-            return 1200 / (time.monotonic() - started)
+            return 600 / (time.monotonic() - started)
 
     async def beside(url: str, process: subprocess.Popen) -> list[float]:
         seconds = []
@@ -533,7 +545,7 @@ def test_it_is_as_fast_as_a_plain_loop_and_others_are_served_meanwhile(tmp_path)
     fashion = {"SID_DEFAULT_MODEL": "fashion"}
     with serving(SHIPPED, log=tmp_path / "log", **fashion) as (_, url):
         plain = asyncio.run(plainly(url))
-        process = start("--url", url, "--seeds", "0-1199", "-o", tmp_path / "out")
+        process = start("--url", url, "--seeds", "0-599", "-o", tmp_path / "out")
         waited = asyncio.run(beside(url, process))
         stdout, stderr = process.communicate()
         metrics = httpx.get(f"{url}/metrics").text

@@ -30,7 +30,7 @@ def pixels(file: bytes) -> np.ndarray:
 
 def test_its_images_are_the_golden_ones_and_larger_than_its_noise(url, latent_models):
     manifest = load_bundle(latent_models / "latent").manifest
-    assert (manifest.latent_shape, manifest.image_shape) == ((4, 8, 8), (64, 64, 3))
+    assert (manifest.latent_shape, manifest.image_shape) == ((4, 8, 8), (16, 16, 3))
     for golden in manifest.golden.images[:2]:
         asked = {"class_label": golden.class_label, "seed": golden.seed}
         answer = httpx.post(f"{url}/generate", json=asked)
@@ -38,13 +38,13 @@ def test_its_images_are_the_golden_ones_and_larger_than_its_noise(url, latent_mo
         assert manifest.graphs["model.cpu.onnx"].allowed.allow(np.abs(difference))
     assert httpx.get(f"{url}/readyz").status_code == 200
     card = httpx.get(f"{url}/models/latent").json()
-    assert (card["images"], card["resolution"]) == ([64, 64, 3], 64)
+    assert (card["images"], card["resolution"]) == ([16, 16, 3], 16)
 
 
 def test_the_client_and_bulk_draw_what_the_server_draws(sid, url, latent_models, tmp_path):
     with Client(url) as client:
         images = client.batch(3, 4, model="latent")
-        assert {pixels(image.content).shape for image in images} == {(64, 64, 3)}
+        assert {pixels(image.content).shape for image in images} == {(16, 16, 3)}
     for place in (["--url", url], ["--models", str(latent_models)]):
         out = tmp_path / place[0].strip("-")
         done = sid("generate", *place, "--seeds", "3-6", "-o", str(out))

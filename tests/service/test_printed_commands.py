@@ -30,7 +30,14 @@ TEXTS = [
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize(
-    "case", ["plain", "hostile class", "no classes", "no default", "keys", "IPv6"]
+    "case",
+    [
+        "plain",
+        "hostile class",
+        "keys",
+        "IPv6",
+        *(pytest.param(case, marks=pytest.mark.long) for case in ("no classes", "no default")),
+    ],
 )
 def test_the_request_that_it_prints_at_the_start_draws(tmp_path, case):
     models, options, environment = tmp_path / "models", [], {}

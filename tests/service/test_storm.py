@@ -236,7 +236,13 @@ class Observer:
             time.sleep(0.1)
 
 
-@pytest.mark.parametrize("devices", [None, "cpu,cpu"], ids=["one engine", "two engines"])
+@pytest.mark.parametrize(
+    "devices",
+    [
+        pytest.param(None, id="one engine"),
+        pytest.param("cpu,cpu", id="two engines", marks=pytest.mark.long),
+    ],
+)
 def test_nothing_hangs_leaks_or_is_wrong(models, tmp_path, devices):
     images = draw_all(models)
     log = tmp_path / "log"

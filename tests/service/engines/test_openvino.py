@@ -140,7 +140,7 @@ def test_bfloat16_is_refused_where_the_processor_has_none(tmp_path, monkeypatch)
 def test_a_batch_given_up_leaves_no_trace_in_later_ones_of_other_sizes(tmp_path):
     """OpenVINO's own cancel does: that is why it is not called."""
     bundle = load_bundle(write_bundle(tmp_path, "tiny", resolution=64))
-    lengthen(bundle.graph("model.onnx"), 200)
+    lengthen(bundle.graph("model.onnx"), 100)
     noise, labels = latents(range(32), (1, 64, 64)), np.arange(32) % 3
 
     async def scenario():
@@ -167,7 +167,7 @@ def test_a_batch_given_up_leaves_no_trace_in_later_ones_of_other_sizes(tmp_path)
 @pytest.mark.slow
 def test_a_restart_leaves_a_hanging_computation_behind(tmp_path):
     """One node that does not end cannot be cancelled, and it has the only stream."""
-    bundle = load_bundle(write_bundle(tmp_path, "tiny", turns=20 * A_WHILE))
+    bundle = load_bundle(write_bundle(tmp_path, "tiny", turns=10 * A_WHILE))
     noise = latents([7], (1, 8, 8))
 
     async def scenario():

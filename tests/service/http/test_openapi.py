@@ -25,7 +25,7 @@ def test_the_reference_groups_every_operation_and_says_what_each_group_is_for():
 @pytest.mark.slow
 def test_the_server_does_what_its_document_says_whatever_is_sent(models, tmp_path):
     log = tmp_path / "log"
-    command = [sys.executable, "-m", "schemathesis.cli", "run", "--checks=all", "--max-examples=50"]
+    command = [sys.executable, "-m", "schemathesis.cli", "run", "--checks=all", "--max-examples=25"]
     # A class or a model that is not there is refused although the document, which is the same
     # for every set of models, allows it.
     command += ["--exclude-checks=positive_data_acceptance", "--generation-deterministic"]

@@ -143,6 +143,7 @@ def test_the_values_are_the_charts(engine):
         (["--rate", "10", "--p99", "100", "--json", "/nowhere/plan.json"], "/nowhere/plan.json: "),
     ],
 )
+@pytest.mark.usefixtures("short_trials")
 def test_what_cannot_be_planned_is_one_line(capsys, curve_file, arguments, words):
     status, _, err = sid(capsys, "plan", curve_file, *arguments)
     assert status == 2
@@ -228,6 +229,7 @@ def test_a_curve_is_read_as_it_was_written(tmp_path):
         assert file.read_text().count("\n  {") == lines
 
 
+@pytest.mark.usefixtures("short_trials")
 def test_an_older_curve_is_planned_for_and_called_too_hopeful(capsys, tmp_path):
     file = tmp_path / "curve.json"
     first = make_curve(lambda *_: 10.0)

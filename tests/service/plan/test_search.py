@@ -13,6 +13,8 @@ from service.plan.simulation import Gateway
 from service.priority import Priority
 from tests.service.plan.curves import make_curve, two_cores, with_pauses
 
+pytestmark = pytest.mark.usefixtures("short_trials")
+
 ALL = {Priority.INTERACTIVE: 1.0}
 MIX = {Priority.INTERACTIVE: 0.5, Priority.BULK: 0.3, Priority.BACKGROUND: 0.2}
 
@@ -45,8 +47,10 @@ def test_a_plan_meets_the_wish_and_one_machine_fewer_does_not(shape):
 
 @pytest.mark.slow
 def test_a_harder_wish_never_takes_fewer_machines():
+    curve = two_cores(slots=1, batches=(1, 4))
+
     def replicas(rate, p99):
-        return make_plan(two_cores(), Wish(rate, p99)).replicas
+        return make_plan(curve, Wish(rate, p99)).replicas
 
     wished = replicas(2000, 0.04)
     assert replicas(2000, 0.2) <= wished <= replicas(2000, 0.015)
@@ -63,19 +67,27 @@ def test_pauses_that_cost_more_never_take_fewer_machines():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("priority", Priority)
+@pytest.mark.parametrize(
+    "priority",
+    [
+        Priority.BACKGROUND,
+        pytest.param(Priority.INTERACTIVE, marks=pytest.mark.long),
+        pytest.param(Priority.BULK, marks=pytest.mark.long),
+    ],
+)
 def test_a_mix_of_one_priority_is_no_mix(priority):
     """To the last bit: where nobody goes before anybody, priorities change nothing."""
-    plain = make_plan(two_cores(), Wish(1500, 0.06))
-    mixed = make_plan(two_cores(), Wish(1500, 0.06, mix={priority: 1.0}))
+    curve = two_cores(batches=(1, 8))
+    plain = make_plan(curve, Wish(1500, 0.06))
+    mixed = make_plan(curve, Wish(1500, 0.06, mix={priority: 1.0}))
     (part,) = mixed.parts.values()
     assert plain == dataclasses.replace(mixed, parts={Priority.INTERACTIVE: part})
 
 
 @pytest.mark.slow
 def test_of_a_mix_the_urgent_are_in_time_and_the_others_are_answered():
-    wish = Wish(3000, 0.06, mix=MIX)
-    plan = make_plan(two_cores(), wish)
+    curve, wish = two_cores(batches=(1, 8)), Wish(3000, 0.06, mix=MIX)
+    plan = make_plan(curve, wish)
     assert list(plan.parts) == [*Priority]
     urgent = plan.parts[Priority.INTERACTIVE]
     assert (plan.p50, plan.p99) == (urgent.p50, urgent.p99)
@@ -84,7 +96,7 @@ def test_of_a_mix_the_urgent_are_in_time_and_the_others_are_answered():
     waited = [part.waited for part in plan.parts.values()]
     assert waited[0] < min(waited[1:])
     # Whom nobody waits for needs no more machines than who all want their images soon.
-    assert plan.replicas <= make_plan(two_cores(), Wish(3000, 0.06)).replicas
+    assert plan.replicas <= make_plan(curve, Wish(3000, 0.06)).replicas
 
 
 def test_a_mix_whose_lower_priority_finds_no_room_says_so():
@@ -128,7 +140,7 @@ def test_where_chance_decides_the_search_ends():
     lone = 1.6 * 2.5 + 0.8
     for p99 in (lone, lone * 1.2):
         try:
-            plan = make_plan(two_cores(), Wish(20, p99 / 1000))
+            plan = make_plan(two_cores(batches=(1, 4)), Wish(20, p99 / 1000))
         except PlanError as error:
             assert "no number" in str(error)  # noqa: PT017
         else:

@@ -99,7 +99,7 @@ def test_what_a_restart_left_behind_does_not_take_the_engine_down_again(bundle):
     async def scenario():
         async with Watched(bundle, seconds=2, concurrency=2) as watched:
             first = asyncio.create_task(watched.draw(HANGS))
-            await asyncio.sleep(1.7)  # so late that the restart does not wait for its end
+            await asyncio.sleep(1.3)  # the restart, a second after 2, does not wait for 3.3
             second = asyncio.create_task(watched.draw(HANGS))
             await asyncio.gather(first, second, return_exceptions=True)
             await watched.until_up()
