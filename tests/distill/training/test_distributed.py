@@ -135,7 +135,7 @@ def test_a_discriminator_learns_the_same_on_two_processes(arguments, tmp_path):
         )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_is_stopped_and_resumes_to_the_bit(arguments, tmp_path):
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     stopped = start(2, *arguments, parts, "--images", 1_000_000)
