@@ -61,7 +61,7 @@ def test_it_is_trained_started_and_distilled(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [BASELINE, CUDA])
+@pytest.mark.parametrize("name", [pytest.param(BASELINE, marks=pytest.mark.long), CUDA])
 def test_its_graph_passes_the_gate(tmp_path, name):
     torch.manual_seed(0)
     network = Denoiser(

@@ -97,6 +97,7 @@ class SkipGroupNorm(OpRun):
 
 
 NODES = [NhwcConv, GroupNorm, SkipGroupNorm]
+LONG = pytest.mark.long
 
 
 def awake(architecture="ddpmpp", **changes):
@@ -156,8 +157,16 @@ def assert_alike(images, expected, levels):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("precision", "levels"),
-    [pytest.param("float32", 1, marks=pytest.mark.long), ("float16", 4)],
+    "network",
+    [
+        name if name in ("DDPM++", "ADM, several heads") else pytest.param(name, marks=LONG)
+        for name in NETWORKS
+    ],
+    indirect=True,
+    scope="module",
+)
+@pytest.mark.parametrize(
+    ("precision", "levels"), [pytest.param("float32", 1, marks=LONG), ("float16", 4)]
 )
 def test_it_draws_what_torch_draws_by_its_nodes_definitions(network, export, precision, levels):
     feed, expected = inputs_and_images(network, 2)

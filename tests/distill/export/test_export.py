@@ -266,7 +266,9 @@ def test_a_folded_network_computes_in_float16_wherever_its_tables_are(label_dim)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", ["wide", "narrow", "patched"])
+@pytest.mark.parametrize(
+    "width", ["wide", "narrow", pytest.param("patched", marks=pytest.mark.long)]
+)
 def test_the_form_for_processors_draws_the_same_images(tmp_path, export_once, width):
     denoiser = wide_network() if width == "wide" else network(3, 2 if width == "patched" else 1)
     export_once(denoiser, 2.5, tmp_path / "model.cpu.onnx", cpu=True)
