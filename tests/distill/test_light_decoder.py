@@ -125,7 +125,7 @@ def test_folded_behind_the_network_it_draws_the_same(folder, dtype, levels):
         assert (folded(*inputs).int() - expected).abs().max() <= levels
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_both_decoders_are_versions_of_one_model(folder, tmp_path):
     models = tmp_path / "models"
     publish = ("publish", folder / "generator.safetensors", "--name", "m", "--models", models)

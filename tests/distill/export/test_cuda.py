@@ -97,7 +97,6 @@ class SkipGroupNorm(OpRun):
 
 
 NODES = [NhwcConv, GroupNorm, SkipGroupNorm]
-LONG = pytest.mark.long
 
 
 def awake(architecture="ddpmpp", **changes):
@@ -121,9 +120,15 @@ NETWORKS = {
     "patches of pixels, without classes": {"patch_size": 2, "img_resolution": 16, "label_dim": 0},
     "an odd number of channels in a group": {"model_channels": 160, "channel_mult": (1, 1)},
 }
+USUAL = ("DDPM++", "ADM, several heads")
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name in USUAL else pytest.param(name, marks=pytest.mark.long) for name in NETWORKS
+    ],
+)
 def network(request):
     return awake(**NETWORKS[request.param])
 
@@ -157,16 +162,8 @@ def assert_alike(images, expected, levels):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "network",
-    [
-        name if name in ("DDPM++", "ADM, several heads") else pytest.param(name, marks=LONG)
-        for name in NETWORKS
-    ],
-    indirect=True,
-    scope="module",
-)
-@pytest.mark.parametrize(
-    ("precision", "levels"), [pytest.param("float32", 1, marks=LONG), ("float16", 4)]
+    ("precision", "levels"),
+    [pytest.param("float32", 1, marks=pytest.mark.long), ("float16", 4)],
 )
 def test_it_draws_what_torch_draws_by_its_nodes_definitions(network, export, precision, levels):
     feed, expected = inputs_and_images(network, 2)

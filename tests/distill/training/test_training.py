@@ -36,7 +36,7 @@ TEACHER = TeacherConfig(
 SID = SidConfig(
     total_images=25_600, batch=64, lr=3e-4, ema_halflife=1000, checkpoint_every=10_000, alpha=1.0
 )
-# What really learns is smaller, for then it has learned within seconds.
+# What is trained for long is smaller, for then it has learned within seconds.
 LEARNED = NETWORK.model_copy(update={"img_resolution": 4, "channel_mult": (1,)})
 TAUGHT = {"total_images": 9600, "batch": 32, "warmup": 500, "ema_halflife": 500}
 DISTILLED = {"total_images": 4096, "batch": 32, "lr": 1e-3, "ema_halflife": 200}
@@ -73,7 +73,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def bars(side=8):
+def bars(side):
     """Two classes of square images: one bright row, one bright column, of varied brightness."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(2000) % 2
@@ -105,8 +105,7 @@ def teacher(tmp_path_factory):
 
 
 def make_learned():
-    config = TEACHER.model_copy(update=TAUGHT)
-    return TeacherTraining(LEARNED, config, bars(LEARNED.img_resolution), CPU)
+    return make_teacher(TEACHER.model_copy(update=TAUGHT))
 
 
 @pytest.mark.slow
@@ -139,12 +138,12 @@ def test_distillation_brings_the_distance_down(teacher, tmp_path):
 
 
 def make_teacher(config):
-    return TeacherTraining(NETWORK, config, bars(), CPU)
+    return TeacherTraining(LEARNED, config, bars(LEARNED.img_resolution), CPU)
 
 
-def make_sid(config, seed=0):
+def make_sid(config, seed=0, network=LEARNED):
     torch.manual_seed(seed)
-    return Distillation(Sid(config), Denoiser(NETWORK), CPU)
+    return Distillation(Sid(config), Denoiser(network), CPU)
 
 
 @pytest.mark.slow
@@ -199,10 +198,10 @@ def test_a_folder_of_another_configuration_is_not_overwritten(tmp_path):
 def test_a_teachers_folder_does_not_go_on_with_other_data(tmp_path):
     config = TEACHER.model_copy(update={"total_images": 128})
     train(make_teacher(config), tmp_path, {}, progress=False)
-    other = bars()
+    other = bars(LEARNED.img_resolution)
     other.images[0, 0, 0, 0] += 1
     with pytest.raises(UserError, match="another data: resume"):
-        train(TeacherTraining(NETWORK, config, other, CPU), tmp_path, {}, progress=False)
+        train(TeacherTraining(LEARNED, config, other, CPU), tmp_path, {}, progress=False)
 
 
 @pytest.mark.slow
@@ -245,7 +244,7 @@ def test_each_half_of_a_step_trains_one_network_in_the_papers_modes():
 @pytest.mark.usefixtures("one_thread")
 def test_the_loop_repeats_its_golden_losses():
     """A change of the loop that means to change nothing must leave these alone."""
-    training = make_sid(SID)
+    training = make_sid(SID, network=NETWORK)
     losses = []
     for step in range(5):
         scalars = training.step(step * SID.batch)
