@@ -86,7 +86,7 @@ def test_it_learns_the_images_of_seeds_that_it_has_not_seen(folder):
 def test_it_is_the_same_training_again(folder, tmp_path):
     weights = []
     for name in ("a.safetensors", "b.safetensors"):
-        sid_distill(*decoder_of(folder), "--images", 40, *STEPS, "--out", tmp_path / name)
+        sid_distill(*decoder_of(folder), "--images", 240, *STEPS, "--out", tmp_path / name)
         weights.append(weights_sha256(load_light_decoder(tmp_path / name)[0]))
     assert weights[0] == weights[1]
 
