@@ -113,7 +113,7 @@ def test_the_reference_is_what_the_code_says_now(name):
     assert (REFERENCE / name).read_text() == generate.pages()[name], "run `make docs`"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_plans_of_the_page_are_what_the_kept_curve_gives_now():
     assert generate.PLANNING.read_text() == generate.planning(), "run `make docs`"
 

@@ -101,7 +101,7 @@ def test_its_classes_its_licence_and_its_size(bundle, name):
     assert sum(file.stat().st_size for file in files if file.is_file()) <= shipped.megabytes * 1e6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_stated_quality_is_measured_again_and_is_at_least_the_teachers(bundle, name, draw):
     """The first seeds, drawn by the shipped graph as anyone would be served them."""
     shipped, quality = SHIPPED[name], bundle.manifest.quality
@@ -125,7 +125,7 @@ def test_the_stated_quality_is_measured_again_and_is_at_least_the_teachers(bundl
     assert quality.generator <= quality.teacher
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["avatars"], indirect=True, scope="module")
 def test_a_class_has_many_colours(draw):
     """Within a class the mean colours spread about as widely as the teacher's."""

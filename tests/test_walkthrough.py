@@ -148,7 +148,7 @@ def test_each_block_is_of_a_kind_that_is_run(page):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES[:2], pytest.param(PAGES[2], marks=pytest.mark.long)])
 def test_every_block_runs(page, shell):
     for block in blocks(page):
         if block["why"]:

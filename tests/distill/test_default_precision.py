@@ -77,7 +77,7 @@ def test_a_card_that_has_bfloat16_computes_in_it():
     assert default_precision(torch.device("cuda")) == ("bfloat16" if has_it else "float32")
 
 
-@pytest.mark.parametrize("command", [run, regress, teacher])
+@pytest.mark.parametrize("command", [run, regress, pytest.param(teacher, marks=pytest.mark.long)])
 @pytest.mark.usefixtures("on_a_card")
 def test_a_run_keeps_the_precision_that_it_began_with(command, begin, monkeypatch, capsys):
     assert begin(command) == "bfloat16"

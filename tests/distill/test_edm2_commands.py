@@ -61,7 +61,7 @@ def test_it_is_trained_started_and_distilled(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [BASELINE, CUDA])
+@pytest.mark.parametrize("name", [pytest.param(BASELINE, marks=pytest.mark.long), CUDA])
 def test_its_graph_passes_the_gate(tmp_path, name):
     torch.manual_seed(0)
     network = Denoiser(
@@ -77,7 +77,7 @@ def test_its_graph_passes_the_gate(tmp_path, name):
     assert graph.measured.difference <= (2 if cuda else 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_teacher_of_latents_is_distilled_and_published_with_its_decoder(tmp_path):
     recipe = tmp_path / "latents.toml"
     shape = {"img_resolution": 16, "img_channels": 4, "label_dim": 10}

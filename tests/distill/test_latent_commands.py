@@ -115,7 +115,7 @@ def test_from_images_to_a_bundle(data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preconditioning", ["edm", "flow"])
+@pytest.mark.parametrize("preconditioning", ["edm", pytest.param("flow", marks=pytest.mark.long)])
 def test_the_latents_of_a_step_depend_on_seed_and_images_seen_alone(
     data, tmp_path, preconditioning
 ):

@@ -125,7 +125,7 @@ def test_folded_behind_the_network_it_draws_the_same(folder, dtype, levels):
         assert (folded(*inputs).int() - expected).abs().max() <= levels
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_both_decoders_are_versions_of_one_model(folder, tmp_path):
     models = tmp_path / "models"
     publish = ("publish", folder / "generator.safetensors", "--name", "m", "--models", models)
@@ -149,7 +149,7 @@ def test_both_decoders_are_versions_of_one_model(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["model.float16.onnx", CUDA])
+@pytest.mark.parametrize("name", [pytest.param("model.float16.onnx", marks=pytest.mark.long), CUDA])
 def test_its_graphs_in_float16_pass_the_gate(folder, tmp_path, name):
     generator = with_decoder(folder, folder / "light.safetensors")
     path, form = tmp_path / name, {"cuda": name == CUDA, "decoder": generator.decoder}

@@ -69,7 +69,7 @@ def test_a_released_teacher_is_distilled_by_the_recipe_that_is_for_it(file):
     assert name == file.stem.removesuffix("-sida"), "which starts from a generator of its own"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_that_import_prints_draws(folder):
     options = ["--name", "grey", "--role", "generator", "--models", folder / "my models"]
     paste(printed(say("import", FIXTURES / "ncsnpp.pkl", *options)))

@@ -139,7 +139,7 @@ sys.meta_path.insert(0, Missing())
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_a_bare_machine_each_section_says_in_one_line_what_it_lacks(tmp_path):
     there = {"torch", "numpy"}
     missing = {name for section in SECTIONS for name in section.needs} - there

@@ -173,7 +173,7 @@ def evaluate(folder, capsys):
     return evaluate
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_find_what_one_finds(folder, evaluate):
     npz, shades = folder / "shades.npz", folder / "shades.safetensors"
     reference(npz, str(shades), folder / "data", 8, keep_features=True, device="cpu")

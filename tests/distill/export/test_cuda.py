@@ -120,9 +120,15 @@ NETWORKS = {
     "patches of pixels, without classes": {"patch_size": 2, "img_resolution": 16, "label_dim": 0},
     "an odd number of channels in a group": {"model_channels": 160, "channel_mult": (1, 1)},
 }
+USUAL = ("DDPM++", "ADM, several heads")
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name in USUAL else pytest.param(name, marks=pytest.mark.long) for name in NETWORKS
+    ],
+)
 def network(request):
     return awake(**NETWORKS[request.param])
 

@@ -43,7 +43,9 @@ def test_several_steps_are_decoded_once(generator):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [BASELINE, "model.float16.onnx", CUDA])
+@pytest.mark.parametrize(
+    "name", [BASELINE, pytest.param("model.float16.onnx", marks=pytest.mark.long), CUDA]
+)
 def test_its_graphs_pass_the_gate(generator, tmp_path, name):
     path, form = tmp_path / name, {"cuda": name == CUDA, "decoder": generator.decoder}
     export_onnx(generator.network, 2.5, path, FILENAMES[name], **form)
@@ -59,7 +61,7 @@ def test_its_graphs_pass_the_gate(generator, tmp_path, name):
 @pytest.mark.slow
 def test_a_decoder_beyond_float16_is_refused_by_the_name_of_its_layer(tmp_path):
     """In float32 it draws as before, for a normalisation follows the layer."""
-    file = write_autoencoder(tmp_path / "autoencoder.safetensors", licence="MIT")
+    file = write_autoencoder(tmp_path / "autoencoder.safetensors", factor=2, licence="MIT")
     generator = load_generator(write_latent_generator(tmp_path / "g.safetensors", file))
     first = generator.decoder.decoder.decoder.conv_in
     with torch.no_grad():

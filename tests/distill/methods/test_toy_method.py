@@ -34,10 +34,10 @@ channel_mult = [1]
 num_blocks = 1
 attn_resolutions = []
 [toy]
-total_images = 800
+total_images = 320
 batch = 8
 microbatch = 4
-lr = 3e-3
+lr = 6e-3
 ema_halflife = 40
 checkpoint_every = 400
 sigma_init = 2.0
@@ -136,7 +136,7 @@ def assert_identical(a, b):
 
 @pytest.mark.slow
 def test_a_method_of_ones_own_learns_and_its_checkpoints_are_exact(distil, tmp_path, monkeypatch):
-    monkeypatch.setattr("distill.training.loop.LOG_EVERY", 5)
+    monkeypatch.setattr("distill.training.loop.LOG_EVERY", 2)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert distil("whole")[0] == 0
     events = EventAccumulator(str(whole)).Reload()
@@ -145,8 +145,8 @@ def test_a_method_of_ones_own_learns_and_its_checkpoints_are_exact(distil, tmp_p
         assert len(values) == 20
         assert mean(values[-5:]) < share_left * mean(values[:2]), (name, values)
 
-    assert distil("parts", "--images", 400)[0] == 0
-    assert load_state(parts / "state.pt")["images_seen"] == 400
+    assert distil("parts", "--images", 160)[0] == 0
+    assert load_state(parts / "state.pt")["images_seen"] == 160
     assert distil("parts")[0] == 0
     assert_identical(load_state(parts / "state.pt"), load_state(whole / "state.pt"))
     _, metadata = load_network(whole / "network.safetensors")
@@ -233,7 +233,7 @@ def test_a_method_without_a_section_takes_over_what_it_knows_of_the_first(distil
     )
     assert (code, note in said) == (0, True), said
     settings = json.loads(load_state(tmp_path / "out" / "state.pt")["settings"])
-    assert (settings["method"], settings["microbatch"], settings["lr"]) == ("sid", 4, 3e-3)
+    assert (settings["method"], settings["microbatch"], settings["lr"]) == ("sid", 4, 6e-3)
     assert settings["alpha"] == 1.0  # SiD's own default
     assert distil("out", "--method", "sid", "--images", 16)[0] == 0  # the same command goes on
 

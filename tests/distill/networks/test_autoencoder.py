@@ -66,10 +66,10 @@ def test_a_small_one_learns_to_bring_images_back():
     device = torch.device("cpu")
 
     def train(count):
-        config = ReconstructionConfig(count, batch=16, lr=3e-3)
+        config = ReconstructionConfig(count, batch=16, lr=6e-3)
         return train_autoencoder(dataset, layout, config, device, progress=False)
 
-    (decoder, encoder), error = train(6000)
+    (decoder, encoder), error = train(2400)
     assert error < train(160)[1] / 2
     with torch.no_grad():
         mean, _ = encoder(images.float() / 255).chunk(2, dim=1)

@@ -19,6 +19,7 @@ from distill.networks import Denoiser
 from distill.networks.edm import EdmConfig
 from distill.training.distributed import DistributedContext
 from distill.training.microbatches import local_microbatches
+from tests.distill.command_line import sid_distill
 
 BIN = Path(sys.executable).parent
 RECIPE = """
@@ -44,7 +45,7 @@ def arguments(tmp_path):
     torch.manual_seed(3)
     config = EdmConfig(
         img_resolution=8, img_channels=1, label_dim=2, augment_dim=9, model_channels=8,
-        channel_mult=(1, 1), num_blocks=1, attn_resolutions=(), dropout=0.2,
+        channel_mult=(1,), num_blocks=1, attn_resolutions=(), dropout=0.2,
     )  # fmt: skip
     network = Denoiser(config)
     teacher = tmp_path / "teacher.safetensors"
@@ -90,9 +91,10 @@ def weights(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("memory_stays_as_it_is")
 def test_two_processes_run_the_same_curve_as_one(arguments, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    run(1, *arguments, one)
+    sid_distill(*arguments, one)
     output = run(2, *arguments, two)
     assert output.count("400 images:") == 1, "only one process talks"
     expected, measured = curves(one), curves(two)
@@ -135,7 +137,7 @@ def test_a_discriminator_learns_the_same_on_two_processes(arguments, tmp_path):
         )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_is_stopped_and_resumes_to_the_bit(arguments, tmp_path):
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     stopped = start(2, *arguments, parts, "--images", 1_000_000)
@@ -162,10 +164,9 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused():
         local_microbatches(config, DistributedContext(cpu, rank=0, size=2))
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("memory_stays_as_it_is")
 def test_sharding_without_torchrun_is_refused(arguments, tmp_path):
-    code, output = finish(start(1, *arguments, tmp_path / "out", "--shard"))
-    assert code == 2
-    assert output.strip().splitlines()[-1] == (
-        "error: --shard spreads a network over processes: start it by torchrun"
-    )
+    with pytest.raises(
+        UserError, match=r"^--shard spreads a network over .*: start it by torchrun$"
+    ):
+        sid_distill(*arguments, tmp_path / "out", "--shard")

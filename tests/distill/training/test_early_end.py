@@ -164,7 +164,7 @@ def main(folder):
         print(f"ended: {context.rank}, {seen}, {asked}", flush=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_processes_end_together(tmp_path):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(

@@ -275,7 +275,7 @@ def test_sharded_networks_are_not_compiled():
         choose_form("on", Denoiser(TOY), SID, sharded)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("compiler")
 def test_a_compiled_distillation_is_the_eager_one_and_compiles_a_kind_of_block_once(capsys):
     """The same losses, so the same draws: of dropout too.
