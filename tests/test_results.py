@@ -80,6 +80,7 @@ TOY = [
     (r"nginx_cache\.py .*", "nginx_cache.py --rounds 1 --seconds 0.3 --skews 1 --connections 4"),
     (r"plan_replay\.py .*", "plan_replay.py --rounds 1 --loads 0.3 1.2 --warmup 0.1 --seconds 0.5 "
      "--cell 0.02"),
+    (r"processor_time\.py .*", "processor_time.py --rounds 1 --warmup 0.1 --duration 0.5"),
     (r"overload\.py .*", "overload.py --rounds 1 --warmup 0.1 --duration 0.5 --times 1"),
     (r"--curve docs/\S+", "--curve runs/curve.json"),
     # An older checkout is not at hand: this one takes both places.
