@@ -8,6 +8,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.http.full_queue import PATH, FullQueue
+from service.http.middleware import Fields
 from service.http.protocol import BoundedProtocol
 
 _QUERY = PATH + b"?"
@@ -25,7 +26,9 @@ class DoorProtocol(BoundedProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._held: bytes | None = None  # the body of a request that is not begun with yet
+        # The body of a request that is not begun with yet; what is chunked may come byte by byte.
+        self._held: bytearray | None = None
+        self._head: Fields = []  # its headers
 
     def on_body(self, body: bytes) -> None:
         """Keep a body until all of it is there."""
@@ -38,7 +41,7 @@ class DoorProtocol(BoundedProtocol):
         """Refuse the request, or have the application begin with it."""
         if self._held is not None:
             method, query = self.parser.get_method(), self.url[len(_QUERY) :]
-            answer = self.full_queue.refusal(method, query, self.headers, self._held)
+            answer = self.full_queue.refusal(method, query, self._head, bytes(self._held))
             if answer is not None:
                 self._size -= len(self._held)
                 self._held = None
@@ -50,7 +53,8 @@ class DoorProtocol(BoundedProtocol):
     def _begin_request(self) -> None:
         """Hold a request back where the queue may be all that decides about it."""
         if self._may_be_refused():
-            self._held = b""
+            self._held = bytearray()
+            self._head, self.headers = self.headers, []  # uvicorn adds trailers there
         else:
             super()._begin_request()
 
@@ -79,7 +83,7 @@ class DoorProtocol(BoundedProtocol):
         body, self._held = self._held, None
         super()._begin_request()
         if body:
-            super().on_body(body)
+            super().on_body(bytes(body))
 
     def _send(self, answer: bytes) -> None:
         fields = b"".join([b"%b: %b\r\n" % field for field in self.server_state.default_headers])

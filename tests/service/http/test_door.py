@@ -20,12 +20,14 @@ class Door:
     def __init__(self) -> None:
         self.open = False
         self.seen: list[tuple[bytes, bytes, bytes]] = []
+        self.headers: list[dict[bytes, bytes]] = []
 
     def may_refuse(self) -> bool:
         return not self.open
 
     def refusal(self, method, query, headers, body) -> bytes | None:
         assert dict(headers)[b"host"] == b"test"
+        self.headers.append(dict(headers))
         self.seen.append((method, query, body))
         usual = b"usual" in body or b"usual" in query
         return None if usual else b"content-length: 4\r\n\r\nfull"
@@ -36,8 +38,10 @@ class Echo:
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
+        self.headers: list[dict[bytes, bytes]] = []
 
-    async def __call__(self, _, receive, send) -> None:
+    async def __call__(self, scope, receive, send) -> None:
+        self.headers.append(dict(scope["headers"]))
         body, more = b"", True
         while more:
             message = await receive()
@@ -124,6 +128,19 @@ def test_a_body_that_comes_in_pieces_goes_the_usual_way(peer, door):
     peer.send(chunked + b"2\r\nin\r\n4\r\n one\r\n0\r\n\r\n")
     assert answer(peer) == REFUSED
     assert door.seen[-1] == (b"POST", b"", b"in one")
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_trailers_become_no_headers(peer, door, app, pieces):
+    """A key that comes behind the body is none, whether or not the door looked at the request."""
+    request = in_chunks(b"usual").removesuffix(b"\r\n") + b"X-API-Key: late\r\n\r\n"
+    if pieces == 1:
+        peer.send(request)
+    else:
+        peer.send(request[:-5], request[-5:])
+    assert answer(peer) == (200, b"usual")
+    for headers in (*door.headers, *app.headers):
+        assert set(headers) == {b"host", b"transfer-encoding"}
 
 
 def test_pipelined_requests_are_answered_in_their_order(peer, app):
