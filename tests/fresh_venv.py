@@ -1,7 +1,7 @@
 """A virtual environment of a program that has nothing of the server: pip, httpx, what that needs.
 
-Both are taken from the tests' own environment: it takes seconds to install pip, and pip finds httpx
-there already and asks no index for it. By itself: `python -m tests.fresh_venv FOLDER`.
+httpx is taken from the tests' own environment, so that pip finds it there already and asks no
+index for it. By itself: `python -m tests.fresh_venv FOLDER`.
 """
 
 import os
@@ -16,10 +16,9 @@ from packaging.requirements import Requirement
 
 def fresh_venv(folder: Path) -> Path:
     """Make it; returns its interpreter."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
-    needed = [distribution("pip"), *_with_needs("httpx")]
-    for one in {one.name: one for one in needed}.values():
+    for one in {one.name: one for one in _with_needs("httpx")}.values():
         for top in {file.parts[0] for file in one.files} - {"..", "__pycache__"}:
             (packages / top).symlink_to(one.locate_file(top))
     return folder / "bin" / "python"
