@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from service.plan.arrivals import BURST, SHAPES, arrivals
 from service.plan.clock import SimulatedLoop
+from service.plan.curve import Course
+from service.plan.measure import ranks
 from service.plan.simulation import Gateway, simulate
 from service.plan.times import ServiceTimes, gateway_times, loop_costs
 from service.priority import Priority
@@ -217,6 +219,15 @@ def test_slow_batches_that_come_together_make_the_latest_later_and_no_batch_slow
         assert outcome.utilisation == pytest.approx(alone.utilisation, rel=0.05), spell
     assert outcomes[0.001].percentile(99) == pytest.approx(alone.percentile(99), rel=0.15)
     assert outcomes[0.5].percentile(99) > 1.5 * alone.percentile(99)
+
+
+@pytest.mark.parametrize("count", [1, 2, 999, 5000])
+def test_the_ranks_of_however_many_batches_are_those_of_a_course(count):
+    """Of more than two thousand the slowest must not be rounded to 1."""
+    taken = [0.010 + (7919 * n % count) * 1e-5 for n in range(count)]
+    course = Course(began=list(range(count)), ranks=ranks(taken), seconds=count)
+    assert math.fsum(course.ranks) / count == pytest.approx((count - 1) / count / 2, abs=0.001)
+    assert course.ranks[taken.index(max(taken))] == max(course.ranks)
 
 
 def test_the_event_loop_takes_the_engines_time_where_no_processor_is_idle():
