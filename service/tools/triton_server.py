@@ -6,7 +6,6 @@ are served as they are. For a laptop and for tests: processors only.
 """
 
 import contextlib
-import ctypes
 import os
 import platform
 import shutil
@@ -29,7 +28,14 @@ log = structlog.get_logger(__name__)
 
 PACKAGE = "nvidia-pytriton==0.7.0"  # Triton 2.51.0
 _STAND_IN = Path(__file__).parents[2] / "deploy" / "triton" / "backends"
-_PR_SET_PDEATHSIG = 1  # prctl(2)
+# Runs in an interpreter of its own, which becomes the server, and has the kernel send SIGTERM when
+# the thread that started it ends (prctl(2), PR_SET_PDEATHSIG). As a preexec_fn it would need a
+# fork of this process: gRPC's poller, copied into the child, aborts it about once in a thousand.
+_END_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 _START_SECONDS = 60
 _STOP_SECONDS = 15
 
@@ -103,6 +109,7 @@ def running(
         backends = _backends(package / "pytriton" / "tritonserver", Path(scratch))
         log = Path(scratch) / "log"
         command = [
+            *(sys.executable, "-I", "-S", "-c", _END_WITH_PARENT),
             str(binary),
             f"--model-repository={models}",
             f"--backend-directory={backends}",
@@ -132,7 +139,6 @@ def running(
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
             )
         try:
             _wait_until_ready(process, http, log)
@@ -187,11 +193,6 @@ def _require_free(*ports: int) -> None:
             ) from None
 
 
-def _end_with_parent() -> None:
-    """In the child: have the kernel send SIGTERM when the thread that started it ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def _wait_until_ready(process: "subprocess.Popen[bytes]", http: int, log: Path) -> None:
     until = time.monotonic() + _START_SECONDS
     while time.monotonic() < until and process.poll() is None:
@@ -201,7 +202,9 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", http: int, log: Path) 
             if connection.getresponse().status == 200:
                 return
         time.sleep(0.05)
-    raise TritonServerError(f"Triton did not start:\n{_errors(log)}")
+    status = process.poll()
+    how = f"is not ready after {_START_SECONDS} s" if status is None else f"ended with {status}"
+    raise TritonServerError(f"Triton did not start, it {how}:\n{_errors(log)}")
 
 
 def _errors(log: Path) -> str:

@@ -216,8 +216,6 @@ def running(
             stdout=output,
             stderr=output,
             start_new_session=True,
-            # A runner that was started with & ignores SIGINT, and so would its children.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         pixels = _wait(process, port)
@@ -311,6 +309,8 @@ def main() -> None:
     if baseline not in rows:
         sys.exit(f"--baseline {baseline} is not among the servers")
     compare_procs.adopt_orphans()
+    # Started with &, a runner ignores SIGINT, and its servers would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     expected = reference()
     rounds: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="cmp-", dir="/tmp") as folder:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from service.bulk.window import Window
 from service.bundle import SEED_MAX
 from service.client import AsyncClient
 from service.http.security import new_key
+from tests.before_exec import before_exec
 from tests.bundles import served_tag, write_bundle
 from tests.service import test_cli
 from tests.service.test_process import serving
@@ -62,9 +62,10 @@ def place(request, server) -> list[str]:
     return ["--url", server.url]
 
 
-def start(*arguments: object, **options) -> subprocess.Popen:
+def start(*arguments: object, first: str = "", **options) -> subprocess.Popen:
+    """`sid generate`, whose process runs the statements of `first` before."""
     return subprocess.Popen(
-        [sys.executable, "-m", "service.cli", "generate", *map(str, arguments)],
+        before_exec(first, sys.executable, "-m", "service.cli", "generate", *arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -431,12 +432,8 @@ def test_a_server_has_its_own_models_and_may_be_away(sid, server):
 def test_a_disk_that_takes_no_more_is_one_line_and_it_goes_on_later(sid, place, tmp_path):
     """A limit of the size of a file stands in for a full disk: the record fits, no image does."""
     asked = [*place, "--seeds", "0-9", "--form", "jpeg", "-o"]
-    limit = (195, 195)
-    process = start(
-        *asked,
-        tmp_path / "out",
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
-    )
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (195, 195))"
+    process = start(*asked, tmp_path / "out", first=limit)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "File too large; 0 of 10 images are in" in stderr

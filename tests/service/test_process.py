@@ -1,6 +1,5 @@
 """The real server in a real process: start, images, metrics, an orderly end, and no torch."""
 
-import fcntl
 import json
 import os
 import re
@@ -8,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import termios
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -17,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.before_exec import TAKE_TERMINAL, before_exec
 from tests.bundles import served_tag
 from tests.service.waiting import until
 
@@ -117,14 +116,13 @@ def test_readiness_fails_first_and_a_second_signal_ends_the_wait(models):
 def test_closing_its_terminal_ends_it(models):
     """SIGHUP reloads the models, but not where it means what it always meant."""
     terminal, inside = os.openpty()
-    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--models", str(models)]
+    serve = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--models", models]
     process = subprocess.Popen(
-        command,
+        before_exec(TAKE_TERMINAL, *serve),
         stdin=inside,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(inside)
     assert process.stdout.readline()

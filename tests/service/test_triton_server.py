@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.triton import free_ports
+from tests.service.triton import free_ports, triton_over
 from tests.service.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -83,3 +83,11 @@ def test_a_model_that_triton_cannot_load_ends_the_start_with_its_reason(models):
     with sid_triton(models, *free_ports(3)) as process:
         assert process.wait(timeout=60) == 2
         assert "nonsense" in process.stderr.read()
+
+
+def test_its_start_forks_no_process_that_has_threads(models):
+    """Where gRPC runs, its poller aborts in one of about a thousand forked children."""
+    forks = []
+    os.register_at_fork(before=lambda: forks.append(1))
+    with triton_over(models):
+        assert not forks

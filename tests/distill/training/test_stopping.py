@@ -12,6 +12,7 @@ import termios
 
 import pytest
 
+from tests.before_exec import TAKE_TERMINAL, before_exec
 from tests.distill.test_cli import BIN, RECIPE
 
 ANSWER = "stopping after this step"
@@ -26,20 +27,19 @@ with stop_requested(insists=sys.argv[1] == "alone"):
 
 
 @contextlib.contextmanager
-def started(*command, cwd, interrupts=signal.SIG_DFL):
+def started(*command, cwd, interrupts="SIG_DFL"):
     """A process whose output is read line by line; killed if it is still there at the end.
 
     Args:
         interrupts: what it does at SIGINT when it begins; in a shell's background it is ignored.
     """
     process = subprocess.Popen(
-        [str(word) for word in command],
+        before_exec(f"signal.signal(signal.SIGINT, signal.{interrupts})", *command),
         cwd=cwd,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, interrupts),
     )
     try:
         yield process
@@ -58,7 +58,7 @@ def read_until(stream, text):
     raise AssertionError(f"ended without {text!r}: {lines}")
 
 
-@pytest.mark.parametrize("interrupts", [signal.SIG_DFL, signal.SIG_IGN])
+@pytest.mark.parametrize("interrupts", ["SIG_DFL", "SIG_IGN"])
 def test_a_second_ctrl_c_does_not_wait_for_the_step(interrupts, tmp_path):
     command = [sys.executable, "-c", LONG_STEP, "alone"]
     with started(*command, cwd=tmp_path, interrupts=interrupts) as process:
@@ -69,7 +69,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(interrupts, tmp_path):
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGINT
-    if interrupts is signal.SIG_DFL:
+    if interrupts == "SIG_DFL":
         assert told.rstrip().endswith("KeyboardInterrupt")
     # A traceback may quote the line of code that says it.
     assert not any(line.startswith(ANSWER) for line in told.splitlines()), "it was said once"
@@ -94,14 +94,13 @@ def at_a_terminal(*command, cwd):
     terminal, inside = os.openpty()
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     process = subprocess.Popen(
-        [str(word) for word in command],
+        before_exec(TAKE_TERMINAL, *command),
         cwd=cwd,
         stdin=inside,
         stdout=inside,
         stderr=inside,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(inside)
 
