@@ -1,7 +1,6 @@
 # Everything a newcomer types. Each recipe has one line of comment.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
-PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 NEWEST := $(VENV)-newest
@@ -30,11 +29,11 @@ setup-gpu: $(VENV)/.gpu
 
 # Serve the models in models/ on http://127.0.0.1:8000 (PORT=... to change)
 run: setup
-	$(BIN)/sid serve --port $(PORT)
+	$(BIN)/sid serve $(addprefix --port ,$(PORT))
 
 # The same with the real Triton server computing (Linux on x86-64; installs it, 55 MB)
 run-triton: $(VENV)/.triton
-	$(BIN)/sid triton --port $(PORT)
+	$(BIN)/sid triton $(addprefix --port ,$(PORT))
 
 # Run the test suite, but for the longest tests (test-long)
 test: setup-dev

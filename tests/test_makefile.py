@@ -33,3 +33,16 @@ def test_a_target_prints_no_long_command(tmp_path, target):
     for line in made.stdout.splitlines():  # of `make help` they are its text
         assert target == "help" or len(line) <= LONGEST, line
         assert not re.search(r"\b(touch|sys\.exit|OMP_NUM_THREADS)\b", line), line
+
+
+@pytest.mark.parametrize("target", ["run", "run-triton"])
+def test_a_port_is_named_only_where_it_is_given(target, monkeypatch):
+    """`make run` would take the place of SID_PORT otherwise."""
+    monkeypatch.delenv("PORT", raising=False)
+
+    def commands(*words):
+        made = ["make", "--dry-run", "--always-make", target, *words]
+        return subprocess.check_output(made, cwd=ROOT, text=True)
+
+    assert "--port" not in commands()
+    assert "--port 9000" in commands("PORT=9000")
