@@ -84,7 +84,9 @@ def _lacking(curve: Curve) -> str:
     """What an older curve says nothing of; "" of one that is complete."""
     if curve.format == 1:
         return "what a pause costs a slot and the event loop (format 1)"
-    return "" if curve.course else "whether slow batches come together (no course)"
+    if curve.course is None:
+        return "whether slow batches come together (no course)"
+    return "" if curve.gateway.peak else "what HTTP takes from the engine (no peak)"
 
 
 def _shares(text: str) -> dict[Priority, float]:

@@ -78,6 +78,9 @@ class Gateway(_Part):
             machine, as in the measurement.
         lone_loop_ms, lone_client_ms: processor time of both for a lone request; None in a curve of
             format 1, which did not measure it.
+        peak: images per second under as much load as there can be, with the client on the same
+            machine; None in a curve of before 2026-11-29, which is read as one in which HTTP takes
+            no more from the engine than its processor time.
     """
 
     loop_ms: float = Field(ge=0)
@@ -85,6 +88,7 @@ class Gateway(_Part):
     client_ms: float = Field(ge=0)
     lone_loop_ms: float | None = Field(default=None, ge=0)
     lone_client_ms: float | None = Field(default=None, ge=0)
+    peak: float | None = Field(default=None, gt=0)
 
 
 class Rested(_Part):

@@ -8,6 +8,7 @@ import numpy as np
 
 from service.plan.curve import LEVELS, Curve
 
+_FULL = 800  # milliseconds of work in a second, of one thread
 _POINTS = 100  # of a cell's distribution; each is drawn as often as the others
 
 
@@ -24,9 +25,12 @@ class ServiceTimes:
         beside_ms: processor time beside the engine, for each image: the event loop's, and the
             client's where it runs on the same machine.
         per_batch_ms: the same for each batch, beside that of its images.
+        slower: how many times as long all of it takes.
     """
 
-    def __init__(self, curve: Curve, beside_ms: float, per_batch_ms: float = 0.0) -> None:
+    def __init__(
+        self, curve: Curve, beside_ms: float, per_batch_ms: float = 0.0, slower: float = 1.0
+    ) -> None:
         levels = (np.arange(_POINTS) + 0.5) / _POINTS * 100
         sizes = np.arange(1, curve.batches[-1] + 1)
         table = np.empty((len(sizes), _POINTS, curve.slots))
@@ -37,7 +41,7 @@ class ServiceTimes:
                 taken = _share_taken(cell.cores, curve.machine.cores)
                 beside = batch * beside_ms + per_batch_ms
                 extra = beside * taken * busy / max(cell.cores, 1e-9)
-                measured.append(np.interp(levels, LEVELS, cell.milliseconds) + extra)
+                measured.append(slower * (np.interp(levels, LEVELS, cell.milliseconds) + extra))
             for point, column in enumerate(np.array(measured).T):
                 table[:, point, busy - 1] = np.interp(sizes, curve.batches, column) / 1000
         self._course = curve.course
@@ -129,8 +133,27 @@ def _costs(full: float, lone: float | None, batch: int) -> tuple[float, float]:
 def gateway_times(curve: Curve, *, with_client: bool = False) -> ServiceTimes:
     """The times beside a gateway's event loop, and a client on the same machine if there is one.
 
-    Each request wakes the loop, and each batch once more for its images.
+    Each request wakes the loop, and each batch once more for its images. Beyond their processor
+    time they take caches and moments of waiting from the engine: by as much as the measured peak is
+    below that of these times, all batches take longer.
     """
+    return ServiceTimes(curve, *_beside(curve, with_client), _slower(curve))
+
+
+def _slower(curve: Curve) -> float:
+    """How many times as long batches take behind HTTP as their time and its own say."""
+    gateway = curve.gateway
+    if gateway.peak is None:
+        return 1.0
+    if gateway.peak * max(gateway.loop_ms, gateway.client_ms) > _FULL:
+        return 1.0  # the event loop or the client is the limit, and nothing is known of the engine
+    batch = curve.batches[-1]
+    seconds = ServiceTimes(curve, *_beside(curve, with_client=True)).mean(batch, curve.slots)
+    return curve.slots * batch / seconds / gateway.peak
+
+
+def _beside(curve: Curve, with_client: bool) -> tuple[float, float]:
+    """Milliseconds of processor time beside the engine: for each image, and for each batch."""
     costs = [loop_costs(curve), *([client_costs(curve)] if with_client else [])]
     request, wake = map(sum, zip(*costs, strict=True))
-    return ServiceTimes(curve, request + wake, wake)
+    return request + wake, wake

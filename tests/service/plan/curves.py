@@ -71,6 +71,11 @@ def with_course(curve: Curve, *, spell: float, seconds: float = 60.0) -> Curve:
     return curve.model_copy(update={"course": Course(began=began, ranks=ranks, seconds=seconds)})
 
 
+def with_peak(curve: Curve, peak: float) -> Curve:
+    """The same where a gateway and its client drew so many images per second at most."""
+    return curve.model_copy(update={"gateway": curve.gateway.model_copy(update={"peak": peak})})
+
+
 def with_pauses(
     curve: Curve,
     *,

@@ -17,7 +17,7 @@ from service.priority import Priority
 from service.settings import Settings
 from tests.bundles import write_bundle
 from tests.deploy.chart import Rendered, settings
-from tests.service.plan.curves import make_curve, with_course, with_pauses
+from tests.service.plan.curves import make_curve, with_course, with_pauses, with_peak
 
 WISH = Wish(150, 0.1, "steady", 0.5)
 PLAN = Plan(
@@ -234,10 +234,12 @@ def test_an_older_curve_is_planned_for_and_called_too_hopeful(capsys, tmp_path):
     file = tmp_path / "curve.json"
     first = make_curve(lambda *_: 10.0)
     second = with_pauses(first)
+    third = with_course(second, spell=0.1)
     for curve, lacks in (
         (first, "(format 1)"),
         (second, "(no course)"),
-        (with_course(second, spell=0.1), ""),
+        (third, "(no peak)"),
+        (with_peak(third, 100), ""),
     ):
         write_curve(curve, file)
         status, _, err = sid(capsys, "plan", file, "--rate", 50, "--p99", 100)
@@ -280,6 +282,7 @@ def test_a_curve_of_this_machine_makes_a_plan(tmp_path, monkeypatch):
     assert curve.gateway.loop_ms > 0
     assert curve.gateway.lone_loop_ms > 0
     assert curve.gateway.lone_client_ms > 0
+    assert curve.gateway.peak > 0
     assert 0 == curve.course.began[0] <= curve.course.began[-1] < curve.course.seconds
     assert min(curve.course.ranks) == 0 < max(curve.course.ranks)
     made = [sys.executable, "-m", "service.cli", "plan", str(file), "--rate", "1", "--json", "-"]
