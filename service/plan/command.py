@@ -86,7 +86,7 @@ def _lacking(curve: Curve) -> str:
         return "what a pause costs a slot and the event loop (format 1)"
     if curve.course is None:
         return "whether slow batches come together (no course)"
-    return "" if curve.gateway.peak else "what HTTP takes from the engine (no peak)"
+    return "" if curve.served else "what HTTP takes from the engine (no served)"
 
 
 def _shares(text: str) -> dict[Priority, float]:

@@ -78,9 +78,6 @@ class Gateway(_Part):
             machine, as in the measurement.
         lone_loop_ms, lone_client_ms: processor time of both for a lone request; None in a curve of
             format 1, which did not measure it.
-        peak: images per second under as much load as there can be, with the client on the same
-            machine; None in a curve of before 2026-11-29, which is read as one in which HTTP takes
-            no more from the engine than its processor time.
     """
 
     loop_ms: float = Field(ge=0)
@@ -88,7 +85,24 @@ class Gateway(_Part):
     client_ms: float = Field(ge=0)
     lone_loop_ms: float | None = Field(default=None, ge=0)
     lone_client_ms: float | None = Field(default=None, ge=0)
-    peak: float | None = Field(default=None, gt=0)
+
+
+class Served(_Part):
+    """What batches took behind HTTP, while so many connections always had a request under way.
+
+    The client was on the same machine.
+
+    Attributes:
+        connections: how many.
+        batch: images of each batch.
+        busy: how many slots computed, on average.
+        milliseconds: a batch's time, on average: noise, network and files, as in a cell.
+    """
+
+    connections: int = Field(ge=1)
+    batch: int = Field(ge=1, le=4096)
+    busy: float = Field(ge=0, le=1024)
+    milliseconds: Milliseconds
 
 
 class Rested(_Part):
@@ -173,6 +187,9 @@ class Curve(_Part):
             curve of format 1, which is read as one in which a pause makes no difference.
         woken: how late an event loop is woken, for each number of busy slots from 0; empty in a
             curve of format 1, which is read as one in which it is never late.
+        served: what batches took behind HTTP: of one image with one connection and with as many as
+            slots, and of the largest size with more than fill them; empty in a curve of before
+            2026-11-29, which is read as one in which HTTP takes nothing but its processor time.
         course: which of many batches in succession were slow; None in a curve of before
             2026-11-29, which is read as one in which slow batches come singly.
     """
@@ -187,6 +204,7 @@ class Curve(_Part):
     cells: list[Cell] = Field(min_length=1)
     rested: list[Rested] = Field(default_factory=list)
     woken: list[Woken] = Field(default_factory=list)
+    served: list[Served] = Field(default_factory=list)
     course: Course | None = None
 
     @field_validator("levels")
@@ -205,6 +223,8 @@ class Curve(_Part):
                 "cells: each batch size from 1 is expected once for each number of busy slots "
                 "from 1"
             )
+        if {one.batch for one in self.served} not in (set(), {1, self.batches[-1]}):
+            raise ValueError("served: batches of one image and of the largest size are expected")
         lone = self.gateway.lone_loop_ms, self.gateway.lone_client_ms
         if self.format == 1:
             if self.rested or self.woken or lone != (None, None):
@@ -256,12 +276,17 @@ def read_curve(path: Path) -> Curve:
 
 def write_curve(curve: Curve, path: Path) -> None:
     """Write a curve, one cell a line; raises PlanError when the file cannot be written."""
-    bare = curve.model_copy(update={"cells": [], "rested": [], "woken": [], "course": None})
+    parts: dict[str, Sequence[_Part]]
+    parts = {
+        "cells": curve.cells,
+        "rested": curve.rested,
+        "woken": curve.woken,
+        "served": curve.served,
+    }
+    bare = curve.model_copy(update={"course": None} | {name: [] for name in parts})
     text = bare.model_dump_json(indent=1)
     if curve.course is not None:
         text = text.replace('"course": null', f'"course": {curve.course.model_dump_json()}')
-    parts: dict[str, Sequence[_Part]]
-    parts = {"cells": curve.cells, "rested": curve.rested, "woken": curve.woken}
     for name, lines in parts.items():
         joined = ",\n  ".join(line.model_dump_json() for line in lines)
         text = text.replace(f'"{name}": []', f'"{name}": [\n  {joined}\n ]')

@@ -1,31 +1,29 @@
-"""Measure a service curve on this machine: the engine by itself, then a whole gateway."""
+"""Measure a service curve on this machine: the engine by itself and a whole gateway, in turns."""
 
 import asyncio
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import uvloop
 
-from service.bench import Target, closed, generate_body
 from service.bench.alarm import Alarm
 from service.bulk.embedded import open_model
 from service.engines.threads import SWITCH_SECONDS
 from service.observability.tracing import BatchTrace
 from service.plan import PlanError
+from service.plan.behind_http import BehindHttp, gateway, most_connections
 from service.plan.curve import (
     LEVELS,
     Cell,
     Course,
     Curve,
-    Gateway,
     Machine,
     MeasuredEngine,
     Rested,
@@ -40,11 +38,8 @@ from service.serving.served_model import ServedModel
 from service.settings import Settings
 
 _ROUNDS = 4  # in which the cells take turns, so that a slow moment of the machine meets them all
-# Of a gateway that is measured: others would keep us out, or cost what is not asked about.
-_LEFT_OUT = ("SID_KEYS", "SID_RATE", "SID_METRICS_PORT", "SID_HOST", "SID_PORT")
 _BETWEEN_WAKES = 0.007  # seconds, on average
 _FIRST_WAKE = 0.0005  # so that the shortest of measurements has one
-_FIRST_LINE = "SiD Serve is ready on "
 
 
 def measure_curve(settings: Settings, name: str | None, *, warmup: float, duration: float) -> Curve:
@@ -53,7 +48,7 @@ def measure_curve(settings: Settings, name: str | None, *, warmup: float, durati
     Args:
         settings: as a gateway's.
         name: which model; None: the default.
-        warmup: seconds of load before the lone requests count.
+        warmup: seconds of load before the gateway's requests count.
         duration: seconds of each batch size and number of busy slots, and of each load.
 
     Raises:
@@ -69,71 +64,104 @@ def measure_curve(settings: Settings, name: str | None, *, warmup: float, durati
     machine = Machine(
         processor=_processor(), cores=available_cpus(), load=round(os.getloadavg()[0], 2)
     )
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        measured = runner.run(_measure_engine(settings, name, duration))
-    engine, tag, cells, rested, woken, course = measured
-    model, _, _ = tag.partition(":")
-    most = 2 * max(cell.busy for cell in cells) * max(cell.batch for cell in cells)
-    return Curve(
-        date=now(),
-        machine=machine,
-        bundle=tag,
-        engine=engine,
-        gateway=_measure_gateway(settings, model, most, warmup, duration),
-        cells=cells,
-        rested=rested,
-        woken=woken,
-        course=course,
-    )
-
-
-async def _measure_engine(
-    settings: Settings, name: str | None, duration: float
-) -> tuple[MeasuredEngine, str, list[Cell], list[Rested], list[Woken], Course]:
-    async with open_model(settings, name) as model:
-        engine = model.engine
-        sizes = [1 << n for n in range(engine.max_batch_size.bit_length())]
-        sizes = sorted({*sizes, engine.max_batch_size})
-        keys = [(k, size) for k in range(1, engine.concurrency + 1) for size in sizes]
-        taken: dict[tuple[int, int], list[float]] = {key: [] for key in keys}
-        cores: dict[tuple[int, int], list[float]] = {key: [] for key in keys}
-        rested: dict[int, list[float]] = {size: [] for size in sizes}
-        late: list[list[float]] = [[] for _ in range(engine.concurrency + 1)]
-        for size in sizes:  # the first batch of a size is slow
-            await asyncio.gather(*(_draw(model, size, 0) for _ in range(engine.concurrency)))
-        for number in range(_ROUNDS):
-            for busy, size in keys if number % 2 else reversed(keys):
-                cpu, began = time.process_time(), time.perf_counter()
-                end = began + duration / _ROUNDS
-                slots = (_draw_until(model, size, end, taken[busy, size]) for _ in range(busy))
-                with _noting_lateness(late[busy]):
-                    await asyncio.gather(*slots)
-                elapsed = time.perf_counter() - began
-                cores[busy, size].append((time.process_time() - cpu) / elapsed)
-            for size in sizes:
-                end = time.perf_counter() + duration / _ROUNDS
-                await _draw_with_pauses(model, size, end, rested[size])
-            with _noting_lateness(late[0]):
-                await asyncio.sleep(duration / _ROUNDS)
-        course = await _measure_course(model, engine.concurrency, sizes[-1], duration * _ROUNDS)
-        facts = MeasuredEngine(
-            name=engine.name,
-            version=engine.version,
-            precision=engine.precision,
-            threads=settings.threads,
+    with ExitStack() as stack:
+        runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+        opened = open_model(settings, name)
+        model = runner.run(opened.__aenter__())
+        stack.callback(lambda: runner.run(opened.__aexit__(None, None, None)))
+        engine = _Engine(model)
+        slots, batch = model.engine.concurrency, engine.sizes[-1]
+        room = most_connections(slots, batch)
+        url, pid = stack.enter_context(gateway(settings, model.bundle.manifest.name, room))
+        behind = BehindHttp(url, pid, model.bundle.manifest.name, slots, batch)
+        runner.run(engine.warm_up())
+        behind.warm_up(warmup)
+        for _ in range(_ROUNDS):
+            runner.run(engine.measure(duration / _ROUNDS))
+            behind.measure(duration / _ROUNDS)
+        return Curve(
+            date=now(),
+            machine=machine,
+            bundle=model.tag,
+            engine=MeasuredEngine(
+                name=model.engine.name,
+                version=model.engine.version,
+                precision=model.engine.precision,
+                threads=settings.threads,
+            ),
+            gateway=behind.costs(),
+            served=behind.served(),
+            cells=engine.cells(),
+            rested=engine.rested(),
+            woken=engine.woken(),
+            course=runner.run(_measure_course(model, slots, batch, duration * _ROUNDS)),
         )
-        cells = [_cell(*key, taken[key], cores[key]) for key in keys]
-        after_pauses = [
+
+
+class _Engine:
+    """An engine by itself: what its batches take, in rounds."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
+        slots, largest = model.engine.concurrency, model.engine.max_batch_size
+        self.sizes = sorted({*(1 << n for n in range(largest.bit_length())), largest})
+        self._keys = [(k, size) for k in range(1, slots + 1) for size in self.sizes]
+        self._taken: dict[tuple[int, int], list[float]] = {key: [] for key in self._keys}
+        self._cores: dict[tuple[int, int], list[float]] = {key: [] for key in self._keys}
+        self._rested: dict[int, list[float]] = {size: [] for size in self.sizes}
+        self._late: list[list[float]] = [[] for _ in range(slots + 1)]
+
+    async def warm_up(self) -> None:
+        """Draw a batch of each size in each slot: the first is slow."""
+        for size in self.sizes:
+            slots = range(self._model.engine.concurrency)
+            await asyncio.gather(*(_draw(self._model, size, 0) for _ in slots))
+
+    async def measure(self, seconds: float) -> None:
+        """Measure all there is for so long each, once more; each time in the other order."""
+        self._keys.reverse()
+        for busy, size in self._keys:
+            taken = self._taken[busy, size]
+            cpu, began = time.process_time(), time.perf_counter()
+            slots = (_draw_until(self._model, size, began + seconds, taken) for _ in range(busy))
+            with _noting_lateness(self._late[busy]):
+                await asyncio.gather(*slots)
+            elapsed = time.perf_counter() - began
+            self._cores[busy, size].append((time.process_time() - cpu) / elapsed)
+        for size in self.sizes:
+            end = time.perf_counter() + seconds
+            await _draw_with_pauses(self._model, size, end, self._rested[size])
+        with _noting_lateness(self._late[0]):
+            await asyncio.sleep(seconds)
+
+    def cells(self) -> list[Cell]:
+        """What batches took, by how many slots were busy and their size."""
+        return [
+            Cell(
+                busy=busy,
+                batch=size,
+                batches=len(self._taken[busy, size]),
+                cores=round(float(np.mean(self._cores[busy, size])), 3),
+                milliseconds=_percentiles(self._taken[busy, size]),
+            )
+            for busy, size in sorted(self._keys)
+        ]
+
+    def rested(self) -> list[Rested]:
+        """What they took after pauses."""
+        return [
             Rested(batch=size, batches=len(taken), milliseconds=_percentiles(taken))
-            for size, taken in rested.items()
+            for size, taken in self._rested.items()
         ]
-        if not all(late):
+
+    def woken(self) -> list[Woken]:
+        """How late the event loop was woken; PlanError if it never was."""
+        if not all(self._late):
             raise PlanError("--duration: too short for the event loop to be woken even once")
-        woken = [
-            Woken(busy=busy, wakes=len(seconds), milliseconds=_percentiles(seconds))
-            for busy, seconds in enumerate(late)
+        return [
+            Woken(busy=busy, wakes=len(late), milliseconds=_percentiles(late))
+            for busy, late in enumerate(self._late)
         ]
-        return facts, model.tag, cells, after_pauses, woken, course
 
 
 async def _draw_until(model: ServedModel, size: int, end: float, taken: list[float]) -> None:
@@ -219,78 +247,9 @@ async def _draw(model: ServedModel, size: int, seed: int) -> None:
     await model.engine.generate(*batch_work(jobs, manifest, BatchTrace(), drawn_by))
 
 
-def _cell(busy: int, batch: int, taken: list[float], cores: list[float]) -> Cell:
-    return Cell(
-        busy=busy,
-        batch=batch,
-        batches=len(taken),
-        cores=round(float(np.mean(cores)), 3),
-        milliseconds=_percentiles(taken),
-    )
-
-
 def _percentiles(taken: list[float]) -> list[float]:
     """Milliseconds by `LEVELS`, of seconds."""
     return [float(f"{value:.5g}") for value in np.percentile(np.array(taken) * 1000, LEVELS)]
-
-
-def _measure_gateway(
-    settings: Settings, model: str, most: int, warmup: float, duration: float
-) -> Gateway:
-    """What HTTP costs a lone request, and the event loop under as much load as there can be."""
-    with _gateway(settings, model, most) as (url, pid):
-        target = Target(url, body=generate_body(model))
-        if warmup:
-            closed(target, 1, warmup=0, duration=warmup)
-        before = _loop_seconds(pid)
-        lone = closed(target, 1, warmup=0, duration=duration)
-        between = _loop_seconds(pid)
-        full = closed(target, most, warmup=0, duration=duration * _ROUNDS)
-        loop = (_loop_seconds(pid) - between) / full.requests
-        lone_loop = (between - before) / lone.requests
-    assert lone.latency is not None, "closed() raises when nothing is answered"
-    outside = lone.latency.mean - sum(lone.stages.values())
-    return Gateway(
-        loop_ms=round(loop * 1000, 4),
-        lone_ms=round(max(outside, 0) * 1000, 4),
-        client_ms=round(full.cpu_seconds_per_request * 1000, 4),
-        lone_loop_ms=round(lone_loop * 1000, 4),
-        lone_client_ms=round(lone.cpu_seconds_per_request * 1000, 4),
-        peak=round(full.images_per_second, 2) or None,
-    )
-
-
-@contextmanager
-def _gateway(settings: Settings, model: str, room: int) -> Iterator[tuple[str, int]]:
-    """A gateway in a process of its own, with this process's settings; yields its URL and id.
-
-    Its queue has room for so many images at least.
-    """
-    command = [sys.executable, "-m", "service.cli", "serve", "--host", "127.0.0.1", "--port", "0"]
-    command += ["--models", str(settings.models)]
-    kept = {key: value for key, value in os.environ.items() if key not in _LEFT_OUT}
-    ours = {
-        "SID_DEFAULT_MODEL": model,
-        "SID_QUEUE_SIZE": str(max(settings.queue_size, room)),
-        "SID_LOG_FORMAT": "human",
-        "SID_LOG_LEVEL": "warning",
-    }
-    process = subprocess.Popen(command, env=kept | ours, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line.startswith(_FIRST_LINE):
-            raise PlanError("the gateway to be measured did not start; `sid serve` says why")
-        yield line.removeprefix(_FIRST_LINE).split()[0], process.pid
-    finally:
-        process.terminate()
-        process.communicate()
-
-
-def _loop_seconds(pid: int) -> float:
-    """Processor time so far of a gateway's main thread, which runs its event loop."""
-    schedule = Path(f"/proc/{pid}/task/{pid}/schedstat").read_text(encoding="ascii")
-    return int(schedule.split()[0]) / 1e9
 
 
 def _processor() -> str:

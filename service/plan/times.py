@@ -5,10 +5,10 @@ from collections.abc import Callable
 from random import Random
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.plan.curve import LEVELS, Curve
 
-_FULL = 800  # milliseconds of work in a second, of one thread
 _POINTS = 100  # of a cell's distribution; each is drawn as often as the others
 
 
@@ -25,11 +25,16 @@ class ServiceTimes:
         beside_ms: processor time beside the engine, for each image: the event loop's, and the
             client's where it runs on the same machine.
         per_batch_ms: the same for each batch, beside that of its images.
-        slower: how many times as long all of it takes.
+        longer: how many times as long batches take, by their size and by how many slots are busy,
+            both from 1; None: once.
     """
 
     def __init__(
-        self, curve: Curve, beside_ms: float, per_batch_ms: float = 0.0, slower: float = 1.0
+        self,
+        curve: Curve,
+        beside_ms: float,
+        per_batch_ms: float = 0.0,
+        longer: NDArray[np.float64] | None = None,
     ) -> None:
         levels = (np.arange(_POINTS) + 0.5) / _POINTS * 100
         sizes = np.arange(1, curve.batches[-1] + 1)
@@ -41,28 +46,31 @@ class ServiceTimes:
                 taken = _share_taken(cell.cores, curve.machine.cores)
                 beside = batch * beside_ms + per_batch_ms
                 extra = beside * taken * busy / max(cell.cores, 1e-9)
-                measured.append(slower * (np.interp(levels, LEVELS, cell.milliseconds) + extra))
+                measured.append(np.interp(levels, LEVELS, cell.milliseconds) + extra)
             for point, column in enumerate(np.array(measured).T):
                 table[:, point, busy - 1] = np.interp(sizes, curve.batches, column) / 1000
         self._course = curve.course
-        self._means = table.mean(axis=1)
-        self._table: list[list[list[float]]] = table.tolist()
+        rested = table
         self._late: list[list[float]] = [
             (np.interp(levels, LEVELS, woken.milliseconds) / 1000).tolist() for woken in curve.woken
         ]
-        self._rested = self._table
         if curve.rested:
-            longer = np.array(
+            after_pauses = np.array(
                 [
-                    np.interp(levels, LEVELS, rested.milliseconds)
-                    - np.interp(levels, LEVELS, curve.cell(1, rested.batch).milliseconds)
-                    for rested in curve.rested
+                    np.interp(levels, LEVELS, one.milliseconds)
+                    - np.interp(levels, LEVELS, curve.cell(1, one.batch).milliseconds)
+                    for one in curve.rested
                 ]
             )
-            by_size = [np.interp(sizes, curve.batches, column) / 1000 for column in longer.T]
-            after_pause = table + np.array(by_size).T[:, :, None]
+            by_size = [np.interp(sizes, curve.batches, column) / 1000 for column in after_pauses.T]
+            rested = table + np.array(by_size).T[:, :, None]
             # No sooner than the soonest: percentiles of few batches may lie the other way round.
-            self._rested = np.maximum(after_pause, table.min(axis=1, keepdims=True)).tolist()
+            rested = np.maximum(rested, table.min(axis=1, keepdims=True))
+        if longer is not None:
+            table, rested = table * longer[:, None], rested * longer[:, None]
+        self._means = table.mean(axis=1), rested.mean(axis=1)
+        self._table: list[list[list[float]]] = table.tolist()
+        self._rested: list[list[list[float]]] = rested.tolist()
 
     def draw(self, size: int, rank: float, *, rested: bool = False) -> list[float]:
         """One batch's seconds, by how many slots are busy from 1: a point of the distribution.
@@ -95,9 +103,10 @@ class ServiceTimes:
         """How many seconds late an event loop is woken, with so many slots busy."""
         return self._late[busy][int(random.random() * _POINTS)] if self._late else 0.0
 
-    def mean(self, size: int, busy: int) -> float:
-        """The mean seconds of a batch, with so many slots busy."""
-        return float(self._means[size - 1, busy - 1])
+    def mean(self, size: int, busy: float, *, rested: bool = False) -> float:
+        """The mean seconds of a batch, with so many slots busy on average; see `draw`."""
+        by_slots = self._means[rested][size - 1]
+        return float(np.interp(busy, np.arange(len(by_slots)) + 1, by_slots))
 
 
 def _share_taken(used: float, cores: int) -> float:
@@ -134,22 +143,26 @@ def gateway_times(curve: Curve, *, with_client: bool = False) -> ServiceTimes:
     """The times beside a gateway's event loop, and a client on the same machine if there is one.
 
     Each request wakes the loop, and each batch once more for its images. Beyond their processor
-    time they take caches and moments of waiting from the engine: by as much as the measured peak is
-    below that of these times, all batches take longer.
+    time they take caches, and moments of waiting, from the engine: how much longer batches take for
+    that is measured.
     """
-    return ServiceTimes(curve, *_beside(curve, with_client), _slower(curve))
+    longer = _longer(curve) if curve.served else None
+    return ServiceTimes(curve, *_beside(curve, with_client), longer)
 
 
-def _slower(curve: Curve) -> float:
-    """How many times as long batches take behind HTTP as their time and its own say."""
-    gateway = curve.gateway
-    if gateway.peak is None:
-        return 1.0
-    if gateway.peak * max(gateway.loop_ms, gateway.client_ms) > _FULL:
-        return 1.0  # the event loop or the client is the limit, and nothing is known of the engine
-    batch = curve.batches[-1]
-    seconds = ServiceTimes(curve, *_beside(curve, with_client=True)).mean(batch, curve.slots)
-    return curve.slots * batch / seconds / gateway.peak
+def _longer(curve: Curve) -> NDArray[np.float64]:
+    """How many times as long batches take behind HTTP as beside its processor time alone.
+
+    Measured of one image with few slots busy, and of the largest batch with all.
+    """
+    times = ServiceTimes(curve, *_beside(curve, with_client=True))
+    *few, full = sorted(curve.served, key=lambda one: one.connections)
+    of_one = [one.milliseconds / 1000 / times.mean(1, one.busy, rested=True) for one in few]
+    of_most = full.milliseconds / 1000 / times.mean(full.batch, full.busy)
+    slots = np.arange(curve.slots) + 1
+    smallest = np.interp(slots, [max(one.busy, 1) for one in few], of_one)
+    share = np.linspace(0, 1, full.batch)[:, None]  # of the way from one image to the most
+    return smallest * (1 - share) + of_most * share
 
 
 def _beside(curve: Curve, with_client: bool) -> tuple[float, float]:

@@ -1,11 +1,12 @@
 """What `sid plan` foretells beside what happens: p99 at five loads, by simulation and measured.
 
 Each round measures the service curve anew (`sid bench --curve`), has the simulation foretell what
-becomes of each load, and puts the same load on a real gateway: the very same times of arrival.
+becomes of each load, and puts the same load on a real gateway: the very same times of arrival. A
+load is a share of the peak of its own round's curve.
 Gateway and client share this machine's processors, so the client's share counts too. Ratios are
 taken within a round, for the machine's speed changes between them. The model is models/fashion.
 
-    .venv/bin/python tests/compare/plan_replay.py --rounds 3
+    .venv/bin/python tests/compare/plan_replay.py --rounds 4
 """
 
 import argparse
@@ -91,31 +92,38 @@ def happened(url: str, rate: float, warmup: float, seconds: float) -> Figures:
 def main() -> None:
     """Replay, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--loads", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.9, 1.2])
     parser.add_argument("--warmup", type=float, default=2, help="seconds before each load counts")
     parser.add_argument("--seconds", type=float, default=8, help="of each load")
-    parser.add_argument("--cell", type=float, default=1, help="seconds of each cell of the curve")
+    parser.add_argument("--cell", type=float, default=2, help="seconds of each cell of the curve")
     options = parser.parse_args()
     rounds: dict[float, list[tuple[Figures, Figures]]] = defaultdict(list)
-    rates: dict[float, float] = {}
+    rates: dict[float, list[float]] = defaultdict(list)
     for number in range(options.rounds):
         curve = measured_curve(options.cell)
-        if not rates:
-            times, settings = as_measured(curve)
-            rates = {load: load * settings.peak(times) for load in options.loads}
+        times, settings = as_measured(curve)
+        peak = settings.peak(times)
+        if not number:
             print(f"{curve.machine.processor}, {curve.machine.cores} cores, {curve.bundle}")
-        print(f"round {number + 1}: load of the machine before it {curve.machine.load:g}")
+        print(f"round {number + 1}: load of the machine before it {curve.machine.load:g}, ", end="")
+        print(f"peak {peak:.0f} images/s")
         with gateway(SID_QUEUE_SIZE=str(QUEUE)) as url:
-            for load, rate in rates.items():
+            for load in options.loads:
+                rate = load * peak
+                rates[load].append(rate)
                 due = schedule(rate, options.warmup + options.seconds, "poisson")
                 before = simulated(curve, due, options.warmup)
                 after = happened(url, rate, options.warmup, options.seconds)
                 rounds[load].append((before, after))
+                ratio = before.p99 / after.p99
+                print(f"  {load:.0%}: p99 foretold {ratio:.2f} of the measured", flush=True)
     report(rounds, rates)
 
 
-def report(rounds: dict[float, list[tuple[Figures, Figures]]], rates: dict[float, float]) -> None:
+def report(
+    rounds: dict[float, list[tuple[Figures, Figures]]], rates: dict[float, list[float]]
+) -> None:
     """Medians over the rounds, and of the ratios within a round."""
     print("\n| of the peak | requests/s | p50, p99 foretold | measured | refused | p99, ratio |")
     print("|---|---|---|---|---|---|")
@@ -127,8 +135,9 @@ def report(rounds: dict[float, list[tuple[Figures, Figures]]], rates: dict[float
         )
         ratio = statistics.median(mine.p99 / its.p99 for mine, its in pairs)
         near += abs(ratio - 1) <= WITHIN
+        rate = statistics.median(rates[load])
         print(
-            f"| {load:.0%} | {rates[load]:.0f} | {before.p50:.1f}, {before.p99:.1f} ms "
+            f"| {load:.0%} | {rate:.0f} | {before.p50:.1f}, {before.p99:.1f} ms "
             f"| {after.p50:.1f}, {after.p99:.1f} ms "
             f"| {before.refused:.1%} foretold, {after.refused:.1%} | {ratio:.2f} |"
         )

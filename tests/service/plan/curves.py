@@ -14,8 +14,10 @@ from service.plan.curve import (
     Machine,
     MeasuredEngine,
     Rested,
+    Served,
     Woken,
 )
+from service.plan.times import ServiceTimes
 
 
 def make_curve(
@@ -71,9 +73,25 @@ def with_course(curve: Curve, *, spell: float, seconds: float = 60.0) -> Curve:
     return curve.model_copy(update={"course": Course(began=began, ranks=ranks, seconds=seconds)})
 
 
-def with_peak(curve: Curve, peak: float) -> Curve:
-    """The same where a gateway and its client drew so many images per second at most."""
-    return curve.model_copy(update={"gateway": curve.gateway.model_copy(update={"peak": peak})})
+def with_served(curve: Curve, *longer: float) -> Curve:
+    """The same where batches take so many times as long behind HTTP, which costs no time itself.
+
+    Args:
+        longer: of a lone image, of one in each slot, and of the largest batches; or of all alike.
+    """
+    most, slots = curve.batches[-1], curve.slots
+    loads = ((1, 1, 1), (slots, 1, slots), (2 * slots * most, most, slots))
+    factors = longer if len(longer) == 3 else longer * 3
+    served = [
+        Served(
+            connections=connections,
+            batch=batch,
+            busy=busy,
+            milliseconds=factor * 1000 * ServiceTimes(curve, 0).mean(batch, busy),
+        )
+        for (connections, batch, busy), factor in zip(loads, factors, strict=True)
+    ]
+    return curve.model_copy(update={"served": served})
 
 
 def with_pauses(

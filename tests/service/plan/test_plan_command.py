@@ -17,7 +17,7 @@ from service.priority import Priority
 from service.settings import Settings
 from tests.bundles import write_bundle
 from tests.deploy.chart import Rendered, settings
-from tests.service.plan.curves import make_curve, with_course, with_pauses, with_peak
+from tests.service.plan.curves import make_curve, with_course, with_pauses, with_served
 
 WISH = Wish(150, 0.1, "steady", 0.5)
 PLAN = Plan(
@@ -223,7 +223,9 @@ def test_a_curve_is_read_as_it_was_written(tmp_path):
     file = tmp_path / "curve.json"
     curve = make_curve(lambda busy, batch: busy + batch, slots=2, batches=(1, 2, 8))
     later = with_course(with_pauses(curve), spell=0.1, seconds=1)
-    for one, lines in ((curve, 6), (with_pauses(curve), 6 + 3 + 3), (later, 6 + 3 + 3)):
+    latest = with_served(later, 1.2)
+    counts = ((curve, 6), (with_pauses(curve), 6 + 3 + 3), (later, 12), (latest, 12 + 3))
+    for one, lines in counts:
         write_curve(one, file)
         assert read_curve(file) == one
         assert file.read_text().count("\n  {") == lines
@@ -238,8 +240,8 @@ def test_an_older_curve_is_planned_for_and_called_too_hopeful(capsys, tmp_path):
     for curve, lacks in (
         (first, "(format 1)"),
         (second, "(no course)"),
-        (third, "(no peak)"),
-        (with_peak(third, 100), ""),
+        (third, "(no served)"),
+        (with_served(third, 1.1), ""),
     ):
         write_curve(curve, file)
         status, _, err = sid(capsys, "plan", file, "--rate", 50, "--p99", 100)
@@ -282,7 +284,8 @@ def test_a_curve_of_this_machine_makes_a_plan(tmp_path, monkeypatch):
     assert curve.gateway.loop_ms > 0
     assert curve.gateway.lone_loop_ms > 0
     assert curve.gateway.lone_client_ms > 0
-    assert curve.gateway.peak > 0
+    assert [one.connections for one in curve.served] == [1, 2, 2 * 2 * 3]
+    assert [one.batch for one in curve.served] == [1, 1, 3]
     assert 0 == curve.course.began[0] <= curve.course.began[-1] < curve.course.seconds
     assert min(curve.course.ranks) == 0 < max(curve.course.ranks)
     made = [sys.executable, "-m", "service.cli", "plan", str(file), "--rate", "1", "--json", "-"]

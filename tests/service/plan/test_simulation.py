@@ -16,7 +16,7 @@ from service.plan.measure import ranks
 from service.plan.simulation import Gateway, simulate
 from service.plan.times import ServiceTimes, gateway_times, loop_costs
 from service.priority import Priority
-from tests.service.plan.curves import make_curve, two_cores, with_course, with_pauses, with_peak
+from tests.service.plan.curves import make_curve, two_cores, with_course, with_pauses, with_served
 
 ENDLESS = 10**6  # a queue that nothing fills
 
@@ -221,24 +221,15 @@ def test_slow_batches_that_come_together_make_the_latest_later_and_no_batch_slow
     assert outcomes[0.5].percentile(99) > 1.5 * alone.percentile(99)
 
 
-def test_batches_take_as_long_as_the_measured_peak_says():
-    curve = two_cores()
-    gateway = Gateway.measured(curve, 3, 8, ENDLESS)
-    alone, together = (gateway.peak(gateway_times(curve, with_client=one)) for one in (False, True))
-    slower = with_peak(curve, 0.8 * together)
-    assert gateway.peak(gateway_times(slower, with_client=True)) == pytest.approx(0.8 * together)
-    assert gateway.peak(gateway_times(slower)) == pytest.approx(0.8 * alone), "without the client"
-
-
-@pytest.mark.parametrize("limit", ["loop_ms", "client_ms"])
-def test_a_peak_that_http_sets_says_nothing_of_the_engine(limit):
-    curve = make_curve(lambda *_: 0.5, cores=8, **{limit: 1.0})
-    for with_client in (False, True):
-        before, after = (
-            gateway_times(one, with_client=with_client).mean(1, 1)
-            for one in (curve, with_peak(curve, 900.0))
-        )
-        assert after == before
+def test_batches_take_as_long_as_was_measured_behind_http():
+    curve = make_curve(lambda busy, batch: busy + batch, slots=3, batches=(1, 4), cores=3)
+    before, after = (gateway_times(one) for one in (curve, with_served(curve, 1.1, 1.5, 2.0)))
+    longer = {(1, 1): 1.1, (1, 3): 1.5, (1, 2): 1.3, (4, 1): 2.0, (4, 3): 2.0, (2, 1): 1.4}
+    for (size, busy), factor in longer.items():
+        assert after.mean(size, busy) == pytest.approx(factor * before.mean(size, busy))
+        for rested in (False, True):
+            seconds = [one.draw(size, 0.5, rested=rested)[busy - 1] for one in (before, after)]
+            assert seconds[1] == pytest.approx(factor * seconds[0])
 
 
 @pytest.mark.parametrize("count", [1, 2, 999, 5000])
