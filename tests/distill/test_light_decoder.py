@@ -149,7 +149,8 @@ def test_both_decoders_are_versions_of_one_model(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param("model.float16.onnx", marks=pytest.mark.long), CUDA])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["model.float16.onnx", CUDA])
 def test_its_graphs_in_float16_pass_the_gate(folder, tmp_path, name):
     generator = with_decoder(folder, folder / "light.safetensors")
     path, form = tmp_path / name, {"cuda": name == CUDA, "decoder": generator.decoder}

@@ -46,6 +46,7 @@ def reports(folder: Path) -> tuple[dict, str]:
     return json.loads(written.read_text()), written.with_suffix(".md").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_section_passes_at_toy_size_and_fills_its_rows(tmp_path):
     done = kit("--toy", "--out", tmp_path)

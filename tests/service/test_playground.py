@@ -130,6 +130,7 @@ def test_it_opens_on_images_and_says_what_they_took(page, url):
     assert_staged(page, drawn(url, model="tiny", seed=OPENING_SEED))
 
 
+@pytest.mark.long
 def test_the_images_of_a_network_of_latents_are_shown_as_its_decoder_makes_them(
     page, latent_models, tmp_path
 ):

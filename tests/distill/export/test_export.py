@@ -147,6 +147,7 @@ def test_a_published_bundle_verifies_and_states_its_quality(models, tmp_path):
         assert manifest.golden.mismatch(reference, session.run(None, feed)[0][0]) is None
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_unconditional_generator_is_published_without_classes(tmp_path):
     generator = save_generator(tmp_path / "generator.safetensors", label_dim=0)
@@ -275,7 +276,7 @@ def test_a_folded_network_computes_in_float16_wherever_its_tables_are(label_dim)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "width",
-    ["wide", *(pytest.param(name, marks=pytest.mark.long) for name in ("narrow", "patched"))],
+    ["narrow", *(pytest.param(name, marks=pytest.mark.long) for name in ("wide", "patched"))],
 )
 def test_the_form_for_processors_draws_the_same_images(tmp_path, export_once, width):
     denoiser = wide_network() if width == "wide" else network(3, 2 if width == "patched" else 1)
