@@ -15,17 +15,16 @@ from service.settings import Settings
 
 # Of a gateway that is measured: others would keep us out, or cost what is not asked about.
 _LEFT_OUT = ("SID_KEYS", "SID_RATE", "SID_METRICS_PORT", "SID_HOST", "SID_PORT")
+_SHORTEST = 0.1  # seconds of a load
 _FIRST_LINE = "SiD Serve is ready on "
 
 
 @dataclass
 class _Load:
-    """One number of connections that are kept busy: sums over its requests and their seconds."""
+    """One number of connections that are kept busy: its requests, and sums over their seconds."""
 
     connections: int
     batch: int  # images of its batches
-    seconds: float = 0.0
-    in_time: float = 0.0  # answers within them; the last ones come after
     requests: int = 0
     loop: float = 0.0  # of the event loop's processor time
     client: float = 0.0
@@ -35,13 +34,13 @@ class _Load:
 
     @property
     def served(self) -> Served:
-        taken = self.engine / self.requests
-        busy = self.in_time / self.seconds * taken / self.batch
+        # A connection always has a request under way: in the engine for this share of its time.
+        computed = self.connections * self.engine / self.latency
         return Served(
             connections=self.connections,
             batch=self.batch,
-            busy=round(busy, 3),
-            milliseconds=float(f"{taken * 1000:.5g}"),
+            busy=round(computed / self.batch, 3),
+            milliseconds=float(f"{self.engine / self.requests * 1000:.5g}"),
         )
 
     def each(self, seconds: float) -> float:
@@ -74,7 +73,8 @@ class BehindHttp:
             closed(self._target, 1, warmup=0, duration=seconds)
 
     def measure(self, seconds: float) -> None:
-        """Put each load on it for so long, once more."""
+        """Put each load on it for so long, once more; long enough for its connections to open."""
+        seconds = max(seconds, _SHORTEST)
         for load in self._loads:
             before = _loop_seconds(self._pid)
             report = closed(self._target, load.connections, warmup=0, duration=seconds)
@@ -82,8 +82,6 @@ class BehindHttp:
             assert report.latency is not None, "closed() raises when nothing is answered"
             count = report.latency.count
             stages = sum(report.stages.values()) * count
-            load.seconds += report.duration
-            load.in_time += report.requests_per_second * report.duration
             load.requests += count
             load.client += report.cpu_seconds
             load.latency += report.latency.mean * count
