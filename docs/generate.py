@@ -97,7 +97,7 @@ def configuration() -> str:
 
 def commands() -> str:
     """Every command and option, from the command lines."""
-    text = ORIGIN.format(source="service/cli.py and distill/commands/") + "# Command reference\n"
+    text = ORIGIN.format(source="service/commands/ and distill/commands/") + "# Command reference\n"
     for name, app in (("sid", service.cli.app), ("sid-distill", distill.cli.app)):
         command = get_command(app)
         with command.make_context(name, [], resilient_parsing=True) as context:

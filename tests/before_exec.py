@@ -9,8 +9,14 @@ import sys
 
 def before_exec(statements: str, *command: object) -> list[str]:
     """A command that runs these lines of Python, and then becomes `command` in the same process."""
-    code = f"import fcntl, os, resource, signal, sys, termios\n{statements}\n"
-    return [sys.executable, "-c", f"{code}os.execvp(sys.argv[1], sys.argv[1:])", *map(str, command)]
+    code = f"""
+import fcntl, os, resource, signal, sys, termios
+for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and exec keeps that
+    signal.signal(number, signal.SIG_DFL)
+{statements}
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+    return [sys.executable, "-c", code, *map(str, command)]
 
 
 TAKE_TERMINAL = "fcntl.ioctl(0, termios.TIOCSCTTY, 0)"  # of a session that has none

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from service.commands.errors import CommandError
-from service.commands.options import settings_from
+from service.commands.options import end_at_sigterm, settings_from
 
 
 def bench(
@@ -85,6 +85,7 @@ def bench(
 
         if connections or rate or json_file:
             raise CommandError("--curve measures no load: leave out --connections, --rate, --json")
+        end_at_sigterm()
         plan_command.curve(settings_from(), model, curve, warmup=warmup, duration=duration)
         return
     from service.bench import command

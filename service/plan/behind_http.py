@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from service.bench import Target, closed, generate_body
 from service.plan import PlanError
@@ -14,8 +17,16 @@ from service.plan.curve import Gateway, Served
 from service.settings import Settings
 
 # Of a gateway that is measured: others would keep us out, or cost what is not asked about.
-_LEFT_OUT = ("SID_KEYS", "SID_RATE", "SID_METRICS_PORT", "SID_HOST", "SID_PORT")
+_LEFT_OUT = (
+    "SID_KEYS",
+    "SID_RATE",
+    "SID_METRICS_PORT",
+    "SID_MAX_CONNECTIONS",
+    "SID_HOST",
+    "SID_PORT",
+)
 _SHORTEST = 0.1  # seconds of a load
+_PATIENCE = 300.0  # seconds for what a load has under way when it ends
 _FIRST_LINE = "SiD Serve is ready on "
 
 
@@ -24,8 +35,9 @@ class _Load:
     """One number of connections that are kept busy: its requests, and sums over their seconds."""
 
     connections: int
-    batch: int  # images of its batches
     requests: int = 0
+    batches: float = 0.0  # that its images were computed in
+    images: float = 0.0
     loop: float = 0.0  # of the event loop's processor time
     client: float = 0.0
     latency: float = 0.0
@@ -36,10 +48,11 @@ class _Load:
     def served(self) -> Served:
         # A connection always has a request under way: in the engine for this share of its time.
         computed = self.connections * self.engine / self.latency
+        batch = self.images / self.batches
         return Served(
             connections=self.connections,
-            batch=self.batch,
-            busy=round(computed / self.batch, 3),
+            batch=round(batch, 3),
+            busy=round(computed / batch, 3),
             milliseconds=float(f"{self.engine / self.requests * 1000:.5g}"),
         )
 
@@ -52,7 +65,8 @@ class BehindHttp:
     """The loads of one gateway: a lone connection, one for each slot, and more than fill it.
 
     With no more connections than slots each request finds an idle slot, so its batch is of one
-    image; with so many that the next batch waits meanwhile, all are of the largest size.
+    image; with so many that the next batch waits meanwhile, all are of the largest size, unless
+    HTTP is slower than the engine.
 
     Args:
         url, pid: the gateway's.
@@ -63,9 +77,9 @@ class BehindHttp:
 
     def __init__(self, url: str, pid: int, model: str, slots: int, batch: int) -> None:
         self._target = Target(url, body=generate_body(model))
-        self._pid = pid
-        few = [_Load(connections, 1) for connections in sorted({1, slots})]
-        self._loads = [*few, _Load(most_connections(slots, batch), batch)]
+        self._url, self._pid, self._model = url, pid, model
+        numbers = sorted({1, slots, most_connections(slots, batch)})
+        self._loads = [_Load(connections) for connections in numbers]
 
     def warm_up(self, seconds: float) -> None:
         """Put a lone request after the other for so long."""
@@ -73,13 +87,31 @@ class BehindHttp:
             closed(self._target, 1, warmup=0, duration=seconds)
 
     def measure(self, seconds: float) -> None:
-        """Put each load on it for so long, once more; long enough for its connections to open."""
-        seconds = max(seconds, _SHORTEST)
+        """Put each load on it for so long, once more; long enough for its connections to open.
+
+        Raises:
+            PlanError: it does not answer every request.
+        """
         for load in self._loads:
+            images, batches = self._batches()
             before = _loop_seconds(self._pid)
-            report = closed(self._target, load.connections, warmup=0, duration=seconds)
+            report = closed(
+                self._target,
+                load.connections,
+                warmup=0,
+                duration=max(seconds, _SHORTEST),
+                timeout=_PATIENCE,
+            )
             load.loop += _loop_seconds(self._pid) - before
-            assert report.latency is not None, "closed() raises when nothing is answered"
+            if report.latency is None or report.latency.count != report.requests:
+                raise PlanError(
+                    f"the gateway to be measured did not answer every one of {load.connections} "
+                    f"connections within {_PATIENCE:g} s; `sid bench -c {load.connections}` on a "
+                    "`sid serve` says more"
+                )
+            after = self._batches()
+            load.images += after[0] - images
+            load.batches += after[1] - batches
             count = report.latency.count
             stages = sum(report.stages.values()) * count
             load.requests += count
@@ -87,6 +119,17 @@ class BehindHttp:
             load.latency += report.latency.mean * count
             load.queue += report.stages["queue"] * count
             load.engine += stages - report.stages["queue"] * count
+
+    def _batches(self) -> tuple[float, float]:
+        """Images that the gateway has drawn up to now, and in how many batches."""
+        text = httpx.get(f"{self._url}/metrics", trust_env=False, timeout=_PATIENCE).text
+        samples = {
+            sample.name: sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.labels.get("model") == self._model
+        }
+        return samples.get("sid_batch_size_sum", 0), samples.get("sid_batch_size_count", 0)
 
     def costs(self) -> Gateway:
         """What was measured up to now."""
@@ -110,10 +153,16 @@ def most_connections(slots: int, batch: int) -> int:
 
 
 @contextmanager
-def gateway(settings: Settings, model: str, room: int) -> Iterator[tuple[str, int]]:
+def gateway(
+    settings: Settings, model: str, room: int, engine: Mapping[str, str]
+) -> Iterator[tuple[str, int]]:
     """A gateway in a process of its own, with this process's settings; yields its URL and id.
 
-    Its queue has room for so many images at least.
+    Args:
+        settings: of this process.
+        model: its default.
+        room: for how many images its queue has room at least.
+        engine: variables that say which engine computes, where the settings leave that open.
 
     Raises:
         PlanError: it does not start.
@@ -126,13 +175,17 @@ def gateway(settings: Settings, model: str, room: int) -> Iterator[tuple[str, in
         "SID_QUEUE_SIZE": str(max(settings.queue_size, room)),
         "SID_LOG_FORMAT": "human",
         "SID_LOG_LEVEL": "warning",
+        **engine,
     }
     process = subprocess.Popen(command, env=kept | ours, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line.startswith(_FIRST_LINE):
-            raise PlanError("the gateway to be measured did not start; `sid serve` says why")
+            raise PlanError(
+                "the gateway to be measured did not start; `sid serve` says why, unless the model "
+                "fits into memory only once: it is open here too"
+            )
         yield line.removeprefix(_FIRST_LINE).split()[0], process.pid
     finally:
         process.terminate()

@@ -94,14 +94,14 @@ class Served(_Part):
 
     Attributes:
         connections: how many.
-        batch: images of each batch.
+        batch: images of a batch, on average.
         busy: how many slots computed, on average.
         milliseconds: a batch's time, on average: noise, network and files, as in a cell.
     """
 
     connections: int = Field(ge=1)
-    batch: int = Field(ge=1, le=4096)
-    busy: float = Field(ge=0, le=1024)
+    batch: float = Field(ge=1, le=4096)
+    busy: float = Field(gt=0)
     milliseconds: Milliseconds
 
 
@@ -187,9 +187,9 @@ class Curve(_Part):
             curve of format 1, which is read as one in which a pause makes no difference.
         woken: how late an event loop is woken, for each number of busy slots from 0; empty in a
             curve of format 1, which is read as one in which it is never late.
-        served: what batches took behind HTTP: of one image with one connection and with as many as
-            slots, and of the largest size with more than fill them; empty in a curve of before
-            2026-11-29, which is read as one in which HTTP takes nothing but its processor time.
+        served: what batches took behind HTTP, by ascending connections: one, as many as slots, and
+            more than fill them, of which most wait; empty in a curve of before 2026-11-29, which is
+            read as one in which HTTP takes nothing but its processor time.
         course: which of many batches in succession were slow; None in a curve of before
             2026-11-29, which is read as one in which slow batches come singly.
     """
@@ -223,8 +223,9 @@ class Curve(_Part):
                 "cells: each batch size from 1 is expected once for each number of busy slots "
                 "from 1"
             )
-        if {one.batch for one in self.served} not in (set(), {1, self.batches[-1]}):
-            raise ValueError("served: batches of one image and of the largest size are expected")
+        connections = [one.connections for one in self.served]
+        if connections and (len(connections) < 2 or connections != sorted(set(connections))):
+            raise ValueError("served: two or more ascending numbers of connections are expected")
         lone = self.gateway.lone_loop_ms, self.gateway.lone_client_ms
         if self.format == 1:
             if self.rested or self.woken or lone != (None, None):

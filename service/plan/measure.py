@@ -32,6 +32,7 @@ from service.plan.curve import (
 )
 from service.resources import available_cpus
 from service.serving.encoding import PNG
+from service.serving.engine_selection import ENGINES
 from service.serving.jobs import resolve_jobs
 from service.serving.pipeline import batch_work
 from service.serving.served_model import ServedModel
@@ -72,7 +73,8 @@ def measure_curve(settings: Settings, name: str | None, *, warmup: float, durati
         engine = _Engine(model)
         slots, batch = model.engine.concurrency, engine.sizes[-1]
         room = most_connections(slots, batch)
-        url, pid = stack.enter_context(gateway(settings, model.bundle.manifest.name, room))
+        started = gateway(settings, model.bundle.manifest.name, room, _as_chosen(settings, model))
+        url, pid = stack.enter_context(started)
         behind = BehindHttp(url, pid, model.bundle.manifest.name, slots, batch)
         runner.run(engine.warm_up())
         behind.warm_up(warmup)
@@ -96,6 +98,14 @@ def measure_curve(settings: Settings, name: str | None, *, warmup: float, durati
             woken=engine.woken(),
             course=runner.run(_measure_course(model, slots, batch, duration * _ROUNDS)),
         )
+
+
+def _as_chosen(settings: Settings, model: ServedModel) -> dict[str, str]:
+    """Variables by which a gateway takes the engine that `auto` has chosen here."""
+    if settings.engine != "auto" or settings.triton:
+        return {}
+    (name,) = (name for name, kind in ENGINES.items() if type(model.engine) is kind)
+    return {"SID_ENGINE": name, "SID_PRECISION": model.engine.precision}
 
 
 class _Engine:

@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from service.plan.curve import LEVELS, Curve
+from service.plan.curve import LEVELS, Curve, Served
 
 _POINTS = 100  # of a cell's distribution; each is drawn as often as the others
 
@@ -103,10 +103,12 @@ class ServiceTimes:
         """How many seconds late an event loop is woken, with so many slots busy."""
         return self._late[busy][int(random.random() * _POINTS)] if self._late else 0.0
 
-    def mean(self, size: int, busy: float, *, rested: bool = False) -> float:
-        """The mean seconds of a batch, with so many slots busy on average; see `draw`."""
-        by_slots = self._means[rested][size - 1]
-        return float(np.interp(busy, np.arange(len(by_slots)) + 1, by_slots))
+    def mean(self, size: float, busy: float, *, rested: bool = False) -> float:
+        """The mean seconds of a batch, of so many images and slots busy on average; see `draw`."""
+        means = self._means[rested]
+        sizes, slots = (np.arange(length) + 1 for length in means.shape)
+        by_slots = [np.interp(size, sizes, column) for column in means.T]
+        return float(np.interp(busy, slots, by_slots))
 
 
 def _share_taken(used: float, cores: int) -> float:
@@ -153,16 +155,23 @@ def gateway_times(curve: Curve, *, with_client: bool = False) -> ServiceTimes:
 def _longer(curve: Curve) -> NDArray[np.float64]:
     """How many times as long batches take behind HTTP as beside its processor time alone.
 
-    Measured of one image with few slots busy, and of the largest batch with all.
+    Measured where no request waits, with few slots busy and with all, and where most wait. For
+    batches of sizes in between it lies in between.
     """
     times = ServiceTimes(curve, *_beside(curve, with_client=True))
-    *few, full = sorted(curve.served, key=lambda one: one.connections)
-    of_one = [one.milliseconds / 1000 / times.mean(1, one.busy, rested=True) for one in few]
-    of_most = full.milliseconds / 1000 / times.mean(full.batch, full.busy)
-    slots = np.arange(curve.slots) + 1
-    smallest = np.interp(slots, [max(one.busy, 1) for one in few], of_one)
-    share = np.linspace(0, 1, full.batch)[:, None]  # of the way from one image to the most
-    return smallest * (1 - share) + of_most * share
+
+    def factor(one: Served) -> float:
+        idle = one.connections <= curve.slots  # so each batch begins on a slot that was
+        return one.milliseconds / 1000 / times.mean(one.batch, one.busy, rested=idle)
+
+    *few, full = curve.served
+    by_slots = {min(one.connections, curve.slots): factor(one) for one in few}
+    if curve.batches[-1] == 1:
+        by_slots[curve.slots] = factor(full)
+    slots, sizes = np.arange(curve.slots) + 1, np.arange(curve.batches[-1]) + 1
+    smallest = np.interp(slots, list(by_slots), list(by_slots.values()))
+    share = np.clip((sizes - 1) / max(full.batch - 1, 1e-9), 0, 1)[:, None]
+    return smallest * (1 - share) + factor(full) * share
 
 
 def _beside(curve: Curve, with_client: bool) -> tuple[float, float]:

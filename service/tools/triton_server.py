@@ -31,10 +31,15 @@ _STAND_IN = Path(__file__).parents[2] / "deploy" / "triton" / "backends"
 # Runs in an interpreter of its own, which becomes the server, and has the kernel send SIGTERM when
 # the thread that started it ends (prctl(2), PR_SET_PDEATHSIG). As a preexec_fn it would need a
 # fork of this process: gRPC's poller, copied into the child, aborts it about once in a thousand.
+# What Python ignores for itself, the server is not to inherit.
 _END_WITH_PARENT = """
 import ctypes, os, signal, sys
+for number in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(number, signal.SIG_DFL)
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-os.execv(sys.argv[1], sys.argv[1:])
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("error: whoever started this has ended")
+os.execv(sys.argv[2], sys.argv[2:])
 """
 _START_SECONDS = 60
 _STOP_SECONDS = 15
@@ -109,7 +114,7 @@ def running(
         backends = _backends(package / "pytriton" / "tritonserver", Path(scratch))
         log = Path(scratch) / "log"
         command = [
-            *(sys.executable, "-I", "-S", "-c", _END_WITH_PARENT),
+            *(sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid())),
             str(binary),
             f"--model-repository={models}",
             f"--backend-directory={backends}",

@@ -82,16 +82,16 @@ def with_served(curve: Curve, *longer: float) -> Curve:
     most, slots = curve.batches[-1], curve.slots
     loads = ((1, 1, 1), (slots, 1, slots), (2 * slots * most, most, slots))
     factors = longer if len(longer) == 3 else longer * 3
-    served = [
-        Served(
+    served = {
+        connections: Served(
             connections=connections,
             batch=batch,
             busy=busy,
             milliseconds=factor * 1000 * ServiceTimes(curve, 0).mean(batch, busy),
         )
         for (connections, batch, busy), factor in zip(loads, factors, strict=True)
-    ]
-    return curve.model_copy(update={"served": served})
+    }
+    return curve.model_copy(update={"served": [*served.values()]})
 
 
 def with_pauses(

@@ -232,6 +232,22 @@ def test_batches_take_as_long_as_was_measured_behind_http():
             assert seconds[1] == pytest.approx(factor * seconds[0])
 
 
+def test_an_engine_of_single_images_takes_as_long_as_where_most_wait():
+    curve = make_curve(lambda busy, _: 10.0 * busy, slots=3, cores=3)
+    slower = gateway_times(with_served(curve, 1.0, 1.0, 2.0))
+    assert slower.mean(1, 1) == pytest.approx(0.010)
+    assert slower.mean(1, 3) == pytest.approx(0.060)
+
+
+def test_where_http_is_slower_than_the_engine_the_batches_that_there_were_count():
+    curve = make_curve(lambda _, batch: 1.0 + batch, slots=2, batches=(1, 64))
+    first, second, full = with_served(curve, 1.0).served
+    small = full.model_copy(update={"batch": 9.0, "milliseconds": 2 * 10.0})
+    times = gateway_times(curve.model_copy(update={"served": [first, second, small]}))
+    assert times.mean(9, 2) == pytest.approx(2 * 0.010)
+    assert times.mean(64, 2) == pytest.approx(2 * 0.065)
+
+
 @pytest.mark.parametrize("count", [1, 2, 999, 5000])
 def test_the_ranks_of_however_many_batches_are_those_of_a_course(count):
     """Of more than two thousand the slowest must not be rounded to 1."""
