@@ -46,7 +46,7 @@ def plan(
     """Plan machines and settings: the fewest that answer so many requests so fast.
 
     It simulates the server's own batcher with the times of a measured curve.
-    How near that comes to a real gateway: docs/results/planning.md.
+    Near the peak its p99 may be too hopeful by half (docs/results/planning.md): wish for less.
     """
     from service.plan import command
 
