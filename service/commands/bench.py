@@ -1,5 +1,6 @@
 """`sid bench`: load on a server, or the measured curve of this machine."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 import typer
 
 from service.commands.errors import CommandError
-from service.commands.options import end_at_sigterm, settings_from
+from service.commands.options import settings_from
 
 
 def bench(
@@ -85,7 +86,10 @@ def bench(
 
         if connections or rate or json_file:
             raise CommandError("--curve measures no load: leave out --connections, --rate, --json")
-        end_at_sigterm()
+        # SIGTERM ends it as Ctrl-C does: by itself it would leave behind the gateway that is
+        # measured. In a script's background SIGINT is ignored, and then that would be too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         plan_command.curve(settings_from(), model, curve, warmup=warmup, duration=duration)
         return
     from service.bench import command

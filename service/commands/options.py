@@ -1,8 +1,6 @@
-"""What several commands share: options, what they come to, and how SIGTERM ends them."""
+"""Options that several commands share, and what they come to."""
 
 import os
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,12 +65,3 @@ def where_to_draw(models: Path | None, url: str | None) -> "Settings | str":
     settings = settings_from(models=models)
     logs.configure(settings.log_format, settings.log_level)
     return settings
-
-
-def end_at_sigterm() -> None:
-    """Have SIGTERM end this process in order, until somebody else handles it.
-
-    By itself it would leave behind what this process has started; and process 1 of a container
-    ignores what nobody handles.
-    """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -1,6 +1,8 @@
 """`sid serve` and `sid triton`: the server, alone or over Triton."""
 
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.commands.errors import user_errors
-from service.commands.options import ModelsOption, end_at_sigterm, settings_from
+from service.commands.options import ModelsOption, settings_from
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -29,7 +31,7 @@ def serve(
 
     All other settings are environment variables SID_*: docs/reference/configuration.md.
     """
-    end_at_sigterm()
+    _end_at_sigterm()
     with _json_errors():
         _serve(_server_settings(host=host, port=port, models=models))
 
@@ -47,7 +49,7 @@ def triton(
 
     Installs it (55 MB) when it is not there yet. Linux on x86-64 only; no GPU.
     """
-    end_at_sigterm()
+    _end_at_sigterm()
     with _json_errors():
         from service import announcement
         from service.serving.catalogue import load_contents
@@ -83,6 +85,14 @@ def _json_errors() -> Iterator[None]:
             raise SystemExit(2) from None
         structlog.get_logger().exception("the server failed")
         raise SystemExit(1) from None
+
+
+def _end_at_sigterm() -> None:
+    """Have SIGTERM end this process, until the server handles it.
+
+    By itself it would, but for process 1 of a container, which ignores what nobody handles.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 
 def _serve(settings: "Settings") -> None:

@@ -1,8 +1,12 @@
 """`sid plan` and `sid bench --curve`, from the command line to the files that they write."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,9 +19,11 @@ from service.plan.output import as_values
 from service.plan.search import Part, Plan, Wish
 from service.priority import Priority
 from service.settings import Settings
+from tests.before_exec import before_exec
 from tests.bundles import write_bundle
 from tests.deploy.chart import Rendered, settings
 from tests.service.plan.curves import make_curve, with_course, with_pauses, with_served
+from tests.service.waiting import until
 
 WISH = Wish(150, 0.1, "steady", 0.5)
 PLAN = Plan(
@@ -305,3 +311,27 @@ def test_a_curve_of_this_machine_makes_a_plan(tmp_path, monkeypatch):
     wish = 2 * (curve.lone[-1] + late + curve.gateway.lone_ms)
     out = subprocess.run([*made, "--p99", str(wish)], check=True, stdout=subprocess.PIPE)
     assert json.loads(out.stdout)["plan"]["replicas"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_measurement_that_is_ended_leaves_no_gateway_behind_and_no_traceback(tmp_path, number):
+    """In a script's background too, where SIGINT is ignored at first."""
+    write_bundle(tmp_path / "models")
+    file = tmp_path / "curve.json"
+    command = [sys.executable, "-m", "service.cli", "bench", "--curve", file, "--duration", "60"]
+    process = subprocess.Popen(
+        before_exec("signal.signal(signal.SIGINT, signal.SIG_IGN)", *command),
+        stderr=subprocess.PIPE,
+        env=os.environ | {"SID_MODELS": str(tmp_path / "models")},
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    until(lambda: children.read_text())
+    gateway = int(children.read_text())
+    time.sleep(2)  # it is measured, or about to be
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode not in (0, -number)
+    assert b"Traceback" not in told
+    assert not Path(f"/proc/{gateway}").exists()
+    assert not file.exists()
